@@ -1,0 +1,32 @@
+"""medgen: train, sample, evaluate and share generative models of 2-D medical images.
+
+The public names below are imported on first use, so that ``import medgen`` costs milliseconds and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from medgen.generator import Generator, GeneratorConfig
+    from medgen.zoo import list_models, load
+
+_HOME = {
+    "Generator": "medgen.generator",
+    "GeneratorConfig": "medgen.generator",
+    "list_models": "medgen.zoo",
+    "load": "medgen.zoo",
+}
+
+__all__ = ["Generator", "GeneratorConfig", "__version__", "list_models", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medgen' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

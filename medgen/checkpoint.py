@@ -1,0 +1,428 @@
+"""The checkpoint format: a folder with ``config.json``, ``model.safetensors`` and a model card, checked by hash.
+
+``config.json`` holds everything needed to rebuild and describe a Generator, and the SHA-256 of every other file::
+
+    {"format_version": 1, "medgen_version": "0.1.0", "family": "medfusion",
+     "config": {...}, "about": {"licence": ..., "data": ..., ...},
+     "files": {"model.safetensors": "<sha256>", "README.md": "<sha256>"}}
+
+Reading the description needs no torch, so ``medgen info`` answers at once; only the weights do.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import medgen
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
+
+StorageType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+
+_USAGE = """\
+```python
+import medgen
+
+generator = medgen.load("{name}")  # a folder, or org/name on the Hub
+images = generator.sample(16, seed=0)  # float32 in [0, 1], (16, C, H, W)
+```"""
+_CONFIG_KEYS = {"format_version", "medgen_version", "family", "config", "about", "files"}
+_SAFE_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, foreign, or made by a newer medgen; the message says which and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a user must know before using the weights; stored in ``config.json`` and shown by the model card.
+
+    Attributes:
+        title: Heading of the model card; empty for the folder's name.
+        licence: SPDX identifier of the licence of the weights, such as ``"CC-BY-4.0"``.
+        data: What the model was trained on: data set, split, number of images and patients.
+        intended_use: What the model is for, and what it is not for.
+        known_failures: What is known to go wrong, one sentence each.
+        source: Where the weights come from: the recipe that trained them, or the file they were converted from.
+        citation: What to cite.
+    """
+
+    title: str = ""
+    licence: str = "unknown"
+    data: str = "Not stated."
+    intended_use: str = "Research on synthetic images. Not a medical device: no diagnosis, no treatment decision."
+    known_failures: tuple[str, ...] = ()
+    source: str = ""
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "known_failures":
+                if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                    raise ValueError(f"known_failures must be a sequence of sentences, got {value!r}")
+                object.__setattr__(self, "known_failures", tuple(value))
+            elif not isinstance(value, str):
+                raise ValueError(f"{field.name} must be text, got {value!r}")
+        if not self.licence:
+            raise ValueError("licence is empty; give an SPDX identifier such as 'CC-BY-4.0', or 'unknown'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """The description of a checkpoint, without its weights.
+
+    Attributes:
+        folder: Where the files lie.
+        family: Name of the generator family that rebuilds the model.
+        config: The fields of the family's config, JSON types with tuples for lists.
+        about: Licence, data, intended use.
+        medgen_version: The version that wrote the checkpoint.
+        files: SHA-256 of every file beside ``config.json``, by name.
+    """
+
+    folder: Path
+    family: str
+    config: dict[str, object]
+    about: About
+    medgen_version: str
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(CheckpointInfo):
+    """A verified checkpoint with its weights.
+
+    Attributes:
+        state: The tensors by name; floating-point ones in float32 whatever they were stored in.
+    """
+
+    state: dict[str, "Tensor"]
+
+
+def write_checkpoint(
+    folder: str | Path,
+    *,
+    family: str,
+    config: Mapping[str, object],
+    state: Mapping[str, "Tensor"],
+    about: About | None = None,
+    extra_files: Mapping[str, str | bytes | Path] | None = None,
+    dtype: StorageType = "float32",
+) -> Path:
+    """The folder, now holding a complete checkpoint; on any failure it is left as it was.
+
+    Everything is first written to a temporary folder on the same disk and then renamed. When files of an older
+    checkpoint are replaced, ``config.json`` comes last: a crash in between leaves hashes that do not match, never a
+    mixture that loads.
+
+    Args:
+        folder: Created if missing. Files that are not part of the checkpoint, such as recipes, stay.
+        family: Name of the generator family.
+        config: Everything needed to rebuild and describe the model: JSON types and tuples.
+        state: Tensors by name.
+        about: Licence, data and intended use; a description that says "unknown" by default.
+        extra_files: Further files by name: their text, bytes, or the path of a file to copy. A ``README.md`` given
+            here takes the place of the generated model card.
+        dtype: How floating-point weights are stored; half precision halves the file. They are read as float32.
+
+    Raises:
+        ValueError: If a name is not a plain relative one, `config` is not JSON, or weights do not fit `dtype`.
+        OSError: If the disk is full or not writable.
+    """
+    folder = Path(folder)
+    about = about or About()
+    extra = dict(extra_files or {})
+    for name in extra:
+        if not _SAFE_NAME.fullmatch(name) or name in (CONFIG_FILE, WEIGHTS_FILE):
+            raise ValueError(
+                f"extra file {name!r} is not allowed; use a plain relative name other than the checkpoint's"
+            )
+    if CARD_FILE not in extra:
+        extra[CARD_FILE] = model_card(about, family=family, name=folder.resolve().name)
+
+    # A rename must not cross disks: stage inside an existing folder (it may be a mount point), else beside the new one.
+    scratch_home = folder if folder.is_dir() else folder.absolute().parent
+    scratch_home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch_home, prefix=".medgen-") as scratch:
+        staged = Path(scratch) / "checkpoint"
+        staged.mkdir()
+        _save_weights(state, staged / WEIGHTS_FILE, dtype)
+        for name, content in extra.items():
+            _write_file(staged / name, content)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "medgen_version": medgen.__version__,
+            "family": family,
+            "config": config,
+            "about": asdict(about),
+            "files": {name: sha256_of(staged / name) for name in (WEIGHTS_FILE, *sorted(extra))},
+        }
+        _write_file(staged / CONFIG_FILE, _to_json(description))
+        if folder.is_dir():
+            for name in (*sorted(extra), WEIGHTS_FILE, CONFIG_FILE):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (staged / name).replace(folder / name)
+        else:
+            staged.rename(folder)
+    return folder
+
+
+def read_info(folder: str | Path) -> CheckpointInfo:
+    """The description of the checkpoint in `folder`, read without torch and without touching the weights.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no ``config.json`` in it.
+        CheckpointError: If the description is damaged, foreign, or of a newer format.
+    """
+    folder = Path(folder)
+    path = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint folder {folder}")
+    if not path.is_file():
+        found = [entry.name for entry in sorted(folder.iterdir())[:5]]
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG_FILE}, so it is not a medgen checkpoint (found: {', '.join(found) or 'nothing'})"
+            "; weights of other projects are read with `medgen convert`"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged, it is not JSON ({error}); fetch the checkpoint again") from error
+    return _parse(content, path)
+
+
+def verify_files(info: CheckpointInfo) -> None:
+    """Nothing, once every file of the checkpoint has been found and has the hash that ``config.json`` states.
+
+    Raises:
+        FileNotFoundError: If files are missing; all are named.
+        CheckpointError: If a file has other content than was written.
+    """
+    missing = [name for name in info.files if not (info.folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{info.folder} lacks {', '.join(missing)}; fetch the checkpoint again")
+    for name, expected in info.files.items():
+        found = sha256_of(info.folder / name)
+        if found != expected:
+            raise CheckpointError(
+                f"{info.folder / name} is damaged or was changed: its sha256 is {found}, {CONFIG_FILE} states {expected}"
+                "; fetch the checkpoint again, or write it again with medgen"
+            )
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """The checkpoint in `folder`, verified against the hashes in its ``config.json``.
+
+    Raises:
+        FileNotFoundError: If the folder, ``config.json`` or a file named in it is missing.
+        CheckpointError: If anything is damaged, tampered with, foreign, or of a newer format.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    info = read_info(folder)
+    verify_files(info)
+    try:
+        stored = load_file(info.folder / WEIGHTS_FILE)
+    except SafetensorError as error:
+        raise CheckpointError(f"{info.folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
+    half = (torch.float16, torch.bfloat16)
+    state = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in stored.items()}
+    return Checkpoint(**{field.name: getattr(info, field.name) for field in fields(info)}, state=state)
+
+
+def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: str | Path) -> None:
+    """Nothing; `module` has the weights of `state` afterwards, every one of them and no other.
+
+    Args:
+        module: The network to fill.
+        state: Tensors by name.
+        source: What to call the weights in an error.
+
+    Raises:
+        CheckpointError: If names are missing or unknown, or shapes differ; the first five of each are named and no
+            weight of `module` has changed.
+    """
+    own = module.state_dict()
+    wrong_shape = [
+        f"{name} is {tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        for what, names in (
+            ("weights are missing", [name for name in own if name not in state]),
+            ("names are unknown", [name for name in state if name not in own]),
+            ("shapes differ", wrong_shape),
+        )
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"the weights of {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
+    module.load_state_dict(dict(state), strict=True)
+
+
+def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()) -> str:
+    """The text of a model card: Markdown with the metadata block that the Hub reads.
+
+    Args:
+        about: Licence, data, intended use.
+        family: Name of the generator family, one of the tags.
+        name: Heading, unless `about` has a title.
+        tags: Further tags.
+    """
+    licence = about.licence.lower()
+    lines = ["---"]
+    if licence in _HUB_LICENCES:
+        lines += [f"license: {licence}"]
+    else:  # the Hub takes a fixed list only, and the true name beside "other"
+        lines += ["license: other", f"license_name: {json.dumps(about.licence)}"]
+    lines += ["library_name: medgen", "pipeline_tag: unconditional-image-generation", "tags:"]
+    lines += [f"- {json.dumps(tag)}" for tag in ("medgen", family, "medical-imaging", "image-generation", *tags)]
+    lines += ["---", "", f"# {about.title or name}", ""]
+    sections = {
+        "Use": _USAGE.format(name=name),
+        "Data": about.data,
+        "Licence": about.licence,
+        "Intended use": about.intended_use,
+        "Known failures": "\n".join(f"- {item}" for item in about.known_failures) or "None recorded.",
+        "Source": about.source,
+        "Citation": about.citation,
+    }
+    for heading, text in sections.items():
+        if text:
+            lines += [f"## {heading}", "", text, ""]
+    return "\n".join(lines)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The identifiers of https://huggingface.co/docs/hub/repositories-licenses that come up in this field.
+_HUB_LICENCES = frozenset(
+    {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "unknown"}
+    | {
+        f"cc-by{terms}-{version}"
+        for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd")
+        for version in ("3.0", "4.0")
+    }
+    | {"cc0-1.0", "odbl", "pddl"}
+)
+
+
+def _parse(content: object, path: Path) -> CheckpointInfo:
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise CheckpointError(f"{path} is not from medgen: it has no format_version")
+    version = content["format_version"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise CheckpointError(f"{path} is damaged: format_version is {version!r}")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {version}, and medgen {medgen.__version__} reads formats up to {FORMAT_VERSION}; it needs "
+            f"medgen {content.get('medgen_version', '(version not stated)')} or newer: pip install --upgrade medgen"
+        )
+    if set(content) != _CONFIG_KEYS:
+        missing, unknown = sorted(_CONFIG_KEYS - set(content)), sorted(set(content) - _CONFIG_KEYS)
+        raise CheckpointError(f"{path} is damaged: missing entries {missing}, unknown entries {unknown}")
+    for key, kind in {"medgen_version": str, "family": str, "config": dict, "about": dict, "files": dict}.items():
+        if not isinstance(content[key], kind):
+            raise CheckpointError(f"{path} is damaged: {key} is {content[key]!r}")
+    files = content["files"]
+    for name, digest in files.items():
+        # A name from the network must not lead out of the folder.
+        if not _SAFE_NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise CheckpointError(
+                f"{path} is damaged: the entry {name!r}: {digest!r} of files is not a name with a sha256"
+            )
+    if WEIGHTS_FILE not in files:
+        raise CheckpointError(f"{path} states no hash for {WEIGHTS_FILE}")
+    try:
+        about = About(**content["about"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: about: {error}") from error
+    return CheckpointInfo(
+        folder=path.parent,
+        family=content["family"],
+        config={key: _tuples(value) for key, value in content["config"].items()},
+        about=about,
+        medgen_version=content["medgen_version"],
+        files=files,
+    )
+
+
+def _tuples(value: object) -> object:
+    """JSON has one sequence type, configs are frozen: lists come back as the tuples they were."""
+    if isinstance(value, list):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tuples(item) for key, item in value.items()}
+    return value
+
+
+def _to_json(description: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(description, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"config must hold numbers, text, booleans, None, tuples and dictionaries only: {error}"
+        ) from error
+
+
+def _write_file(path: Path, content: str | bytes | Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, Path):
+        shutil.copyfile(content, path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    _flush_to_disk(path)
+
+
+def _save_weights(state: Mapping[str, "Tensor"], path: Path, dtype: StorageType) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in kinds:
+        raise ValueError(f"dtype {dtype!r} is unknown; use one of {', '.join(kinds)}")
+    if not state:
+        raise ValueError("state is empty: there are no weights to write")
+    stored = {}
+    for name, tensor in state.items():
+        converted = tensor.detach().to("cpu")
+        if converted.is_floating_point():
+            converted = converted.to(kinds[dtype])
+            if not converted.isfinite().all():
+                raise ValueError(f"weight {name!r} holds NaN or infinity as {dtype}; no checkpoint was written")
+        stored[name] = converted.contiguous()
+    try:
+        save_file(stored, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk reaches Python as this type
+        raise OSError(f"cannot write the weights to {path.parent.parent.parent}: {error}") from error
+    _flush_to_disk(path)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -221,8 +221,8 @@ def verify_files(info: CheckpointInfo) -> None:
         found = sha256_of(info.folder / name)
         if found != expected:
             raise CheckpointError(
-                f"{info.folder / name} is damaged or was changed: its sha256 is {found}, {CONFIG_FILE} states {expected}"
-                "; fetch the checkpoint again, or write it again with medgen"
+                f"{info.folder / name} is damaged or was changed: its sha256 is {found}, and {CONFIG_FILE} states "
+                f"{expected}; fetch the checkpoint again, or write it again with medgen"
             )
 
 
@@ -339,8 +339,9 @@ def _parse(content: object, path: Path) -> CheckpointInfo:
         raise CheckpointError(f"{path} is damaged: format_version is {version!r}")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {version}, and medgen {medgen.__version__} reads formats up to {FORMAT_VERSION}; it needs "
-            f"medgen {content.get('medgen_version', '(version not stated)')} or newer: pip install --upgrade medgen"
+            f"{path} has format {version}, and medgen {medgen.__version__} reads formats up to {FORMAT_VERSION}; "
+            f"it needs medgen {content.get('medgen_version', '(version not stated)')} or newer: "
+            "pip install --upgrade medgen"
         )
     if set(content) != _CONFIG_KEYS:
         missing, unknown = sorted(_CONFIG_KEYS - set(content)), sorted(set(content) - _CONFIG_KEYS)
@@ -416,10 +417,13 @@ def _save_weights(state: Mapping[str, "Tensor"], path: Path, dtype: StorageType)
             if not converted.isfinite().all():
                 raise ValueError(f"weight {name!r} holds NaN or infinity as {dtype}; no checkpoint was written")
         stored[name] = converted.contiguous()
+    path.touch()
+    usual_mode = path.stat().st_mode
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk reaches Python as this type
         raise OSError(f"cannot write the weights to {path.parent.parent.parent}: {error}") from error
+    path.chmod(usual_mode)  # safetensors makes files that only their owner can read
     _flush_to_disk(path)
 
 

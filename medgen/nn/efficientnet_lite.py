@@ -36,8 +36,8 @@ def load_efficientnet_lite(variant: LiteVariant) -> nn.Module:
         variant: 0, 1 or 2; larger is slower and sees larger images (`INPUT_SIZE`).
 
     Returns:
-        A timm network for images (B, 3, H, W) in [-1, 1]. `forward_head(forward_features(x), pre_logits=True)` gives its
-        pooled features (B, 1280), `forward_intermediates(x)` the maps of its five resolutions.
+        A timm network for images (B, 3, H, W) in [-1, 1]. `forward_features`, then `forward_head(..., pre_logits=True)`
+        give pooled features (B, 1280); `forward_intermediates` gives the maps of its five resolutions.
 
     Raises:
         ValueError: `variant` is none of 0, 1, 2.

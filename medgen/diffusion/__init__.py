@@ -1,0 +1,1 @@
+"""Denoising diffusion: noise schedules, denoisers, samplers and training objectives, for any network and any shape."""

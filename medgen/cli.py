@@ -1,0 +1,210 @@
+"""The command line: ``medgen VERB ...``. Help and ``medgen list`` answer without importing torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import medgen
+
+USAGE = """\
+usage: medgen VERB [arguments]
+
+Generative models for 2-D medical images.
+
+  list                         the checkpoints medgen knows by name
+  info NAME                    what a checkpoint is, and its licence
+  sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
+  evaluate NAME --data FILE    measure synthetic images against real ones
+  fit --config FILE            train from a recipe; --ckpt_path last goes on where it stopped
+  validate, test               the other verbs of a recipe
+  convert CKPT DIR             turn an official or a training checkpoint into a medgen checkpoint
+  push DIR ORG/NAME            publish a checkpoint folder on the Hugging Face Hub
+
+medgen VERB --help shows the arguments of a verb; medgen --version the version.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(medgen.__version__)
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb in ("fit", "validate", "test"):
+        return _train(verb, rest)
+    if verb not in VERBS:
+        print(f"medgen: no verb {verb!r}; see medgen --help", file=sys.stderr)
+        return 2
+    try:
+        VERBS[verb](rest)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"medgen {verb}: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser(verb: str, about: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    return ArgumentParser(prog=f"medgen {verb}", description=about)
+
+
+def _list(args: Sequence[str]) -> None:
+    from medgen.zoo import ZOO
+
+    _parser("list", "Show the checkpoints medgen knows by name.").parse_args(args)
+    width = max(map(len, ZOO))
+    for name, entry in ZOO.items():
+        where = "bundled" if entry.bundled else "download"
+        print(f"{name:{width}}  {where:8}  {entry.description}")
+
+
+def _info(args: Sequence[str]) -> None:
+    from medgen.checkpoint import read_info
+    from medgen.zoo import ZOO, bundled_folder
+
+    parser = _parser("info", "Show what a checkpoint is.")
+    parser.add_argument("name", help="a name of medgen list, or a checkpoint folder")
+    name = parser.parse_args(args).name
+    entry = ZOO.get(name)
+    if entry and not entry.bundled:
+        print(f"{name}: {entry.description}\nfamily: {entry.family}\nlicence: {entry.licence}")
+        print(f"source: https://huggingface.co/spaces/{entry.space} {entry.pattern}")
+        return
+    if not entry and not Path(name).is_dir():
+        raise KeyError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
+    info = read_info(bundled_folder(name) if entry else Path(name))
+    about = info.about
+    print(f"{about.title or name}\nfamily: {info.family}\nlicence: {about.licence}\ndata: {about.data}")
+    print(f"intended use: {about.intended_use}")
+    for failure in about.known_failures:
+        print(f"known failure: {failure}")
+    print(json.dumps(info.config, indent=2))
+
+
+def _split_options(args: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, Any]]:
+    """Divide ``--steps 50 --out d`` into the verb's own arguments and the family's sampling options."""
+    from jsonargparse import ArgumentParser
+
+    own: list[str] = []
+    options: dict[str, Any] = {}
+    items = iter(args)
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name.startswith("--") or name[2:].split(".")[0] in known:
+            own.append(item)
+            continue
+        options[name[2:].replace("-", "_")] = value if equals else next(items, "true")
+    values = ArgumentParser()
+    for name in options:
+        values.add_argument(f"--{name}", type=Any)
+    parsed = values.parse_args([f"--{name}={value}" for name, value in options.items()])
+    return own, {name: parsed[name] for name in options}
+
+
+_SAMPLE_ARGUMENTS = {"n", "label", "seed", "out", "batch_size", "precision", "device", "grid", "quiet", "help"}
+
+
+def _sample(args: Sequence[str]) -> None:
+    parser = _parser(
+        "sample", "Write synthetic images. Options of the family, such as --steps 50, come through as they are."
+    )
+    parser.add_argument("name", help="a name of medgen list, a checkpoint folder, or org/repo[@revision]")
+    parser.add_argument("-n", "--n", type=int, default=16, help="number of images")
+    parser.add_argument(
+        "--label", type=str | None, default=None, help="class or finding; several, with commas, take turns"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run")
+    parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    parser.add_argument("--batch_size", type=int, default=16, help="images drawn together")
+    parser.add_argument("--precision", type=str, default="float32", help="float32 or bf16")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
+    parser.add_argument("--grid", type=bool, default=False, help="also write grid.png, all images with their labels")
+    parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
+    own, options = _split_options(args, _SAMPLE_ARGUMENTS)
+    cfg = parser.parse_args(own)
+
+    import torch
+
+    from medgen.sampling import SamplingRun, sample_to_folder, write_grid
+    from medgen.zoo import load
+
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = cfg.device or (
+        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    )
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    generator = load(cfg.name).to(device)
+    labels = tuple(part.strip() for part in cfg.label.split(",")) if cfg.label else ()
+    run = SamplingRun(seed=cfg.seed, labels=labels, precision=cfg.precision, options=options)
+    table = sample_to_folder(
+        generator,
+        cfg.n,
+        cfg.out,
+        run,
+        batch_size=cfg.batch_size,
+        rank=rank,
+        world_size=world_size,
+        progress=not cfg.quiet,
+    )
+    if cfg.grid and table.exists():
+        write_grid(table)
+    if rank == 0 and not cfg.quiet:
+        print(f"{cfg.n} images in {cfg.out}")
+
+
+def _convert(args: Sequence[str]) -> None:
+    parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
+    parser.add_argument("checkpoint", help="official .ckpt file, or a .ckpt written by medgen fit")
+    parser.add_argument("out", help="folder to write")
+    cfg = parser.parse_args(args)
+    from medgen.interop import convert
+
+    print(convert(Path(cfg.checkpoint), Path(cfg.out)))
+
+
+def _push(args: Sequence[str]) -> None:
+    parser = _parser("push", "Publish a checkpoint on the Hugging Face Hub.")
+    parser.add_argument("name", help="a checkpoint folder or a name of medgen list")
+    parser.add_argument("repo", help="org/name")
+    parser.add_argument("--private", type=bool, default=False, help="make a new repository private")
+    cfg = parser.parse_args(args)
+    from medgen.zoo import load
+
+    print(f"{cfg.repo}@{load(cfg.name).push_to_hub(cfg.repo, private=cfg.private)}")
+
+
+def _evaluate(args: Sequence[str]) -> None:
+    from medgen.evaluation.command import main as evaluate
+
+    evaluate(args)
+
+
+def _train(verb: str, args: Sequence[str]) -> int:
+    from medgen.recipes import run
+
+    run(verb, args)
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": _list,
+    "info": _info,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "convert": _convert,
+    "push": _push,
+}

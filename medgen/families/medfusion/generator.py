@@ -1,0 +1,223 @@
+"""Medfusion: images by diffusion in the latent space of an autoencoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from medgen.diffusion.denoiser import NetworkDenoiser, Objective, guided
+from medgen.diffusion.samplers import find_sampler
+from medgen.diffusion.schedule import BetaStrategy, NoiseSchedule
+from medgen.families.medfusion.attention import AttentionKind
+from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
+from medgen.families.medfusion.blocks import BlockStyle
+from medgen.families.medfusion.unet import UNet
+from medgen.generator import Generator, GeneratorConfig
+from medgen.labels import Label
+from medgen.noise import NoiseSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedfusionConfig(GeneratorConfig):
+    """Shape of both stages; the defaults are the published ones for 256 px images.
+
+    Attributes:
+        autoencoder: ``kl`` (published) or ``vq``.
+        latent_channels: Channels of the latent; the paper found 4 too few and used 8.
+        num_codes: Size of the codebook of a ``vq`` autoencoder.
+        autoencoder_channels: Width of each level, from full resolution down.
+        autoencoder_strides: Downsampling on entering each level; the first belongs to the stem.
+        autoencoder_groups: Groups of its group norms.
+        autoencoder_attention: Attention in its levels.
+        autoencoder_extra_heads: Lower resolutions that deep supervision adds an output for.
+        unet_channels: Width of the stem and of each level.
+        unet_strides: Downsampling between the levels; see `UNet`.
+        unet_groups: Groups of its group norms.
+        unet_blocks: Residual blocks per level.
+        unet_attention: Attention in each of its levels.
+        embedding_dim: Width of the time and label vectors.
+        unet_extra_heads: Lower resolutions that deep supervision adds an output for.
+        learned_variance: Whether the UNet also predicts the variance of a step.
+        self_conditioning: Whether the UNet sees its own last estimate.
+        objective: What the UNet predicts: ``eps``, ``x_0`` or ``v``.
+        timesteps: Length of the noise schedule.
+        schedule: Shape of the betas.
+        beta_start: First beta.
+        beta_end: Last beta.
+
+    Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+    generative adversarial networks for medical image synthesis", and its published settings.
+    """
+
+    image_size: tuple[int, int] = (256, 256)
+    channels: int = 3
+    autoencoder: Literal["kl", "vq"] = "kl"
+    latent_channels: int = 8
+    num_codes: int = 8192
+    autoencoder_channels: tuple[int, ...] = (64, 128, 256, 512)
+    autoencoder_strides: tuple[int, ...] = (1, 2, 2, 2)
+    autoencoder_groups: int = 8
+    autoencoder_attention: AttentionKind = "none"
+    autoencoder_extra_heads: int = 1
+    unet_channels: tuple[int, ...] = (256, 256, 512, 1024)
+    unet_strides: tuple[int, ...] = (1, 2, 2, 2)
+    unet_groups: int = 32
+    unet_blocks: int = 2
+    unet_attention: AttentionKind | tuple[AttentionKind, ...] = "none"
+    embedding_dim: int = 1024
+    unet_extra_heads: int = 0
+    learned_variance: bool = False
+    self_conditioning: bool = False
+    objective: Objective = "eps"
+    timesteps: int = 1000
+    schedule: BetaStrategy = "scaled_linear"
+    beta_start: float = 0.002
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        factor = math.prod(self.autoencoder_strides)
+        if any(side % factor for side in self.image_size):
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by {factor}, the autoencoder's total stride"
+            )
+        if self.autoencoder not in ("kl", "vq"):
+            raise ValueError(f"autoencoder is {self.autoencoder!r}; use 'kl' or 'vq'")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latent."""
+        factor = math.prod(self.autoencoder_strides)
+        return self.latent_channels, self.image_size[0] // factor, self.image_size[1] // factor
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """16 px, 8 to 16 channels, 10 time steps."""
+        return cls(
+            image_size=(16, 16),
+            channels=1,
+            label_kind="single",
+            label_names=("no finding", "finding"),
+            latent_channels=4,
+            num_codes=16,
+            autoencoder_channels=(8, 8, 16),
+            autoencoder_strides=(1, 2, 1),
+            autoencoder_extra_heads=1,
+            unet_channels=(8, 8, 16),
+            unet_strides=(1, 2, 2),
+            unet_groups=4,
+            unet_blocks=1,
+            embedding_dim=16,
+            timesteps=10,
+        )
+
+
+def build_autoencoder(config: MedfusionConfig) -> KLAutoencoder | VQAutoencoder:
+    """The first stage that a config describes."""
+    build = partial(VQAutoencoder, num_codes=config.num_codes) if config.autoencoder == "vq" else KLAutoencoder
+    return build(
+        config.channels,
+        latent_channels=config.latent_channels,
+        hidden=config.autoencoder_channels,
+        strides=config.autoencoder_strides,
+        attention=config.autoencoder_attention,
+        extra_heads=config.autoencoder_extra_heads,
+        style=BlockStyle(norm=("group", {"num_groups": config.autoencoder_groups})),
+    )
+
+
+def build_unet(config: MedfusionConfig) -> UNet:
+    """The noise estimator that a config describes."""
+    return UNet(
+        config.latent_channels,
+        hidden=config.unet_channels,
+        strides=config.unet_strides,
+        num_blocks=config.unet_blocks,
+        attention=config.unet_attention,
+        embedding_dim=config.embedding_dim,
+        num_classes=len(config.label_names) if config.label_kind == "single" else 0,
+        num_conditions=len(config.label_names) if config.label_kind in ("multi", "continuous") else 0,
+        extra_heads=config.unet_extra_heads,
+        learned_variance=config.learned_variance,
+        self_conditioning=config.self_conditioning,
+        style=BlockStyle(norm=("group", {"num_groups": config.unet_groups})),
+    )
+
+
+class MedfusionGenerator(Generator, family="medfusion"):
+    """Conditional latent diffusion model.
+
+    The UNet works on latents of mean 0 and standard deviation 1 per channel: `latent_mean` and `latent_std` are
+    measured on the training set. The published models use the latent as it is, which is mean 0 and std 1 here.
+    """
+
+    config_class = MedfusionConfig
+    config: MedfusionConfig
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: MedfusionConfig) -> None:
+        super().__init__(config)
+        self.autoencoder = build_autoencoder(config)
+        self.unet = build_unet(config)
+        self.schedule = NoiseSchedule(config.timesteps, config.schedule, config.beta_start, config.beta_end)
+        self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
+        self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] of normalised latents (B, c, h, w)."""
+        return self.autoencoder.decode(latent * self.latent_std + self.latent_mean)
+
+    def _sample(
+        self,
+        label: Tensor | None,
+        noise: NoiseSource,
+        *,
+        steps: int = 150,
+        eta: float | None = None,
+        guidance: float = 1.0,
+        negative_label: Label = None,
+        sampler: str = "ddim",
+        decode_batch: int = 16,
+    ) -> Tensor:
+        """One batch of images.
+
+        Args:
+            label: Conditions, (B,) or (B, K), or None.
+            noise: One random stream per image.
+            steps: Sampling steps; the paper's quality rises until 150.
+            eta: DDIM's noise, 0 (none) to 1 (as published, the default).
+            guidance: 1 follows the label as trained, more exaggerates it.
+            negative_label: What guidance leads away from; default: from no label.
+            sampler: ``ddim``, ``ancestral`` or a diffusers scheduler such as ``dpm++``.
+            decode_batch: Latents decoded together, which bounds the memory.
+        """
+        steps = min(steps, self.config.timesteps) if steps == 150 else steps  # a short schedule's own default
+        extra = {} if eta is None else {"eta": eta}
+        if extra and sampler != "ddim":
+            raise ValueError(f"eta is an option of sampler 'ddim', not of {sampler!r}")
+        if decode_batch < 1:
+            raise ValueError(f"decode_batch is {decode_batch}; use at least 1")
+        if guidance != 1 and label is None:
+            raise ValueError(
+                f"guidance is {guidance}, but there is no label to guide by; give one or leave guidance at 1"
+            )
+        negative = self.label_space.resolve(negative_label, len(noise))
+        if negative is not None and guidance == 1:
+            raise ValueError("negative_label has no effect at guidance 1; use a larger guidance")
+        network = guided(
+            self.unet, label, weight=guidance, negative=None if negative is None else negative.to(noise.device)
+        )
+        denoise = NetworkDenoiser(
+            network,
+            self.schedule,
+            objective=self.config.objective,
+            self_conditioning=self.config.self_conditioning,
+        )
+        latent = find_sampler(sampler)(denoise, noise, self.config.latent_shape, self.schedule, steps=steps, **extra)
+        return torch.cat([self.decode(part) for part in latent.split(decode_batch)])

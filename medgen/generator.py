@@ -1,0 +1,303 @@
+"""The object users load: a network that samples images, and the frozen description it is rebuilt from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import secrets
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from medgen.checkpoint import About, StorageType, read_checkpoint, write_checkpoint
+from medgen.labels import Label, LabelKind, LabelSpace
+from medgen.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Precision = Literal["float32", "bf16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Everything needed to rebuild and describe a generator; flat, and made of JSON types and tuples only.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        channels: 1 for greyscale, 3 for RGB.
+        label_kind: What the model is conditioned on, see `medgen.labels.LabelSpace`.
+        label_names: Classes, findings or conditions in the order of the label vector.
+        intensity_window: The physical values that 0 and 1 of the images stand for.
+        intensity_unit: Unit of the window, such as ``HU`` or ``stored value``.
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 1
+    label_kind: LabelKind = "none"
+    label_names: tuple[str, ...] = ()
+    intensity_window: tuple[float, float] = (0.0, 255.0)
+    intensity_unit: str = "stored value"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Lightning keeps the config in its checkpoints, which are read with weights_only=True.
+        torch.serialization.add_safe_globals([cls])
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # YAML and JSON know lists only; a frozen config holds tuples
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size}; expected (height, width) in pixels")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; use 1 for greyscale or 3 for RGB")
+        if self.intensity_window[0] >= self.intensity_window[1]:
+            raise ValueError(f"intensity_window is {self.intensity_window}; expected (low, high) with low < high")
+        LabelSpace(self.label_kind, self.label_names)
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels the generator can be asked for."""
+        return LabelSpace(self.label_kind, self.label_names)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON types only; `from_dict` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Rebuild a config.
+
+        Raises:
+            ValueError: If a field is missing or unknown; nothing is guessed.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(
+                f"config has fields {cls.__name__} does not know: {unknown}; a newer medgen may have written it"
+            )
+        if missing := sorted(names - set(values)):
+            raise ValueError(f"config lacks fields of {cls.__name__}: {missing}; the file is incomplete")
+        return cls(**values)  # type: ignore[arg-type]
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A model so small that tests and documentation train and sample it in a second."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny()")
+
+
+class Generator(nn.Module, ABC):
+    """Base of every family's generator: `sample`, `save_pretrained`, `from_pretrained`, `push_to_hub`.
+
+    A family names itself (``class MedfusionGenerator(Generator, family="medfusion")``), sets `config_class` and writes
+    `_sample`. Networks work in [-1, 1]; this class converts to the [0, 1] that users meet.
+    """
+
+    family: ClassVar[str]
+    config_class: ClassVar[type[GeneratorConfig]]
+
+    def __init_subclass__(cls, family: str = "") -> None:
+        super().__init_subclass__()
+        if family:
+            cls.family = family
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.about = About()
+        self.source = ""  # where the weights came from, for file lists: a path, a zoo name or org/repo
+        self.revision = ""  # sha256 of the weights or Hub commit
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels this generator can be asked for."""
+        return self.config.label_space
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def _sample(self, label: Tensor | None, noise: NoiseSource, **options: Any) -> Tensor:
+        """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Refuse sampling options that this family does not have.
+
+        Raises:
+            ValueError: Naming the option and those there are.
+        """
+        names = [n for n, p in inspect.signature(self._sample).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        if unknown := sorted(set(options) - set(names)):
+            raise ValueError(
+                f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(names)}"
+            )
+
+    def sample(
+        self,
+        n: int,
+        label: Label = None,
+        *,
+        seed: int | None = None,
+        first_index: int = 0,
+        batch_size: int = 16,
+        precision: Precision = "float32",
+        **options: Any,
+    ) -> Tensor:
+        """Draw images.
+
+        Image ``first_index + i`` of a seed is the same whatever the batch size, the number of processes and ``n``.
+
+        Args:
+            n: Number of images.
+            label: What to show: a class or finding by name or number, one per image, or None for no condition; see
+                `medgen.labels.LabelSpace.resolve`.
+            seed: Seed of the run; None draws a new one each time.
+            first_index: Number of the first image in the run, for drawing a long run in parts.
+            batch_size: Images drawn together; changes memory and speed, not the images.
+            precision: ``bf16`` runs the networks in bfloat16 autocast, faster on GPUs and recent CPUs.
+            **options: Options of the family, such as ``steps`` and ``guidance`` of a diffusion model.
+
+        Returns:
+            Float32 images in [0, 1], (n, C, H, W), on the CPU.
+
+        Raises:
+            ValueError: If an argument is out of range or unknown to this model.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}; ask for at least one image")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; use at least 1")
+        if first_index < 0:
+            raise ValueError(f"first_index is {first_index}; images are numbered from 0")
+        if precision not in ("float32", "bf16"):
+            raise ValueError(f"precision is {precision!r}; use 'float32' or 'bf16'")
+        self.check_options(options)
+        condition = self.label_space.resolve(label, n)
+        seed = secrets.randbits(31) if seed is None else seed
+        device = self.device
+        was_training = self.training
+        self.eval()
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+        batches = []
+        try:
+            with torch.inference_mode(), autocast:
+                for start in range(0, n, batch_size):
+                    stop = min(start + batch_size, n)
+                    noise = NoiseSource(seed, range(first_index + start, first_index + stop), device)
+                    part = None if condition is None else condition[start:stop].to(device)
+                    images = self._sample(part, noise, **options)
+                    batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
+        finally:
+            self.train(was_training)
+        return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
+
+    def save_pretrained(
+        self, folder: str | Path, *, about: About | None = None, dtype: StorageType = "float32"
+    ) -> Path:
+        """Write ``config.json``, ``model.safetensors`` and a model card, whole or not at all.
+
+        Args:
+            folder: Folder of the checkpoint; made if missing.
+            about: Data, licence, intended use and known failures; default: those the generator was loaded with.
+            dtype: Store floating-point weights in this type to save space; loading always gives float32.
+
+        Returns:
+            The folder.
+        """
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        return write_checkpoint(
+            folder,
+            family=self.family,
+            config=self.config.to_dict(),
+            state=state,
+            about=about or self.about,
+            dtype=dtype,
+        )
+
+    @staticmethod
+    def from_pretrained(source: str | Path, *, revision: str | None = None) -> Generator:
+        """Load a generator from a checkpoint folder or a Hub repository.
+
+        Args:
+            source: A folder with ``config.json`` and ``model.safetensors``, or ``org/repo`` on the Hub.
+            revision: Commit, tag or branch on the Hub.
+
+        Returns:
+            The generator in evaluation mode, on the CPU, in float32.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint at ``source``.
+            ValueError: If a file is damaged, foreign or of a newer format, or a weight is missing or left over.
+        """
+        from medgen.families import family_class
+        from medgen.hub import pull
+
+        folder = Path(source)
+        if not folder.is_dir():
+            folder = pull(str(source), revision=revision)
+        checkpoint = read_checkpoint(folder)
+        family = family_class(checkpoint.family)
+        with _SkipInitialisation():
+            generator = family(family.config_class.from_dict(checkpoint.config))
+        load_strictly(generator, checkpoint.state, where=str(folder))
+        generator.about = checkpoint.about
+        generator.source = str(source)
+        generator.revision = revision or checkpoint.files["model.safetensors"][:12]
+        return generator.eval()
+
+    def push_to_hub(self, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint") -> str:
+        """Publish on the Hugging Face Hub.
+
+        Args:
+            repo: ``org/name``; made if it does not exist.
+            private: Whether a new repository is private.
+            message: Commit message.
+
+        Returns:
+            The commit's hash, to be used as ``org/name@hash``.
+        """
+        from medgen.hub import push
+
+        return push(self, repo, private=private, message=message)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+    """Load weights into a module; every name and shape must agree.
+
+    Raises:
+        ValueError: Naming the first few weights that are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own.keys() - state.keys()),
+        *(f"{name} is not part of this model" for name in state.keys() - own.keys()),
+        *(
+            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ),
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise ValueError(
+            f"weights of {where} do not fit {type(module).__name__} ({len(problems)} differences): {shown}"
+        )
+    module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves out the random initialisation of weights that are about to be replaced; it costs more than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

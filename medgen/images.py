@@ -1,0 +1,108 @@
+"""The one place where value ranges change: float images in [0, 1], bytes in [0, 255] and picture files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, PngImagePlugin
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Images in [0, 1] as bytes in [0, 255], rounded to nearest; values outside are clipped.
+
+    Raises:
+        ValueError: If ``images`` is not floating point or holds NaN, which has no byte.
+    """
+    if not images.is_floating_point():
+        raise ValueError(f"images are {images.dtype}; expected floating point in [0, 1]")
+    if bool(torch.isnan(images).any()):
+        raise ValueError("images hold NaN; the model that made them has diverged or its weights are damaged")
+    return images.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """Bytes in [0, 255] as float32 images in [0, 1]."""
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; expected uint8")
+    return images.to(torch.float32).div(255)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """One image (C, H, W) in [0, 1] as a PIL image: mode L for one channel, RGB for three."""
+    if image.dim() != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, H, W) or (3, H, W)")
+    pixels: NDArray[np.uint8] = to_uint8(image).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def save_png(image: Tensor | Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write one image as PNG, whole or not at all.
+
+    Args:
+        image: (C, H, W) in [0, 1], or a finished PIL image.
+        path: File to write.
+        text: Entries for the PNG's tEXt chunks, such as the seed and the checkpoint that made the image.
+    """
+    picture = to_pil(image) if isinstance(image, Tensor) else image
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_text(key, value)
+    partial = path.with_name(path.name + ".part")
+    try:
+        picture.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)  # noqa: PTH105  Path.replace is the same call; os.replace reads as the idiom
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_images(images: Tensor, folder: str | Path, *, first_index: int = 0) -> list[Path]:
+    """Write images as ``000000.png``, ``000001.png`` and so on: L for one channel, RGB for three.
+
+    Args:
+        images: (n, C, H, W) float in [0, 1].
+        folder: Folder to write into; made if missing.
+        first_index: Number of the first file.
+
+    Returns:
+        The files written, in order.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    paths = [target / f"{first_index + i:06d}.png" for i in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        save_png(image, path)
+    return paths
+
+
+def image_grid(images: Tensor, *, columns: int, captions: Sequence[str] = (), scale: int = 1) -> Image.Image:
+    """A contact sheet of images with a caption under each.
+
+    Args:
+        images: (n, C, H, W) float in [0, 1].
+        columns: Images per row.
+        captions: One text per image, or none at all.
+        scale: Whole-number enlargement by pixel repetition, so that nothing is smoothed over.
+
+    Returns:
+        A PIL image, L or RGB.
+    """
+    if captions and len(captions) != len(images):
+        raise ValueError(f"captions has {len(captions)} texts for {len(images)} images")
+    n, channels, height, width = images.shape
+    gap, text_height = 4, 14 if captions else 0
+    cell_h, cell_w = height * scale + text_height + gap, width * scale + gap
+    rows = -(-n // columns)
+    sheet = Image.new("L" if channels == 1 else "RGB", (columns * cell_w + gap, rows * cell_h + gap))
+    draw = ImageDraw.Draw(sheet)
+    for i, image in enumerate(images):
+        left, top = gap + (i % columns) * cell_w, gap + (i // columns) * cell_h
+        sheet.paste(to_pil(image).resize((width * scale, height * scale), Image.Resampling.NEAREST), (left, top))
+        if captions:
+            draw.text((left, top + height * scale + 1), captions[i], fill="white" if channels == 3 else 255)
+    return sheet

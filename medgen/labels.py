@@ -1,0 +1,136 @@
+"""What a generator can be asked for: classes, findings or continuous conditions, and how a user names them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LabelKind: TypeAlias = Literal["none", "single", "multi", "continuous"]
+Label: TypeAlias = "int | str | Sequence[int | str | float | Sequence[int | str | float]] | Tensor | None"
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The labels of a data set or a generator.
+
+    Attributes:
+        kind: ``none``, ``single`` (one class per image), ``multi`` (any set of findings) or ``continuous``
+            (one number per name, such as an age).
+        names: The classes, findings or conditions, in the order of the label vector.
+    """
+
+    kind: LabelKind = "none"
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "single", "multi", "continuous"):
+            raise ValueError(f"label_kind is {self.kind!r}; use 'none', 'single', 'multi' or 'continuous'")
+        if (self.kind == "none") != (not self.names):
+            raise ValueError(f"label_kind {self.kind!r} does not go with label_names {list(self.names)}")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError(f"label_names has a name twice: {list(self.names)}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, label: int | str) -> int:
+        """Position of a class or finding given by name (any case) or number.
+
+        Raises:
+            ValueError: If there is no such label; the message lists those there are.
+        """
+        if isinstance(label, str):
+            folded = [name.casefold() for name in self.names]
+            if label.casefold() in folded:
+                return folded.index(label.casefold())
+            if label.strip().isdigit():  # "--label 1" on a command line
+                return self.index(int(label))
+            raise ValueError(f"label {label!r} is unknown; {self._choices()}")
+        if isinstance(label, bool) or int(label) != label:
+            raise ValueError(f"label {label!r} is neither a name nor a whole number; {self._choices()}")
+        if not 0 <= label < len(self.names):
+            raise ValueError(f"label {label} is out of range; {self._choices()}")
+        return int(label)
+
+    def _choices(self) -> str:
+        return f"use 0-{len(self.names) - 1} or one of {', '.join(map(repr, self.names))}"
+
+    def resolve(self, label: Label, n: int) -> Tensor | None:
+        """Turn what a user asked for into one condition per image.
+
+        Args:
+            label: ``None`` for images without a condition. For ``single``: a class (name or number) for all images,
+                or a sequence with one class per image. For ``multi``: one finding, a sequence of findings that all
+                images share, or a sequence with one sequence of findings per image. For ``continuous``: one number
+                per condition, or a sequence with one such sequence per image. A tensor already in the result's shape
+                is checked and taken as it is.
+            n: Number of images.
+
+        Returns:
+            ``None``, classes (n,) int64, or conditions (n, K) float32.
+
+        Raises:
+            ValueError: If a label is unknown, out of range, of the wrong shape, or there is nothing to condition on.
+        """
+        if label is None:
+            return None
+        if self.kind == "none":
+            raise ValueError(f"label is {label!r}, but this model is unconditional; leave label out")
+        if self.kind == "single":
+            return self._classes(label, n)
+        return self._vectors(label, n)
+
+    def _classes(self, label: Label, n: int) -> Tensor:
+        import torch
+
+        if isinstance(label, (int, str)):
+            return torch.full((n,), self.index(label), dtype=torch.int64)
+        items = label.tolist() if isinstance(label, torch.Tensor) else list(label or ())
+        items = items if isinstance(items, list) else [items]
+        if len(items) != n:
+            raise ValueError(f"label has {len(items)} entries for {n} images; give one label, or one per image")
+        return torch.tensor([self.index(item) for item in items], dtype=torch.int64)
+
+    def _vectors(self, label: Label, n: int) -> Tensor:
+        import torch
+
+        if isinstance(label, torch.Tensor):
+            rows = label.to(torch.float32).expand(n, -1) if label.dim() == 1 else label.to(torch.float32)
+        elif isinstance(label, (int, str)) or not any(isinstance(item, (list, tuple)) for item in label or ()):
+            row = self._vector([label] if isinstance(label, (int, str)) else list(label or ()))
+            rows = torch.tensor(row, dtype=torch.float32).expand(n, -1)
+        else:
+            rows = torch.tensor([self._vector(list(item)) for item in label or ()], dtype=torch.float32)
+        if rows.shape != (n, len(self)):
+            raise ValueError(
+                f"label has shape {tuple(rows.shape)}; {n} images and {len(self)} names need {(n, len(self))}"
+            )
+        if self.kind == "multi" and not bool(((rows == 0) | (rows == 1)).all()):
+            raise ValueError("label of a multi-label model holds values other than 0 and 1")
+        return rows.contiguous()
+
+    def _vector(self, items: list[int | str | float]) -> list[float]:
+        if self.kind == "continuous":
+            if len(items) != len(self):
+                raise ValueError(
+                    f"label {items} has {len(items)} numbers; give one for each of {', '.join(self.names)}"
+                )
+            return [float(item) for item in items]
+        found = {self.index(item) for item in items}  # type: ignore[arg-type]
+        return [float(position in found) for position in range(len(self))]
+
+    def describe(self, condition: Tensor | None, n: int) -> list[str]:
+        """One short text per image for file lists and captions: ``Pneumonia``, ``Edema|Effusion``, ``age=63``."""
+        if condition is None:
+            return [""] * n
+        if self.kind == "single":
+            return [self.names[int(item)] for item in condition]
+        if self.kind == "multi":
+            return [
+                "|".join(name for name, on in zip(self.names, row, strict=True) if on) for row in condition.tolist()
+            ]
+        return ["|".join(f"{k}={v:g}" for k, v in zip(self.names, row, strict=True)) for row in condition.tolist()]

@@ -1,0 +1,79 @@
+"""Training from a recipe: LightningCLI with the defaults that make every run resumable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a kill at any moment leaves the old one whole.
+
+    Lightning's own goes through the system's folder for temporary files; across file systems that ends in a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write the checkpoint to ``path``, whole or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.part")
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/last.ckpt`` under the trainer's root folder: every epoch, on SIGTERM and on any error.
+
+    The folder does not depend on a logger's version number, so ``--ckpt_path last`` finds it in the next run.
+
+    Args:
+        every_n_epochs: Epochs between checkpoints.
+    """
+
+    def __init__(self, every_n_epochs: int = 1) -> None:
+        super().__init__(
+            filename=self.CHECKPOINT_NAME_LAST,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=True,
+            save_on_exception=True,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder."""
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+
+class RecipeCLI(LightningCLI):
+    """A recipe names a module, a data module and a trainer; one seed serves all three."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Hand the recipe's seed to the module and the data."""
+        parser.link_arguments("seed_everything", "model.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+
+def run(verb: str, args: Sequence[str]) -> None:
+    """Run ``medgen fit``, ``validate`` or ``test`` with its arguments."""
+    RecipeCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults={"callbacks": [LastCheckpoint()], "plugins": [AtomicCheckpointIO()]},
+        save_config_kwargs={"overwrite": True},
+        args=[verb, *args],
+    )

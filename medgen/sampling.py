@@ -1,0 +1,223 @@
+"""Long sampling runs into a folder: numbered PNGs and a table; resumable, shareable between processes, never mixed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+from medgen.generator import Generator, Precision
+from medgen.images import from_uint8, image_grid, save_png
+
+RUN_FILE = "run.json"
+TABLE_FILE = "samples.csv"
+COLUMNS = ("file", "label", "seed", "index", "checkpoint", "revision")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRun:
+    """What makes two sampling runs the same run; ``n`` is not part of it, so that a run can be made longer.
+
+    Attributes:
+        seed: Seed of the run.
+        labels: Labels that the images take in turn (image i gets ``labels[i % len(labels)]``); empty for no condition.
+        precision: See `Generator.sample`.
+        options: Options of the family, such as ``steps``.
+    """
+
+    seed: int
+    labels: tuple[str, ...] = ()
+    precision: Precision = "float32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def label_of(self, index: int) -> str | None:
+        """Label of image ``index``."""
+        return self.labels[index % len(self.labels)] if self.labels else None
+
+
+def sample_to_folder(
+    generator: Generator,
+    n: int,
+    folder: str | Path,
+    run: SamplingRun,
+    *,
+    batch_size: int = 16,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Write images 0 to n-1 of a run; those that are there already are kept.
+
+    Several processes may share the work: batch b belongs to process ``b % world_size``. They need no connection, since
+    every image has its own random stream and whoever sees the last file writes the table.
+
+    Args:
+        generator: What samples.
+        n: Number of images.
+        folder: Folder of the run; made if missing.
+        run: Seed, labels and options.
+        batch_size: Images drawn together.
+        rank: Number of this process.
+        world_size: Number of processes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The table, ``samples.csv``, with the columns of `COLUMNS`.
+
+    Raises:
+        ValueError: If an argument is out of range or unknown to the model.
+        FileExistsError: If the folder holds another run or other PNG files.
+        OSError: If the disk is full; the same call goes on where it stopped.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; ask for at least one image")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; use at least 1")
+    generator.check_options(run.options)
+    names = [_display_name(generator, run.label_of(i)) for i in range(len(run.labels) or 1)]
+    target = Path(folder)
+    _claim(target, _request(generator, run))
+    pending = [
+        chunk
+        for b, chunk in enumerate(_grid(n, batch_size))
+        if b % world_size == rank
+        for chunk in _missing(target, chunk)
+    ]
+    bar = tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0)
+    for indices in pending:
+        labels = [label for i in indices if (label := run.label_of(i)) is not None]
+        images = generator.sample(
+            len(indices),
+            _per_image(generator, labels),
+            seed=run.seed,
+            first_index=indices[0],
+            batch_size=batch_size,
+            precision=run.precision,
+            **run.options,
+        )
+        for index, image in zip(indices, images, strict=True):
+            text = {"SyntheticData": "YES", "Software": "medgen", "seed": str(run.seed), "index": str(index)}
+            text |= {"label": names[index % len(names)], "checkpoint": generator.source, "revision": generator.revision}
+            _write_or_explain(image, target / _file(index), text)
+            bar.update()
+    bar.close()
+    table = target / TABLE_FILE
+    if all((target / _file(i)).exists() for i in range(n)):
+        _write_table(table, generator, run, names, n)
+    return table
+
+
+def _display_name(generator: Generator, label: str | None) -> str:
+    """The label as the table shows it; also refuses unknown labels before anything is written."""
+    space = generator.label_space
+    condition = space.resolve(_per_image(generator, [label] if label is not None else []), 1)
+    return space.describe(condition, 1)[0]
+
+
+def _per_image(generator: Generator, labels: Sequence[str]) -> Any:
+    """Labels as `Generator.sample` takes them; findings or numbers of one image are joined by ``|``."""
+    if not labels:
+        return None
+    kind = generator.label_space.kind
+    if kind == "multi":
+        return [[part for part in label.split("|") if part] for label in labels]
+    if kind == "continuous":
+        return [[float(part) for part in label.split("|")] for label in labels]
+    return list(labels)
+
+
+def _file(index: int) -> str:
+    return f"{index:06d}.png"
+
+
+def _grid(n: int, batch_size: int) -> Iterator[range]:
+    for start in range(0, n, batch_size):
+        yield range(start, min(start + batch_size, n))
+
+
+def _missing(folder: Path, indices: range) -> Iterator[range]:
+    """The gaps in a batch, each a run of neighbouring indices."""
+    start: int | None = None
+    for index in indices:
+        exists = (folder / _file(index)).exists()
+        if not exists and start is None:
+            start = index
+        if exists and start is not None:
+            yield range(start, index)
+            start = None
+    if start is not None:
+        yield range(start, indices.stop)
+
+
+def _request(generator: Generator, run: SamplingRun) -> dict[str, object]:
+    return {
+        "checkpoint": generator.source,
+        "revision": generator.revision,
+        "seed": run.seed,
+        "labels": list(run.labels),
+        "precision": run.precision,
+        "options": dict(run.options),
+    }
+
+
+def _claim(folder: Path, request: dict[str, object]) -> None:
+    """Make the folder this run's, or make sure that it already is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run_file = folder / RUN_FILE
+    if not run_file.exists():
+        if foreign := sorted(path.name for path in folder.glob("*.png")):
+            raise FileExistsError(
+                f"out folder {folder} holds images of unknown origin ({foreign[0]}, ...); choose an empty one"
+            )
+        partial = folder / f"{RUN_FILE}.{os.getpid()}"
+        partial.write_text(json.dumps(request, indent=2) + "\n")
+        partial.replace(run_file)
+    present = json.loads(run_file.read_text())
+    differ = [f"{k} {present.get(k)!r} there, {v!r} asked for" for k, v in request.items() if present.get(k) != v]
+    if differ:
+        raise FileExistsError(f"out folder {folder} holds another run: {'; '.join(differ)}; choose another folder")
+
+
+def _write_or_explain(image: Any, path: Path, text: Mapping[str, str]) -> None:
+    try:
+        save_png(image, path, text)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            message = f"the disk is full: {path} was not written; free some space and run the same command to go on"
+            raise OSError(errno.ENOSPC, message) from error
+        raise
+
+
+def _write_table(table: Path, generator: Generator, run: SamplingRun, names: Sequence[str], n: int) -> None:
+    existing = sum(1 for _ in table.open()) - 1 if table.exists() else 0
+    if existing >= n:  # a longer run was asked for before
+        return
+    partial = table.with_name(f"{table.name}.{os.getpid()}")
+    with partial.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(COLUMNS)
+        for i in range(n):
+            row = (_file(i), names[i % len(names)], run.seed, i, generator.source, generator.revision)
+            writer.writerow(row)
+    partial.replace(table)
+
+
+def write_grid(table: Path, *, columns: int = 8) -> Path:
+    """A contact sheet ``grid.png`` of a finished run, each image with its label under it."""
+    with table.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    images = torch.stack([from_uint8(pil_to_tensor(Image.open(table.parent / row["file"]))) for row in rows])
+    path = table.parent / "grid.png"
+    scale = max(1, 128 // images.shape[-1])
+    save_png(image_grid(images, columns=columns, captions=[row["label"] for row in rows], scale=scale), path)
+    return path

@@ -1,0 +1,183 @@
+"""What every training module shares: repeatable steps, manual optimisation for critics, an EMA copy to publish."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from medgen.noise import stream_seed
+
+if TYPE_CHECKING:
+    from medgen.data.base import Batch, ImageDataModule
+    from medgen.generator import Generator, GeneratorConfig
+
+_Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
+LearningRateShape = Literal["constant", "cosine"]
+
+
+class ReproducibleModule(LightningModule):
+    """A LightningModule whose steps depend on (seed, rank, batch number) only.
+
+    Every random draw of a step comes from a state set at its start, so that a run that was killed and resumed goes
+    through the same numbers as one that never stopped, whatever callbacks drew in between.
+
+    Args:
+        seed: Seed of the run's noise; the order of the data has the data module's own.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
+        self.batches_seen: Tensor
+
+    @property
+    def datamodule(self) -> ImageDataModule:
+        """The data the trainer was given."""
+        return cast("ImageDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_fit_start(self) -> None:
+        """Use the memory layout in which convolutions run fastest, on CPUs and GPUs alike."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(stream_seed("step", self.seed, self.global_rank, int(self.batches_seen)))
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+        """Count the batch; `global_step` would count every optimiser's step."""
+        self.batches_seen += 1
+
+    def check_data(self, config: GeneratorConfig) -> None:
+        """Refuse data that the config does not describe, before hours are spent on it.
+
+        Raises:
+            ValueError: Naming every setting that differs and both values.
+        """
+        data = self.datamodule
+        pairs = {
+            "image_size": (config.image_size, data.image_size),
+            "channels": (config.channels, data.channels),
+            "intensity_window": (config.intensity_window, data.intensity_window),
+            "intensity_unit": (config.intensity_unit, data.intensity_unit),
+        }
+        if config.label_kind != "none":  # an unconditional model may train on labelled data
+            pairs["label_kind"] = (config.label_kind, data.label_space.kind)
+            pairs["label_names"] = (config.label_names, data.label_space.names)
+        differ = [f"{k}: model.config has {a!r}, data has {b!r}" for k, (a, b) in pairs.items() if a != b]
+        if differ:
+            raise ValueError("the recipe's model and data disagree; " + "; ".join(differ))
+
+    def scheduled(self, optimizer: torch.optim.Optimizer, *, shape: LearningRateShape, warmup: int) -> Any:
+        """An optimiser with its learning-rate schedule, as `configure_optimizers` returns it.
+
+        Args:
+            optimizer: The optimiser.
+            shape: ``constant``, or ``cosine`` down to zero at the end of training.
+            warmup: Optimiser steps of linear rise from zero.
+        """
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(1, warmup))
+            return (
+                rise if shape == "constant" else rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class AdversarialModule(ReproducibleModule):
+    """Manual optimisation of a network and its critics, with the accumulation and clipping that Lightning leaves to us.
+
+    Args:
+        seed: See `ReproducibleModule`.
+        accumulate_batches: Batches whose gradients are added up before a step.
+        clip_norm: Largest gradient norm; None does not clip.
+    """
+
+    def __init__(self, seed: int = 0, accumulate_batches: int = 1, clip_norm: float | None = None) -> None:
+        super().__init__(seed)
+        self.automatic_optimization = False
+        if accumulate_batches < 1:
+            raise ValueError(f"accumulate_batches is {accumulate_batches}; use at least 1")
+        self.accumulate_batches = accumulate_batches
+        self.clip_norm = clip_norm
+
+    def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer]:
+        """The optimisers of the generating network and of the critic."""
+        first, second = cast("list[LightningOptimizer]", self.optimizers())
+        return first, second
+
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        """One backward pass and, every `accumulate_batches` batches, one step.
+
+        The step also falls on an epoch's last batch, so that no gradient is carried over a checkpoint.
+        """
+        self.manual_backward(loss / self.accumulate_batches)
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batch % self.accumulate_batches and not self.trainer.is_last_batch:
+            return
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class GenerativeModule(ReproducibleModule):
+    """Base of the modules that train a Generator; keeps its EMA copy, which is what gets evaluated and published.
+
+    Args:
+        generator: The network to train.
+        seed: See `ReproducibleModule`.
+        ema_decay: Decay per step: a number, or a function of the number of steps made.
+    """
+
+    def __init__(
+        self, generator: Generator, *, seed: int = 0, ema_decay: float | Callable[[int], float] = 0.999
+    ) -> None:
+        super().__init__(seed)
+        self.generator = generator
+        decay = ema_decay if callable(ema_decay) else lambda step: ema_decay
+
+        def average(averaged: _Tensors, current: _Tensors, step: Tensor | int) -> None:
+            torch._foreach_lerp_(averaged, current, 1 - decay(int(step)))
+
+        self.ema = AveragedModel(generator, multi_avg_fn=average).requires_grad_(requires_grad=False)
+        self.ema.eval()
+
+    @property
+    def published(self) -> Generator:
+        """The averaged generator: what validation, evaluation and the Hub use."""
+        return cast("Generator", self.ema.module)
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.generator.config)
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+        """Move the average after an optimiser step, and copy the buffers, which have no average."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        self.ema.update_parameters(self.generator)
+        for mine, theirs in zip(self.ema.module.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    @rank_zero_only
+    def on_train_end(self) -> None:
+        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`."""
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.published.save_pretrained(Path(self.trainer.default_root_dir) / "published")

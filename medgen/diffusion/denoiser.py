@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     Attributes:
         x_0: The clean image, (B, C, ...).
         eps: The noise in x_t, (B, C, ...).
-        variance: Where the variance of the step lies between its bounds, 0 to 1, (B, C, ...); None if it is not learned.
+        variance: Where the variance of the step lies between its bounds, 0 to 1, (B, C, ...); None if not learned.
     """
 
     x_0: Tensor
@@ -83,7 +83,9 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
     if output.shape[1] == channels:
         return output, None
     if output.shape[1] != 2 * channels:
-        raise ValueError(f"the network gave {output.shape[1]} channels for an x_t of {channels}; expected as many or twice")
+        raise ValueError(
+            f"the network gave {output.shape[1]} channels for an x_t of {channels}; expected as many or twice"
+        )
     prediction, variance = output.chunk(2, dim=1)
     return prediction, variance / 2 + 0.5
 
@@ -152,7 +154,9 @@ def guided(
     if label is None or weight == 1:
         return lambda x_t, t, x_0: network(x_t, t, label, x_0)
     if negative is not None and negative.shape != label.shape:
-        raise ValueError(f"negative has shape {tuple(negative.shape)}, the label {tuple(label.shape)}; give one per image")
+        raise ValueError(
+            f"negative has shape {tuple(negative.shape)}, the label {tuple(label.shape)}; give one per image"
+        )
     both_labels = torch.cat([label, unlabelled(label) if negative is None else negative])
 
     def guide(x_t: Tensor, t: Tensor, x_0: Tensor | None) -> Tensor:

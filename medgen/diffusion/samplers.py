@@ -68,8 +68,8 @@ def ancestral(
 ) -> Tensor:
     """Images by sampling q(x_{t-1} | x_t, x_0) step by step, with the denoiser's own variance if it learned one.
 
-    Fewer steps than the schedule has are evenly spread over it, and the betas are those of the shorter chain (Nichol and
-    Dhariwal 2021, section 4).
+    Fewer steps than the schedule has are evenly spread over it, and the betas are those of the shorter chain
+    (Nichol and Dhariwal 2021, section 4).
 
     Args:
         denoise: Estimates the clean image, the noise in x_t and, if learned, the variance of the step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
@@ -102,7 +103,7 @@ class NoiseSchedule(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.to(torch.float32), persistent=False)
-        self._signal = [*alpha_bar.tolist(), 1.0]  # the last entry is found by t = -1, the clean image
+        self._signal: list[float] = [*alpha_bar.tolist(), 1.0]  # the last entry is found by t = -1, the clean image
 
     def __len__(self) -> int:
         return len(self._signal) - 1
@@ -178,7 +179,7 @@ def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
 def check_times(times: Sequence[int], schedule: NoiseSchedule) -> list[int]:
     """A sampler's own list of times, refused unless it falls strictly within the schedule."""
     visited = [int(t) for t in times]
-    falling = all(later < earlier for earlier, later in zip(visited, visited[1:], strict=False))
+    falling = all(later < earlier for earlier, later in pairwise(visited))
     if not visited or not falling or visited[0] >= len(schedule) or visited[-1] < 0:
         raise ValueError(f"times must fall strictly within {len(schedule) - 1} to 0, not {visited[:5]} ...")
     return visited

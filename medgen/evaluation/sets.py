@@ -1,0 +1,277 @@
+"""The sets of images that are compared: real splits, what a generator draws, a folder, a tensor; all read in slices."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medgen.data.base import ImageDataModule
+from medgen.data.cache import content_key, open_or_build
+from medgen.data.image_table import SPLITS, Split
+from medgen.data.readers import RASTER_SUFFIXES, read_image
+from medgen.evaluation.features import FeatureNetwork
+from medgen.sampling import TABLE_FILE
+
+if TYPE_CHECKING:
+    from medgen.generator import Generator
+    from medgen.labels import LabelSpace
+
+logger = logging.getLogger(__name__)
+
+
+class ImageSet(Protocol):
+    """Images that are read, drawn or decoded a slice at a time; a tensor (n, C, H, W) is one too."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Images of a slice, (B, C, H, W) float32 in [0, 1]."""
+
+
+Source: TypeAlias = "Generator | ImageSet | Tensor | str | Path"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSet:
+    """What metrics see of a set of images.
+
+    Attributes:
+        name: What the images are, such as ``val+test``.
+        images: The images themselves, for pictures.
+        features: Vectors (n, D) float32 by name of the feature network.
+        labels: Classes (n,) int64 or conditions (n, K) float32 in the data's label space; None where there are none.
+        n: Number of images of the whole set.
+        rows: Which of them this process holds features of; all, unless processes share the work.
+    """
+
+    name: str
+    images: ImageSet
+    features: Mapping[str, Tensor]
+    labels: Tensor | None
+    n: int
+    rows: range
+
+
+class RealImages:
+    """The images of one or several splits as they are in the files: in order, not augmented.
+
+    Args:
+        datamodule: The data.
+        split: ``train``, ``val``, ``test``, or several joined by ``+``, such as ``val+test``.
+    """
+
+    def __init__(self, datamodule: ImageDataModule, split: str) -> None:
+        self.datamodule = datamodule
+        self.split = split
+        self.parts = [datamodule.dataset(part) for part in _splits(split)]
+        ends = np.cumsum([len(part) for part in self.parts])
+        self._bounds = [(int(end) - len(part), int(end)) for part, end in zip(self.parts, ends, strict=True)]
+
+    def __len__(self) -> int:
+        return self._bounds[-1][1]
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(len(self))
+        return torch.cat(
+            [
+                part.__getitems__(list(range(max(start, low) - low, min(stop, high) - low)))["image"]
+                for part, (low, high) in zip(self.parts, self._bounds, strict=True)
+                if max(start, low) < min(stop, high)
+            ]
+        )
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """Labels as in `Batch`, (n,) or (n, K); None for data without."""
+        labels = [part.labels for part in self.parts if part.labels is not None]
+        return torch.cat(labels) if labels else None
+
+    def features(self, network: FeatureNetwork, *, batch_size: int = 32) -> Tensor:
+        """Features (n, D) of all images; kept on disk by data and network, so that they are made once.
+
+        Any number of processes may ask at once: one makes them, the others wait.
+        """
+        if not self.datamodule.cache:
+            return torch.cat([network(images).cpu() for images in batches(self, range(len(self)), batch_size)])
+
+        def fill(array: np.ndarray[Any, np.dtype[np.generic]]) -> None:
+            logger.info("features of %d real images by %s", len(self), network.name)
+            start = 0
+            for images in batches(self, range(len(self)), batch_size):
+                array[start : start + len(images)] = network(images).cpu().numpy()
+                start += len(images)
+
+        splits = [self.datamodule.fingerprint(part) for part in _splits(self.split)]
+        key = content_key("features", splits, network.fingerprint)
+        folder = self.datamodule.cache_folder
+        cache = open_or_build(key, (len(self), network.dim), np.float32, fill, folder=folder)
+        return torch.from_numpy(np.array(cache.array))
+
+
+def _splits(split: str) -> list[Split]:
+    parts = split.split("+")
+    if unknown := [part for part in parts if part not in SPLITS]:
+        raise ValueError(f"split {unknown[0]!r} is unknown; use {', '.join(SPLITS)}, or several joined by +")
+    return cast("list[Split]", parts)
+
+
+class GeneratedImages:
+    """The images a generator draws for a seed; the same for any slicing, since each has its own random stream.
+
+    Args:
+        generator: What samples.
+        n: Number of images.
+        labels: One condition per image in the generator's label space; None draws without a condition.
+        seed: Seed of the run.
+        options: Sampling options of the family, such as ``steps``.
+    """
+
+    def __init__(
+        self, generator: Generator, n: int, labels: Tensor | None, *, seed: int, options: Mapping[str, Any]
+    ) -> None:
+        generator.check_options(options)
+        self.generator = generator
+        self.n = n
+        self.labels = labels
+        self.seed = seed
+        self.options = options
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.n)
+        label = None if self.labels is None else self.labels[start:stop]
+        return self.generator.sample(
+            stop - start, label, seed=self.seed, first_index=start, batch_size=stop - start, **self.options
+        )
+
+
+class ImageFolder:
+    """Images in a folder: those of ``samples.csv``, where `medgen sample` wrote one, else all picture files by name.
+
+    Each file's own declared range, such as 0 to 255, becomes [0, 1].
+
+    Args:
+        folder: Where the files are.
+        channels: 1 to read grey, 3 to read colour.
+
+    Raises:
+        FileNotFoundError: If there is no image.
+    """
+
+    def __init__(self, folder: str | Path, *, channels: int) -> None:
+        self.folder = Path(folder)
+        self.channels = channels
+        self._label_texts: list[str] = []
+        table = self.folder / TABLE_FILE
+        if table.is_file():
+            with table.open(newline="") as handle:
+                rows = list(csv.DictReader(handle))
+            self.files = [self.folder / row["file"] for row in rows]
+            self._label_texts = [row["label"] for row in rows]
+        else:
+            self.files = sorted(p for p in self.folder.iterdir() if p.suffix.lower() in RASTER_SUFFIXES)
+        if not self.files:
+            raise FileNotFoundError(f"{self.folder} holds no image ({', '.join(RASTER_SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        pictures: list[Tensor] = []
+        for path in self.files[rows]:
+            raw = read_image(path)
+            pixels = np.clip((raw.to_channels(self.channels) - raw.low) / (raw.high - raw.low), 0, 1).astype(np.float32)
+            pictures.append(torch.from_numpy(pixels).permute(2, 0, 1))
+            if pictures[-1].shape != pictures[0].shape:
+                sizes = [f"{height}x{width}" for _, height, width in (pictures[0].shape, pictures[-1].shape)]
+                raise ValueError(
+                    f"{path} is {sizes[1]} pixels, others of the folder are {sizes[0]}; bring them to one size"
+                )
+        return torch.stack(pictures)
+
+    def labels(self, space: LabelSpace) -> Tensor | None:
+        """The labels ``samples.csv`` names, in a label space; None where it has none."""
+        if not any(self._label_texts) or space.kind == "none":
+            return None
+        if space.kind == "single":
+            return space.resolve(self._label_texts, len(self))
+        if space.kind == "multi":
+            return space.resolve([[name for name in text.split("|") if name] for text in self._label_texts], len(self))
+        values = [[float(item.partition("=")[2]) for item in text.split("|")] for text in self._label_texts]
+        return torch.tensor(values, dtype=torch.float32)
+
+
+def batches(images: ImageSet | Tensor, rows: range, batch_size: int) -> Iterator[Tensor]:
+    """Images of a range of rows, `batch_size` at a time."""
+    for start in range(rows.start, rows.stop, batch_size):
+        yield images[start : min(start + batch_size, rows.stop)]
+
+
+def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder:
+    """What a user names on the command line: a checkpoint folder, a name of the zoo or the Hub, or a folder of images.
+
+    Raises:
+        KeyError: If it is none of these.
+        FileNotFoundError: If a folder holds neither a checkpoint nor images.
+    """
+    from medgen.zoo import load
+
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        return ImageFolder(source, channels=channels)
+    return load(source)
+
+
+def matched_labels(labels: Tensor, n: int) -> Tensor:
+    """`n` labels distributed as the given ones: each class within one image of its share, for any kind of label.
+
+    Args:
+        labels: Classes (N,), -1 for unknown, or conditions (N, K), NaN for unknown. Unknown ones are left out.
+        n: Number of labels wanted; with as many as are known, each is taken once.
+
+    Raises:
+        ValueError: If no label is known.
+    """
+    rows = labels if labels.dim() == 2 else labels[:, None]
+    known = rows[(rows >= 0).all(1)] if labels.dim() == 1 else rows[rows.isfinite().all(1)]
+    if not len(known):
+        raise ValueError("the reference set has no image with a known label; generated labels cannot follow it")
+    order = np.lexsort(known.numpy().T[::-1])
+    # Systematic sampling: equal steps through the sorted rows.
+    picked = (2 * np.arange(n) + 1) * len(known) // (2 * n)
+    return known[torch.from_numpy(order[picked])].reshape(n, *labels.shape[1:])
+
+
+def translated_labels(labels: Tensor, data: LabelSpace, model: LabelSpace) -> Tensor:
+    """Labels of the data in a model's label space: classes go by name, conditions need the same names in order.
+
+    Raises:
+        ValueError: If the model lacks a class of the data, or the conditions differ.
+    """
+    if data == model:
+        return labels
+    if data.kind == model.kind == "single" and set(data.names) <= set(model.names):
+        return torch.tensor([model.index(name) for name in data.names])[labels]
+    raise ValueError(
+        f"the data's labels ({data.kind}: {', '.join(data.names)}) are not the model's ({model.kind}: "
+        f"{', '.join(model.names)}); give data with labels that the model knows"
+    )
+
+
+def shard(n: int) -> range:
+    """The rows of this process where several share the work, one run of neighbours each; all rows otherwise."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return range(n)
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return range(rank * n // world, (rank + 1) * n // world)

@@ -1,0 +1,233 @@
+"""Medfusion's first stage: autoencoders to a small latent, and the patch discriminator they are trained against.
+
+Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+generative adversarial networks for medical image synthesis".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from medgen.families.medfusion.attention import AttentionKind
+from medgen.families.medfusion.blocks import BlockStyle, ConvBlock, ConvUnit, DownLevel, Level, UpLevel, make_levels
+from medgen.nn.layers import Size, convolution
+from medgen.nn.quantize import Quantized, VectorQuantizer
+
+_LOGVAR_RANGE = (-30.0, 20.0)
+_DEFAULT_STYLE = BlockStyle()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(BlockStyle):
+    """The shape of an autoencoder; the defaults are those published for radiographs.
+
+    Raises:
+        ValueError: If the levels do not fit each other.
+    """
+
+    in_channels: int = 3
+    """Channels of the image."""
+    out_channels: int | None = None
+    """Channels of the reconstruction, None for those of the image."""
+    latent_channels: int = 8
+    """Channels of the latent."""
+    hidden: Sequence[int] = (64, 128, 256, 512)
+    """Channels of each level, finest first."""
+    kernel_sizes: int | Sequence[Size] = 3
+    """One for all levels, or one per level."""
+    strides: Sequence[Size] = (1, 2, 2, 2)
+    """Shrinkage on entering each level; the product is the ratio of image to latent size."""
+    attention: AttentionKind | Sequence[AttentionKind] = "none"
+    """Attention in front of each level's convolutions, one kind for all levels or one per level."""
+    extra_heads: int = 1
+    """Number of outputs at lower resolutions, for deep supervision."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.extra_heads < len(self.levels):
+            raise ValueError(
+                f"extra_heads {self.extra_heads} is out of range; {len(self.levels)} levels allow "
+                f"0-{len(self.levels) - 1}"
+            )
+
+    @property
+    def levels(self) -> list[Level]:
+        """All levels, finest first."""
+        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
+
+
+class Encoder(nn.Module):
+    """The features of an image at the last level: a stem, and a `DownLevel` for each level after the first."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        levels = config.levels
+        stem = levels[0]
+        self.stem = ConvBlock(
+            config.in_channels, stem.channels, config, kernel_size=stem.kernel_size, stride=stem.stride
+        )
+        self.levels = nn.ModuleList(DownLevel(fine.channels, coarse, config) for fine, coarse in pairwise(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, hidden[-1], *latent)."""
+        h: Tensor = self.stem(x)
+        for level in self.levels:
+            h = level(h)
+        return h
+
+
+class Decoder(nn.Module):
+    """The way back: a stem at the last level, an `UpLevel` to each finer one, and output heads.
+
+    `heads[0]` is the output at full resolution, `heads[i]` reads the features of level i.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        levels = config.levels
+        out_channels = config.in_channels if config.out_channels is None else config.out_channels
+        self.stem = ConvBlock(config.latent_channels, levels[-1].channels, config)
+        self.levels = nn.ModuleList(  # coarse to fine
+            UpLevel(coarse, fine, config) for fine, coarse in reversed(list(pairwise(levels)))
+        )
+        self.heads = nn.ModuleList(  # fine to coarse
+            convolution(config.spatial_dims, level.channels, out_channels, kernel_size=1)
+            for level in levels[: config.extra_heads + 1]
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent_channels, *latent) to (B, out_channels, *spatial)."""
+        h = self.stem(z)
+        for level in self.levels:
+            h = level(h)
+        out: Tensor = self.heads[0](h)
+        return out
+
+    def multiscale(self, z: Tensor) -> list[Tensor]:
+        """The output of every head, full resolution first."""
+        features = [self.stem(z)]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return [head(h) for head, h in zip(self.heads, reversed(features), strict=False)]
+
+
+class KLAutoencoder(nn.Module):
+    """An autoencoder whose latent is a Gaussian per pixel, kept near the standard one."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        moments = 2 * config.latent_channels
+        self.encoder = Encoder(config)
+        self.to_moments = nn.Sequential(
+            convolution(config.spatial_dims, config.hidden[-1], moments),
+            convolution(config.spatial_dims, moments, moments, kernel_size=1),
+        )
+        self.decoder = Decoder(config)
+
+    def encode_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent of an image (B, C, *spatial) in [-1, 1]: (B, latent_channels, *latent).
+
+        The log-variance is clamped to [-30, 20].
+        """
+        mean, logvar = self.to_moments(self.encoder(x)).chunk(2, dim=1)
+        return mean, logvar.clamp(*_LOGVAR_RANGE)
+
+    def encode(self, x: Tensor, noise: Tensor) -> Tensor:
+        """The latent of an image (B, C, *spatial) in [-1, 1] as the diffusion model sees it: drawn, not the mean.
+
+        Args:
+            x: Images.
+            noise: Standard normal numbers in the shape of the latent.
+        """
+        mean, logvar = self.encode_moments(x)
+        return mean + (0.5 * logvar).exp() * noise
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image (B, C, *spatial) of a latent (B, latent_channels, *latent), about [-1, 1] but unbounded."""
+        out: Tensor = self.decoder(z)
+        return out
+
+    def decode_multiscale(self, z: Tensor) -> list[Tensor]:
+        """The image of a latent at every resolution that has an output head, full resolution first."""
+        return self.decoder.multiscale(z)
+
+
+class VQAutoencoder(nn.Module):
+    """An autoencoder whose latent pixels are entries of a learned codebook.
+
+    Args:
+        config: Shape of encoder and decoder; `latent_channels` is the length of each code.
+        num_codes: Entries of the codebook.
+        beta: Weight of the commitment term.
+    """
+
+    def __init__(self, config: AutoencoderConfig, num_codes: int = 8192, beta: float = 0.25) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.to_latent = convolution(config.spatial_dims, config.hidden[-1], config.latent_channels, kernel_size=1)
+        self.quantizer = VectorQuantizer(num_codes, config.latent_channels, beta)
+        self.decoder = Decoder(config)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent (B, latent_channels, *latent) of an image (B, C, *spatial) in [-1, 1], not yet quantised."""
+        out: Tensor = self.to_latent(self.encoder(x))
+        return out
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """The nearest codes of a latent, their indices, and the codebook's loss."""
+        out: Quantized = self.quantizer(z)
+        return out
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image of a latent, which is quantised first."""
+        out: Tensor = self.decoder(self.quantize(z).latent)
+        return out
+
+    def decode_multiscale(self, z: Tensor) -> tuple[list[Tensor], Quantized]:
+        """The image of a latent at every resolution that has an output head, and the quantisation in between."""
+        quantized = self.quantize(z)
+        return self.decoder.multiscale(quantized.latent), quantized
+
+
+class Discriminator(nn.Module):
+    """A patch discriminator: one logit for each patch of an image.
+
+    Training uses one per output head of the autoencoder, each on images of that head's resolution.
+
+    Args:
+        in_channels: Channels of the image.
+        hidden: Channels of each convolution unit.
+        kernel_sizes: One for all units, or one per unit.
+        strides: Shrinkage in each unit.
+        style: Dimensions, norm, activation and dropout.
+
+    Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        *,
+        hidden: Sequence[int] = (64, 128, 256, 512),
+        kernel_sizes: int | Sequence[Size] = 3,
+        strides: Sequence[Size] = (1, 2, 2, 2),
+        style: BlockStyle = _DEFAULT_STYLE,
+    ) -> None:
+        super().__init__()
+        levels = make_levels(hidden, kernel_sizes, strides, "none")
+        widths = [in_channels, *hidden]
+        self.units = nn.Sequential(
+            *(
+                ConvUnit(width, level.channels, style, kernel_size=level.kernel_size, stride=level.stride)
+                for width, level in zip(widths[:-1], levels, strict=True)
+            )
+        )
+        self.head = convolution(style.spatial_dims, widths[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 1, *patches), unbounded, high for real, of images (B, C, *spatial) in [-1, 1]."""
+        out: Tensor = self.head(self.units(x))
+        return out

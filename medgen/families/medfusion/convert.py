@@ -1,0 +1,252 @@
+"""Official Medfusion networks as ours: arguments of their constructors, names of their weights.
+
+The official package is mueller-franzes/medfusion. Its networks are ours under other names, except that its attention
+projects with 1x1 convolutions where ours has linear layers. Arguments that concern training only are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from medgen.families.medfusion.autoencoder import AutoencoderConfig, Discriminator, KLAutoencoder, VQAutoencoder
+from medgen.families.medfusion.blocks import BlockStyle
+from medgen.families.medfusion.unet import AdditiveUNet, UNet, UNetConfig
+from medgen.nn.layers import LayerSpec
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of an official constructor, as its checkpoint or a JSON file holds them."""
+
+_HIDDEN_AUTOENCODER = (64, 128, 256, 512)
+_HIDDEN_UNET = (256, 256, 512, 1024)
+
+# Regular expressions for parts of official names and what stands for them in ours, applied one after the other.
+_BLOCK_NAMES = (
+    (r"block_seq\.0\.conv_res", "shortcut"),
+    (r"block_seq\.0\.(basic_block\.)?", "first."),
+    (r"block_seq\.1\.(basic_block\.)?", "second."),
+    (r"\bact\.", "activation."),
+    (r"local_embedder", "project_embedding"),
+    (r"norm_x", "norm"),
+    (r"to_out\.0", "to_out"),
+    (r"transformer_blocks\.0\.", ""),
+    (r"self_atn", "self_attention"),
+    (r"cros_atn", "cross_attention"),
+    (r"proj_out\.0\.norm", "feed_forward.norm"),
+    (r"proj_out\.0\.proj", "feed_forward.expand"),
+    (r"proj_out\.2", "feed_forward.contract"),
+    (r"proj_(in|out)", r"project_\1"),
+    (r"down_op\.down_op", "down.op"),
+    (r"up_op\.up_op", "up.conv"),
+    (r"attention\.attention", "attention"),
+    (r"conv_block", "block"),
+    (r"^time_embedder\.time_emb\.1", "embed_time.layers.0"),
+    (r"^time_embedder\.time_emb\.3", "embed_time.layers.2"),
+    (r"^cond_embedder\.embedding", "embed_label.table"),
+)
+_NAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
+    KLAutoencoder: (
+        (r"^inc\.", "encoder.stem."),
+        (r"^encoders\.", "encoder.levels."),
+        (r"^out_enc\.(\d+)\.conv", r"to_moments.\1"),
+        (r"^out_enc\.conv", "to_latent"),
+        (r"^quantizer\.embedder\.weight", "quantizer.codebook"),
+        (r"^inc_dec\.", "decoder.stem."),
+        (r"^decoders\.", "decoder.levels."),
+        (r"^heads\.(\d+)\.conv", r"decoder.heads.\1"),
+    ),
+    UNet: (
+        (r"^in_conv\.conv", "stem"),
+        (r"^in_blocks\.(\d+)\.down_op", r"down.\1.op"),
+        (r"^in_blocks\.(\d+)\.0", r"down.\1.block"),
+        (r"^in_blocks\.(\d+)\.1", r"down.\1"),
+        (r"^middle_block\.0", "middle.0.block"),
+        (r"^middle_block\.1", "middle.0"),
+        (r"^middle_block\.2", "middle.1.block"),
+        (r"^out_blocks\.(\d+)\.0", r"up.\1.block"),
+        (r"^out_blocks\.(\d+)\.1", r"up.\1"),
+        (r"^out_blocks\.(\d+)\.2\.up_op", r"up.\1.up.conv"),
+        (r"^heads\.(\d+)\.conv\.conv", r"heads.\1"),
+    ),
+    AdditiveUNet: (
+        (r"^inc\.", "stem."),
+        (r"^encoders\.", "down."),
+        (r"^decoders\.", "up."),
+        (r"^heads\.(\d+)\.conv\.conv", r"heads.\1"),
+    ),
+    Discriminator: (
+        (r"^units\.(\d+)\.act\.", r"units.\1.activation."),
+        (r"^heads\.0\.conv", "head"),
+    ),
+}
+_NAMES[VQAutoencoder] = _NAMES[KLAutoencoder]
+
+
+def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> KLAutoencoder | VQAutoencoder:
+    """The autoencoder of an official VAE or VAEGAN ("kl") or VQVAE or VQGAN ("vq"), with weights of its own.
+
+    Raises:
+        ValueError: If an argument has a value that cannot be built.
+    """
+    hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
+    config = AutoencoderConfig(
+        in_channels=arguments.get("in_channels", 3),
+        out_channels=arguments.get("out_channels", 3),
+        latent_channels=arguments.get("emb_channels", 4),
+        hidden=hidden,
+        kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
+        strides=_per_level(arguments.get("strides"), len(hidden), 2, first=1),
+        attention=_attention(arguments),
+        extra_heads=_extra_heads(arguments.get("deep_supervision", False), len(hidden) - 1),
+        **_style(arguments, spatial_dims=2, groups=8 if kind == "kl" else 32),
+    )
+    if kind == "kl":
+        return KLAutoencoder(config)
+    return VQAutoencoder(config, arguments.get("num_embeddings", 8192), arguments.get("beta", 0.25))
+
+
+def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> nn.ModuleList:
+    """The discriminators of an official VAEGAN ("kl") or VQGAN ("vq"), one per output head, full resolution first."""
+    hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
+    style = BlockStyle(**_style(arguments, spatial_dims=2, groups=8 if kind == "kl" else 32))
+    return nn.ModuleList(
+        Discriminator(
+            arguments.get("in_channels", 3),
+            hidden=hidden,
+            kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
+            strides=_per_level(arguments.get("strides"), len(hidden), 2, first=1),
+            style=style,
+        )
+        for _ in range(1 + _extra_heads(arguments.get("deep_supervision", False), len(hidden) - 1))
+    )
+
+
+def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNet | AdditiveUNet:
+    """The UNet of the official file `unet2.py` ("concatenated", published) or `unet.py` ("additive").
+
+    Raises:
+        ValueError: If an argument has a value that cannot be built.
+    """
+    hidden = tuple(arguments.get("hid_chs", _HIDDEN_UNET))
+    time = arguments.get("time_embedder_kwargs") or {}
+    label = arguments.get("cond_embedder_kwargs") or {}
+    has_label = arguments.get("cond_embedder", "LabelEmbedder") is not None
+    if arguments.get("time_embedder", "TimeEmbbeding") is None:
+        raise ValueError("time_embedder is None; a noise estimator without time cannot be built")
+    embedding_dim = time.get("emb_dim", 64)
+    config = UNetConfig(
+        in_channels=arguments.get("in_ch", 1),
+        out_channels=arguments.get("out_ch", 1),
+        hidden=hidden,
+        kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
+        strides=_per_level(arguments.get("strides"), len(hidden), 2, first=1),
+        attention=_attention(arguments),
+        blocks_per_level=arguments.get("num_res_blocks", 2),
+        extra_heads=_extra_heads(
+            arguments.get("deep_supervision", True), len(hidden) - (2 if kind == "concatenated" else 1)
+        ),
+        embedding_dim=embedding_dim,
+        wave_dim=(time.get("pos_embedder_kwargs") or {}).get("emb_dim", embedding_dim // 4),
+        label_kind="single" if has_label else "none",
+        num_labels=label.get("num_classes", 2) if has_label else 0,
+        learned_variance=arguments.get("estimate_variance", False),
+        self_conditioning=arguments.get("use_self_conditioning", False),
+        **_style(arguments, spatial_dims=3, groups=32),
+    )
+    return UNet(config) if kind == "concatenated" else AdditiveUNet(config)
+
+
+def convert_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official weights under the names that our network of the same kind gives them.
+
+    Args:
+        network: One of the networks that this module builds.
+        weights: The official state dict of that network alone, without the prefix it has in a checkpoint. The
+            perceptual loss that an official autoencoder carries (`perceiver.*`) is left out.
+
+    Returns:
+        A state dict for `network.load_state_dict`, which checks names and shapes.
+    """
+    kept = {name: value for name, value in weights.items() if not name.startswith("perceiver.")}
+    lengths = {  # lists that ours holds in the opposite order
+        part: 1 + max((int(name.split(".")[1]) for name in kept if name.startswith(f"{part}.")), default=0)
+        for part in ("decoders", "out_blocks")
+    }
+    rules = _NAMES[type(network)]
+    converted = {}
+    for name, value in kept.items():
+        ours = _reorder(name, lengths, network)
+        for pattern, replacement in (*rules, *_BLOCK_NAMES):
+            ours = re.sub(pattern, replacement, ours)
+        is_projection = re.search(r"attention\.|feed_forward\.", ours) and value.ndim > 2
+        converted[ours] = value.flatten(1) if is_projection else value
+    return converted
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads official weights into our network of the same kind; see `convert_weights`.
+
+    Raises:
+        ValueError: If a weight is missing, unknown or of another shape.
+    """
+    try:
+        network.load_state_dict(convert_weights(network, weights), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"these are not the weights of this {type(network).__name__}: {error}") from error
+
+
+def _reorder(name: str, lengths: Mapping[str, int], network: nn.Module) -> str:
+    """The name with its index in a list as ours counts: from coarse to fine on the way up, the main head as 0."""
+    part, _, rest = name.partition(".")
+    if part == "outc":
+        return f"heads.0.{rest}"
+    index, _, rest = rest.partition(".")
+    if part in lengths:
+        return f"{part}.{lengths[part] - 1 - int(index)}.{rest}"
+    if part == "outc_ver":
+        return f"heads.{int(index) + 1}.{rest}"
+    if isinstance(network, Discriminator):
+        return f"units.0.{name.partition('.')[2]}" if part == "inc" else f"units.{int(index) + 1}.{rest}"
+    return name
+
+
+def _style(arguments: Arguments, *, spatial_dims: int, groups: int) -> dict[str, Any]:
+    """The arguments of `BlockStyle`, with the official defaults of a network."""
+    dropout = arguments.get("dropout") or 0.0
+    return {
+        "spatial_dims": arguments.get("spatial_dims", spatial_dims),
+        "norm": _layer(arguments.get("norm_name", ("GROUP", {"num_groups": groups, "affine": True}))),
+        "activation": _layer(arguments.get("act_name", "Swish")),
+        "dropout": dropout if isinstance(dropout, (int, float)) else dropout[1]["p"],
+        "residual": arguments.get("use_res_block", True),
+        "learned_resampling": arguments.get("learnable_interpolation", True),
+    }
+
+
+def _layer(spec: str | tuple[str, Mapping[str, object]]) -> LayerSpec:
+    if isinstance(spec, str):
+        return spec
+    name, options = spec  # a list where it comes from JSON
+    return name, dict(options)
+
+
+def _attention(arguments: Arguments) -> Any:
+    kind = arguments.get("use_attention", "none")
+    return kind if isinstance(kind, str) else tuple(kind)
+
+
+def _per_level(sizes: Sequence[Any] | None, levels: int, default: int, first: int | None = None) -> list[Any]:
+    """Sizes as tuples, or the official default for as many levels: `default` in all but, if given, the first."""
+    if sizes is None:
+        return [default if first is None or i else first for i in range(levels)]
+    return [size if isinstance(size, int) else tuple(size) for size in sizes]
+
+
+def _extra_heads(deep_supervision: bool | int, most: int) -> int:
+    """The number of heads at lower resolutions that `deep_supervision` stands for; True is all there can be."""
+    if isinstance(deep_supervision, bool):
+        return most if deep_supervision else 0
+    return deep_supervision

@@ -1,0 +1,66 @@
+"""Vectors that tell a network the time step and the label."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(
+    t: Tensor, dim: int, *, max_period: float = 10_000, shift: float = 1, cosine_first: bool = False
+) -> Tensor:
+    """Sines and cosines of time at geometrically falling frequencies.
+
+    Args:
+        t: Time steps, (B,).
+        dim: Width of the result; an odd width ends in a zero.
+        max_period: The slowest frequency is about 1 / max_period.
+        shift: Subtracted from the number of frequencies in the exponent: 1 makes the slowest one exactly
+            1 / max_period.
+        cosine_first: Whether the cosines come before the sines.
+
+    Returns:
+        (B, dim) float32 in [-1, 1].
+
+    Source: Vaswani et al. 2017, "Attention is all you need", section 3.5.
+    """
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) / (half - shift) * steps)
+    angles = t[:, None].float() * frequencies  # (B, half)
+    waves = [angles.cos(), angles.sin()] if cosine_first else [angles.sin(), angles.cos()]
+    return nn.functional.pad(torch.cat(waves, dim=1), (0, dim % 2))
+
+
+class ClassEmbedding(nn.Module):
+    """One learned vector per class; label -1 gives the zero vector, which is no label at all."""
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(num_classes, dim)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Vectors (B, dim) of class indices (B,) int64."""
+        known = label >= 0
+        return self.table(label.clamp(min=0)) * known[:, None]
+
+
+class ConditionEmbedding(nn.Module):
+    """A learned vector for several findings or continuous values at once, any of which may be unknown.
+
+    A linear layer sees each value (0 where unknown) and whether it is known. A row without any known value gives the
+    zero vector, which is no label at all.
+    """
+
+    def __init__(self, num_conditions: int, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(2 * num_conditions, dim)
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Vectors (B, dim) of values (B, K) float32, NaN where unknown."""
+        known = ~label.isnan()
+        features = torch.cat([label.nan_to_num(0.0), known.to(label.dtype)], dim=1)
+        vector: Tensor = self.project(features)
+        return vector * known.any(dim=1, keepdim=True)

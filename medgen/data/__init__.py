@@ -1,0 +1,33 @@
+"""Real images as batches: readers, tables, splits, caches and the named data sets."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medgen.data.augmentation import Augmentation
+    from medgen.data.base import Batch, ImageDataModule
+    from medgen.data.table import TableDataModule
+
+DATASETS: dict[str, str] = {
+    "table": "medgen.data.table.TableDataModule",
+}
+"""Name of each data set and the class that reads it; imported when used, so that listing them needs no torch."""
+
+_HOME = {
+    "Augmentation": "medgen.data.augmentation",
+    "Batch": "medgen.data.base",
+    "ImageDataModule": "medgen.data.base",
+    "TableDataModule": "medgen.data.table",
+}
+
+__all__ = ["DATASETS", "Augmentation", "Batch", "ImageDataModule", "TableDataModule"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'medgen.data' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

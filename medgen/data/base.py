@@ -1,0 +1,246 @@
+"""Data modules: a table of images becomes splits, cached pixels and loaders whose order survives any restart."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+
+from medgen.data.augmentation import Augmentation
+from medgen.data.cache import content_key, open_or_build
+from medgen.data.dataset import Batch, Decoder, ImageDataset, RowSource
+from medgen.data.image_table import SPLITS, ImageTable, Split
+from medgen.data.preprocessing import Preprocessing, ResizePolicy
+from medgen.data.readers import STORED, IntensityWindow, SliceAxis, looks_like_mask
+from medgen.data.sampling import EpochLoader, EpochSampler, balanced_weights
+from medgen.labels import LabelSpace
+
+__all__ = ["SPLITS", "Batch", "ImageDataModule", "ImageDataset", "ImageTable", "Split"]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Splits, cache and loaders for a table of images; a data set is a subclass that reads its table.
+
+    Args:
+        image_size: Height and width in pixels, or one number for a square.
+        channels: 1 for grey, 3 for colour.
+        intensity_window: The values in the files that become 0 and 1.
+        intensity_unit: What they are: ``"stored value"`` (plain pixel numbers), ``"HU"``, ``"display value"`` (with
+            ``voi``), or ``"declared range"`` to give the window in fractions of what each file could hold.
+        resize: ``"crop"``, ``"pad"`` or ``"stretch"``; see `Preprocessing`.
+        batch_size: Images per batch and process.
+        num_workers: Worker processes per loader. 0 is the fastest with a cache and flips only.
+        augment: How training images are varied; nothing by default.
+        balanced: Draw every class equally often in training, with replacement.
+        drop_last: Leave out the training images that do not fill a batch, in each epoch others.
+        seed: Order and augmentation of training images.
+        cache: Keep decoded images on disk; without it every file is decoded in every epoch.
+        cache_folder: Where; by default ``MEDGEN_CACHE`` or the user's cache folder.
+        slice_axis: Plane of NIfTI slices.
+        volume: Volume of 4-D NIfTI files.
+        voi: Which of a DICOM file's display windows to apply; by default none: values stay physical.
+        mask_classes: Number of classes of the masks, for tables that have masks.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | tuple[int, int],
+        channels: int = 1,
+        intensity_window: tuple[float, float] = (0.0, 255.0),
+        intensity_unit: str = STORED,
+        resize: ResizePolicy = "crop",
+        batch_size: int = 32,
+        num_workers: int = 0,
+        augment: Augmentation | None = None,
+        balanced: bool = False,
+        drop_last: bool = True,
+        seed: int = 0,
+        cache: bool = True,
+        cache_folder: str | None = None,
+        slice_axis: SliceAxis = "axial",
+        volume: int | None = None,
+        voi: int | None = None,
+        mask_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        if len(intensity_window) != 2:
+            raise ValueError(f"intensity_window is {intensity_window}; give two numbers, low and high")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if mask_classes is not None and not 2 <= mask_classes <= 256:
+            raise ValueError(f"mask_classes is {mask_classes}; masks have 2 to 256 classes")
+        self.preprocessing = Preprocessing(
+            image_size=size,
+            channels=channels,
+            window=IntensityWindow(float(intensity_window[0]), float(intensity_window[1]), intensity_unit),
+            resize=resize,
+            axis=slice_axis,
+            volume=volume,
+            voi=voi,
+        )
+        self.image_size = size
+        self.channels = channels
+        self.intensity_window = (self.preprocessing.window.low, self.preprocessing.window.high)
+        self.intensity_unit = intensity_unit
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.augment = augment
+        self.balanced = balanced
+        self.drop_last = drop_last
+        self.seed = seed
+        self.cache = cache
+        self.cache_folder = Path(cache_folder) if cache_folder is not None else None
+        self.mask_classes = mask_classes
+
+    @abstractmethod
+    def read_table(self) -> ImageTable:
+        """List the images. Called once, when the table is first needed."""
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """The images with their labels and splits."""
+        table = self.read_table()
+        if (table.masks is None) != (self.mask_classes is None):
+            found = "no masks" if table.masks is None else "masks"
+            raise ValueError(
+                f"mask_classes is {self.mask_classes}, but the table has {found}; give both the number of mask classes "
+                "and where the masks are, or neither"
+            )
+        return table
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """What the labels of a batch mean."""
+        return self.table.label_space
+
+    def prepare_data(self) -> None:
+        """Decode everything into the cache, unless that was done before."""
+        self._sources  # noqa: B018
+
+    def dataset(self, split: Split) -> ImageDataset:
+        """The images of one split.
+
+        Raises:
+            ValueError: If the split is empty.
+            FileNotFoundError: If files are missing.
+        """
+        rows = self.table.rows(split)
+        images, masks = self._sources
+        return ImageDataset(
+            images=images,
+            rows=rows,
+            labels=None if self.table.labels is None else self.table.labels[torch.from_numpy(rows)],
+            masks=masks,
+            augmentation=self.augment,
+            seed=self.seed,
+        )
+
+    def fingerprint(self, split: Split) -> str:
+        """Hash of all that decides a split's images and labels: files, preprocessing, classes. A key for caches."""
+        table, rows = self.table, self.table.rows(split).tolist()
+        identities = self._identities
+        labels = None if table.labels is None else table.labels[rows].double().nan_to_num(-1.0).tolist()
+        files = [identities[row] for row in rows]
+        if table.masks is not None:
+            files += [identities[len(table.images) + row] for row in rows]
+        frames = [table.frame(row) for row in rows]
+        return content_key(files, frames, labels, self.preprocessing.describe(), list(table.label_space.names))
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled, augmented batches.
+
+        Raises:
+            ValueError: If the split is empty or smaller than one batch, or cannot be balanced.
+        """
+        dataset = self.dataset("train")
+        weights = None
+        if self.balanced:
+            if dataset.labels is None or self.label_space.kind not in ("single", "multi"):
+                raise ValueError("balanced=True needs classes or findings as labels; this data set has none")
+            weights = balanced_weights(dataset.labels)
+        loader = self._loader(dataset, shuffle=True, weights=weights, drop_last=self.drop_last)
+        if not len(loader):
+            raise ValueError(
+                f"the train split has {len(dataset)} images, fewer than one batch of {self.batch_size} for each of "
+                f"{loader.sampler.num_replicas} processes; lower batch_size or set drop_last to false"
+            )
+        return loader
+
+    def val_dataloader(self) -> EpochLoader:
+        """Batches of the val split in the order of the table, not augmented."""
+        return self._loader(self._plain("val"))
+
+    def test_dataloader(self) -> EpochLoader:
+        """Batches of the test split in the order of the table, not augmented."""
+        return self._loader(self._plain("test"))
+
+    def _plain(self, split: Split) -> ImageDataset:
+        dataset = self.dataset(split)
+        dataset.augmentation = None
+        return dataset
+
+    def _loader(
+        self,
+        dataset: ImageDataset,
+        *,
+        shuffle: bool = False,
+        weights: NDArray[np.float64] | None = None,
+        drop_last: bool = False,
+    ) -> EpochLoader:
+        sampler = EpochSampler(
+            dataset, shuffle=shuffle, seed=self.seed, batch_size=self.batch_size, weights=weights, drop_last=drop_last
+        )
+        return EpochLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_already_a_batch,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    @cached_property
+    def _identities(self) -> list[str]:
+        return self.table.identities()
+
+    @cached_property
+    def _sources(self) -> tuple[RowSource, RowSource | None]:
+        identities = self._identities
+        table = self.table
+        self._check_pictures()
+        images = Decoder(table, self.preprocessing)
+        masks = None if table.masks is None else Decoder(table, self.preprocessing, self.mask_classes)
+        if not self.cache:
+            return images, masks
+        build = partial(open_or_build, folder=self.cache_folder)
+        count, size = len(table.images), self.image_size
+        what = [identities, [table.frame(row) for row in range(count)], self.preprocessing.describe()]
+        image_cache = build(content_key("images", *what), (count, self.channels, *size), images.depth, images.fill)
+        if masks is None:
+            return image_cache, None
+        key = content_key("masks", self.mask_classes, *what)
+        return image_cache, build(key, (count, *size), masks.depth, masks.fill)
+
+    def _check_pictures(self) -> None:
+        """Refuse label maps passed as images: decided over several, since one dark picture can look like a mask."""
+        table = self.table
+        rows = np.unique(np.linspace(0, len(table.images) - 1, 16).astype(int)).tolist()
+        if all(
+            looks_like_mask(self.preprocessing.read_raw(table.root, table.images[row], table.frame(row)))
+            for row in rows
+        ):
+            raise ValueError(
+                f"{table.root.locate(table.images[rows[0]])} and the other images looked at hold only a few distinct "
+                "whole numbers: they are masks, not images; give them as masks, and the pictures as images"
+            )
+
+
+def _already_a_batch(batch: object) -> object:
+    return batch

@@ -1,0 +1,230 @@
+"""Text tables by column, and how their label columns become numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from csv import reader
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medgen.labels import LabelSpace
+
+LabelPolicy: TypeAlias = Literal["ones", "zeros", "ignore", "drop"]
+
+_UNCERTAIN = -1.0
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table as text, by column.
+
+    Attributes:
+        path: Where it came from, for messages.
+        values: The cells of each column, stripped of blanks around them.
+    """
+
+    path: Path
+    values: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Columns:
+        """Read a table with a header line, separated by commas, semicolons or tabs.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is empty or not text.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a UTF-8 text table: {error}") from error
+        lines = text.splitlines()
+        if len(lines) < 2:
+            raise ValueError(f"{path} holds no rows; it needs a header line and one line per image")
+        header, *rows = reader(lines, delimiter=max(",;\t", key=lines[0].count))
+        cells = [row + [""] * (len(header) - len(row)) for row in rows if row]
+        return cls(path, {name.strip(): [row[place].strip() for row in cells] for place, name in enumerate(header)})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values()), []))
+
+    def __getitem__(self, name: str) -> list[str]:
+        if name not in self.values:
+            raise ValueError(f"{self.path} has no column {name!r}; its columns are {', '.join(self.values)}")
+        return self.values[name]
+
+    def keep(self, mask: NDArray[np.bool_]) -> Columns:
+        """The rows for which the mask is true."""
+        rows = np.flatnonzero(mask).tolist()
+        return Columns(self.path, {name: [cells[row] for row in rows] for name, cells in self.values.items()})
+
+    def where(self, conditions: Mapping[str, str | Sequence[str]]) -> Columns:
+        """The rows whose cells are among the allowed values, for every column named.
+
+        Raises:
+            ValueError: If a column does not exist or no row is left.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for name, allowed in conditions.items():
+            choices = {allowed} if isinstance(allowed, str) else set(allowed)
+            mask &= np.array([cell in choices for cell in self[name]], dtype=bool)
+        if not mask.any():
+            raise ValueError(f"no row of {self.path} is left by where: {dict(conditions)}")
+        return self.keep(mask)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of all rows, and which rows to leave out.
+
+    Attributes:
+        space: What they mean.
+        values: (n,) int64 classes with -1 for unknown, or (n, K) float32 with NaN for unknown.
+        keep: (n,) false for rows that a policy drops.
+    """
+
+    space: LabelSpace
+    values: Tensor
+    keep: NDArray[np.bool_]
+
+
+def class_labels(
+    columns: Columns, name: str, classes: Sequence[str] | None, uncertain: LabelPolicy, blank: LabelPolicy
+) -> Labels:
+    """One class per row, written as its name or, where ``classes`` are given, as its number.
+
+    Args:
+        columns: The table.
+        name: The label column.
+        classes: Class names in order; by default all that occur, sorted.
+        uncertain: What -1 means where it is not a class: class 1 (``ones``), class 0 (``zeros``), no label
+            (``ignore``), or leave the row out (``drop``).
+        blank: The same for empty cells.
+
+    Raises:
+        ValueError: If a label is not among ``classes``, or a policy of ones or zeros meets other than two classes.
+    """
+    cells = columns[name]
+    order = list(classes) if classes is not None else sorted({cell for cell in cells if cell and not _uncertain(cell)})
+    number = {label: position for position, label in enumerate(order)}
+    codes = np.empty(len(cells))
+    unknown: Counter[str] = Counter()
+    for row, cell in enumerate(cells):
+        if cell in number:
+            codes[row] = number[cell]
+        elif not cell:
+            codes[row] = np.nan
+        elif (value := _number(cell)) is not None and (value == _UNCERTAIN or value in range(len(order))):
+            codes[row] = value
+        else:
+            unknown[cell] += 1
+    if unknown:
+        listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unknown.most_common(5))
+        raise ValueError(
+            f"column {name!r} of {columns.path} holds labels that are not in label_names {order}: {listed}; add them, "
+            f"or leave their rows out with where: {{{name}: {order}}}"
+        )
+    values, keep = _settle(codes[:, None], name, uncertain, blank, binary=len(order) == 2)
+    numbers = np.nan_to_num(values[:, 0], nan=-1).astype(np.int64)
+    return Labels(LabelSpace("single", tuple(order)), torch.from_numpy(numbers), keep)
+
+
+def finding_labels(columns: Columns, names: Sequence[str], uncertain: LabelPolicy, blank: LabelPolicy) -> Labels:
+    """Any set of findings per row, one column of 1 / 0 / -1 / empty each.
+
+    Raises:
+        ValueError: If a cell holds anything else.
+    """
+    values = _numbers(columns, names)
+    wrong = np.argwhere(~np.isin(values, (0, 1, _UNCERTAIN)) & ~np.isnan(values))
+    if len(wrong):
+        row, place = wrong[0]
+        raise ValueError(
+            f"column {names[place]!r} of {columns.path} holds {columns[names[place]][row]!r}; a finding is 1, 0, -1 "
+            "(uncertain) or empty; for numbers such as an age use label_kind 'continuous'"
+        )
+    values, keep = _settle(values, ", ".join(names), uncertain, blank, binary=True)
+    return Labels(LabelSpace("multi", tuple(names)), torch.from_numpy(values.astype(np.float32)), keep)
+
+
+def listed_labels(
+    columns: Columns, name: str, separator: str, findings: Sequence[str] | None, blank: LabelPolicy
+) -> Labels:
+    """Any set of findings per row, listed in one column: ``Edema|Effusion``.
+
+    Raises:
+        ValueError: If a finding is not among ``findings`` (by default all that occur, sorted).
+    """
+    lists = [[item.strip() for item in cell.split(separator) if item.strip()] for cell in columns[name]]
+    occurring = Counter(item for items in lists for item in items)
+    order = list(findings) if findings is not None else sorted(occurring)
+    unknown = [f"{item!r} ({count} rows)" for item, count in occurring.most_common() if item not in order]
+    if unknown:
+        raise ValueError(
+            f"column {name!r} of {columns.path} holds findings that are not in label_names {order}: "
+            f"{', '.join(unknown[:5])}"
+        )
+    values = np.array([[float(finding in items) if items else np.nan for finding in order] for items in lists])
+    values, keep = _settle(values, name, "ignore", blank, binary=True)
+    return Labels(LabelSpace("multi", tuple(order)), torch.from_numpy(values.astype(np.float32)), keep)
+
+
+def continuous_labels(columns: Columns, names: Sequence[str], blank: LabelPolicy) -> Labels:
+    """One number per named column, as it is in the table."""
+    values = _numbers(columns, names)
+    missing = np.asarray(np.isnan(values).any(axis=1))
+    if blank not in ("ignore", "drop"):
+        raise ValueError(f"blank is {blank!r}; empty cells of continuous conditions can be 'ignore' or 'drop'")
+    keep = ~missing if blank == "drop" else np.ones_like(missing)
+    return Labels(LabelSpace("continuous", tuple(names)), torch.from_numpy(values.astype(np.float32)), keep)
+
+
+def _settle(
+    values: NDArray[np.float64], name: str, uncertain: LabelPolicy, blank: LabelPolicy, *, binary: bool
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Apply both policies to (n, K) values; returns them with NaN for unknown, and which rows to keep."""
+    keep = np.ones(len(values), dtype=bool)
+    values = values.copy()
+    for which, policy, cells in (("uncertain", uncertain, values == _UNCERTAIN), ("blank", blank, np.isnan(values))):
+        if policy not in ("ones", "zeros", "ignore", "drop"):
+            raise ValueError(f"{which} is {policy!r}; use 'ones', 'zeros', 'ignore' or 'drop'")
+        if not cells.any():
+            continue
+        if policy in ("ones", "zeros") and not binary:
+            raise ValueError(
+                f"{which}={policy!r} needs two classes, but column {name!r} has others; use 'ignore' or 'drop'"
+            )
+        if policy == "drop":
+            keep &= ~cells.any(axis=1)
+        values[cells] = {"ones": 1.0, "zeros": 0.0}.get(policy, np.nan)
+    return values, keep
+
+
+def _numbers(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:
+    values = np.empty((len(columns), len(names)))
+    for place, name in enumerate(names):
+        for row, cell in enumerate(columns[name]):
+            number = _number(cell) if cell else np.nan
+            if number is None:
+                raise ValueError(f"column {name!r} of {columns.path} holds {cell!r}, which is not a number")
+            values[row, place] = number
+    return values
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _uncertain(cell: str) -> bool:
+    return _number(cell) == _UNCERTAIN

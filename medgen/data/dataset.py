@@ -1,0 +1,134 @@
+"""The images of a split as tensors: whole batches gathered from the cache, or decoded when asked for."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from medgen.data.augmentation import Augmentation
+from medgen.data.image_table import ImageTable
+from medgen.data.preprocessing import Preprocessing
+from medgen.data.sampling import Key, keys_to_arrays
+
+
+class Batch(TypedDict, total=False):
+    """What every loader yields.
+
+    Attributes:
+        image: (B, C, H, W) float32 in [0, 1].
+        label: (B,) int64 class, -1 for unknown; or (B, K) float32 findings or conditions, NaN for unknown. Left out
+            where the data set has no labels.
+        mask: (B, H, W) int64 class numbers. Left out where the data set has no masks.
+        index: (B,) int64 position in the split: the lasting identity of an image.
+    """
+
+    image: Tensor
+    label: Tensor
+    mask: Tensor
+    index: Tensor
+
+
+class RowSource(Protocol):
+    """Pixels by row of the table: an `ArrayCache`, or files decoded anew each time."""
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Pixels of these rows, in this order."""
+
+
+class Decoder:
+    """Decodes rows when they are asked for."""
+
+    def __init__(self, table: ImageTable, preprocessing: Preprocessing, num_classes: int | None = None) -> None:
+        self.table = table
+        self.preprocessing = preprocessing
+        self.num_classes = num_classes
+        self.depth = np.dtype(np.uint8) if num_classes else preprocessing.depth(table.images)
+
+    def row(self, row: int) -> NDArray[np.generic]:
+        """Pixels (C, H, W) of one image, or classes (H, W) of one mask."""
+        table, frame = self.table, self.table.frame(row)
+        if self.num_classes is None:
+            return self.preprocessing.image(table.root, table.images[row], frame, self.depth)
+        assert table.masks is not None  # num_classes is given for tables with masks
+        return self.preprocessing.mask(table.root, table.masks[row], frame, self.num_classes)
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        """Pixels of these rows, in this order."""
+        return np.stack([self.row(int(row)) for row in rows])
+
+    def fill(self, array: NDArray[np.generic]) -> None:
+        """Decode all rows into an array, with a few threads (decoders release the interpreter lock)."""
+
+        def decode(row: int) -> None:
+            array[row] = self.row(row)
+
+        kind = "masks" if self.num_classes else "images"
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
+            jobs = [pool.submit(decode, row) for row in range(len(array))]
+            try:
+                for job in tqdm(jobs, desc=f"decoding {kind} once", unit="img", leave=False, disable=len(jobs) < 1000):
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+class ImageDataset(Dataset[Batch]):
+    """The images of one split.
+
+    ``dataset[7]`` is the image as it is in the file; ``dataset[(3, 7)]`` is the same image as training sees it in epoch
+    3, augmented. Whole batches are gathered at once by ``__getitems__``, which `torch.utils.data` calls.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: RowSource,
+        rows: NDArray[np.int64],
+        labels: Tensor | None,
+        masks: RowSource | None,
+        augmentation: Augmentation | None,
+        seed: int,
+    ) -> None:
+        self.images = images
+        self.rows = rows
+        self.labels = labels
+        self.masks = masks
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | Key) -> Batch:
+        if not isinstance(key, tuple) and not 0 <= key < len(self):
+            raise IndexError(f"index {key} is out of range for {len(self)} images")
+        batch = self.__getitems__([key])
+        item = Batch()
+        for name in batch:
+            item[name] = batch[name][0]  # type: ignore[literal-required]
+        return item
+
+    def __getitems__(self, keys: list[int] | list[Key] | list[int | Key]) -> Batch:
+        """The batch of these keys."""
+        epochs, indices = keys_to_arrays(keys)
+        rows = self.rows[indices]
+        steps = self.images.take(rows)
+        image = torch.from_numpy(steps).to(torch.float32).div_(float(np.iinfo(steps.dtype).max))  # type: ignore[type-var]
+        mask = None if self.masks is None else torch.from_numpy(self.masks.take(rows)).to(torch.int64)
+        if self.augmentation is not None and epochs is not None:
+            image, mask = self.augmentation(image, mask, seed=self.seed, epochs=epochs, indices=indices)
+        batch = Batch(image=image, index=torch.from_numpy(indices))
+        if self.labels is not None:
+            batch["label"] = self.labels[batch["index"]]
+        if mask is not None:
+            batch["mask"] = mask
+        return batch

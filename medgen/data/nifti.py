@@ -1,0 +1,98 @@
+"""Slices of NIfTI volumes in radiological display orientation."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medgen.data.readers import RawImage, SliceAxis, checked_frame
+
+_AXES: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+
+def read_nifti(
+    data: bytes, name: str, *, frame: int | None = None, axis: SliceAxis = "axial", volume: int | None = None
+) -> RawImage:
+    """One slice of a NIfTI volume, with the file's scaling applied.
+
+    The volume is first brought to the closest canonical orientation (RAS+: the three axes run to the patient's right,
+    front and head), by swapping and flipping axes without interpolation. ``frame`` counts along that axis from the
+    left-most, hindmost or lowest slice. The picture is turned as radiologists look at it: axial and coronal slices with
+    the patient's right side on the left; front up (axial) or head up (coronal, sagittal); sagittal slices face left.
+
+    In terms of the canonical array ``v``: axial ``v[::-1, ::-1, k].T``, coronal ``v[::-1, k, ::-1].T``, sagittal
+    ``v[k, ::-1, ::-1].T``.
+
+    Args:
+        data: The whole file, gzipped or not.
+        name: What messages call it.
+        frame: Slice number from 0.
+        axis: The plane.
+        volume: Volume of a 4-D file from 0; may be left out where there is only one.
+
+    Raises:
+        ValueError: If it is damaged, not a volume, or the slice or volume does not exist.
+        ImportError: Without the ``nifti`` extra.
+    """
+    try:
+        import nibabel  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'reading {name} needs nibabel: pip install "medgen[nifti]"') from error
+    if axis not in _AXES:
+        raise ValueError(f"axis is {axis!r}; use {', '.join(_AXES)}")
+    values, low, high = _canonical(data, name, volume)
+    along = _AXES[axis]
+    chosen = checked_frame(frame, values.shape[along], f"{name} ({axis})")
+    picture: NDArray[np.float32] = np.take(values, chosen, axis=along)
+    picture = picture[:, ::-1] if axis == "sagittal" else picture[::-1, ::-1]
+    if axis == "sagittal":
+        picture = picture[::-1]
+    return RawImage(np.ascontiguousarray(picture.T), low, high, None)
+
+
+@lru_cache(maxsize=4)  # a table lists the slices of a volume one after the other
+def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.float32], float, float]:
+    """A volume in RAS+ as float32, with the range its type and scaling could hold (its own range if floating point)."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        size = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")
+        image_class = nibabel.Nifti2Image if 540 in size else nibabel.Nifti1Image
+        image = image_class.from_stream(io.BytesIO(raw))
+        shape = image.shape
+        if len(shape) < 3 or any(extent > 1 for extent in shape[4:]):
+            raise ValueError(f"its shape is {shape}; medgen reads 3-D and 4-D volumes")
+        volumes = shape[3] if len(shape) > 3 else 1
+        if volume is None and volumes > 1:
+            raise ValueError(f"it is 4-D with {volumes} volumes; choose one with volume=0..{volumes - 1}")
+        if volume is not None and not 0 <= volume < volumes:
+            raise ValueError(f"volume {volume} does not exist; it has volumes 0..{volumes - 1}")
+        whole = np.asarray(image.dataobj).reshape(*shape[:3], volumes)[..., volume or 0]
+        flips = nibabel.io_orientation(image.affine)  # type: ignore[no-untyped-call]
+        values = nibabel.apply_orientation(whole, flips).astype(np.float32)  # type: ignore[no-untyped-call]
+    except (
+        ImageFileError,
+        HeaderDataError,
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+    ) as error:
+        raise ValueError(f"{name} cannot be read as a NIfTI volume: {error}") from error
+    dtype = image.get_data_dtype()  # type: ignore[no-untyped-call]
+    if not np.issubdtype(dtype, np.integer):
+        finite = values[np.isfinite(values)]
+        return values, float(finite.min(initial=0)), float(finite.max(initial=0))
+    slope, intercept = image.header.get_slope_inter()  # type: ignore[no-untyped-call]
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max]) * (1 if slope is None else slope)
+    low, high = sorted((ends + (intercept or 0)).tolist())
+    return values, low, high

@@ -1,0 +1,275 @@
+"""Generators on the Hugging Face Hub: pull, push, and files that authors published in their own format.
+
+The Hub's client checks no content, so everything pulled is verified against the hashes in ``config.json``. Its settings
+apply: ``HF_HOME`` for the download cache, ``HF_TOKEN`` for private repositories, ``HF_HUB_OFFLINE=1`` to use the cache
+only, ``HF_ENDPOINT`` for a mirror.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from medgen.checkpoint import CONFIG_FILE, About, CheckpointError, read_info, sha256_of, verify_files
+
+if TYPE_CHECKING:
+    from medgen.generator import Generator
+
+Kind: TypeAlias = Literal["repository", "Space"]
+
+logger = logging.getLogger(__name__)
+
+
+def pull(repo: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint on the Hub, complete and verified, in the Hub's own download cache.
+
+    All files come from one commit, even if the repository changes meanwhile. A commit that is in the cache needs no
+    network; a branch or tag that is in the cache is used as it was last seen if the Hub cannot be reached.
+
+    Args:
+        repo: ``org/name``.
+        revision: Commit, tag or branch; the main branch by default.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, revision or file.
+        PermissionError: If the repository wants its terms accepted or a login.
+        ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
+        CheckpointError: If a file is damaged, tampered with, foreign, or of a newer format.
+    """
+    offline = f"hf download {repo} --local-dir FOLDER` and medgen.load('FOLDER')"
+    folder = _download(repo, CONFIG_FILE, revision, offline=offline).parent
+    info = read_info(folder)
+    for name in info.files:
+        _download(repo, name, folder.name, offline=offline)  # the cache names the folder after the commit
+    try:
+        verify_files(info)
+    except CheckpointError:
+        for name in info.files:  # else the cache would hand out the damaged file for ever
+            if sha256_of(folder / name) != info.files[name]:
+                (folder / name).resolve().unlink()
+                (folder / name).unlink(missing_ok=True)
+        raise
+    return folder
+
+
+def push(
+    source: Generator | str | Path, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint"
+) -> str:
+    """The hash of a new commit on the Hub that holds the checkpoint: pin it as ``org/name@hash``.
+
+    Args:
+        source: A generator, or the folder of a checkpoint, which is verified first and goes up with its model card.
+        repo: ``org/name``; made if it does not exist.
+        private: Whether a new repository is private.
+        message: Commit message.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is incomplete.
+        PermissionError: If the login is missing, or may not write there.
+        ConnectionError: If the Hub cannot be reached.
+        CheckpointError: If the folder is not a sound checkpoint.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with tempfile.TemporaryDirectory(prefix="medgen-push-") as scratch:
+        if isinstance(source, str | Path):
+            folder = Path(source)
+        else:
+            folder = source.save_pretrained(Path(scratch) / repo.rpartition("/")[2])
+        info = read_info(folder)
+        verify_files(info)
+        files = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in (CONFIG_FILE, *info.files)
+        ]
+        with _plain_errors(
+            repo, None, offline=f"generator.save_pretrained('FOLDER')` and later `medgen push FOLDER {repo}`"
+        ):
+            api = HfApi()
+            api.create_repo(repo, private=private, exist_ok=True)
+            return api.create_commit(repo, files, commit_message=message).oid
+
+
+def fetch_official(
+    space: str,
+    patterns: Sequence[str],
+    *,
+    image_size: tuple[int, int],
+    label_names: Sequence[str] = (),
+    about: About | None = None,
+    revision: str | None = None,
+) -> Path:
+    """The checkpoint folder converted from a file that authors keep in a Hub Space.
+
+    The first call fetches the file, converts it without running anything in it, and keeps the result in medgen's cache
+    folder under the commit it came from. Later calls use that and need no network. The authors' commits are not known
+    to medgen: without a `revision`, the one found at the first fetch stays the one that is used on this machine.
+
+    Args:
+        space: ``org/name`` of the Space.
+        patterns: Names the file may have, with ``*``; exactly one file must match.
+        image_size: Height and width of the images, which the file does not state.
+        label_names: Names of its classes, which the file does not state either.
+        about: Licence and data of the weights; the source is filled in.
+        revision: Commit of the Space; the main branch by default.
+
+    Raises:
+        FileNotFoundError: If no file matches, or several do; what was found is listed.
+        ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
+        CheckpointError: If the file is damaged or not what it should be.
+    """
+    from filelock import FileLock
+
+    from medgen.data.cache import default_cache_folder
+    from medgen.interop import convert
+
+    home = default_cache_folder() / "official" / space.replace("/", "--")
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):  # processes that start together convert once
+        if converted := _already_converted(home, patterns, revision):
+            return converted
+        file, commit, name = _download_official(space, patterns, revision, home)
+        folder = home / commit / name.replace("/", "--")
+        source = f"https://huggingface.co/spaces/{space}/blob/{commit}/{name}"
+        logger.info("converting %s of %s at commit %s into %s", name, space, commit, folder)
+        about = replace(about or About(), source=source)
+        return convert(file, folder, image_size=image_size, label_names=label_names, about=about)
+
+
+def _already_converted(home: Path, patterns: Sequence[str], revision: str | None) -> Path | None:
+    found = [
+        folder
+        for folder in home.glob(f"{revision or '*'}/*")
+        if any(fnmatchcase(folder.name, pattern.replace("/", "--")) for pattern in patterns)
+        and (folder / CONFIG_FILE).is_file()
+    ]
+    return min(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _download_official(space: str, patterns: Sequence[str], revision: str | None, home: Path) -> tuple[Path, str, str]:
+    """The file in the Hub's cache, the commit it is from, and its name in the Space."""
+    from huggingface_hub import HfApi
+
+    offline = (
+        f"hf download {space} --repo-type space --include '{patterns[0]}' --local-dir FOLDER`, and there or here "
+        "`medgen convert FILE.ckpt CHECKPOINT` and medgen.load('CHECKPOINT'); or load it once on a machine with "
+        f"network and copy that machine's cache to {home}"
+    )
+    if len(patterns) == 1 and "*" not in patterns[0]:
+        name = patterns[0]
+    else:
+        with _plain_errors(space, revision, offline=offline, kind="Space"):
+            info = HfApi().space_info(space, revision=revision)
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if len(matching) != 1:
+            checkpoints = [name for name in names if name.endswith(".ckpt")]
+            raise FileNotFoundError(
+                f"{len(matching)} files of the Space {space} match {' or '.join(patterns)}; expected one. Its "
+                f"checkpoints are: {', '.join(checkpoints) or 'none'}. Download the right one and turn it into a "
+                "checkpoint with `medgen convert FILE.ckpt FOLDER`"
+            )
+        (name,) = matching
+        revision = info.sha
+    file = _download(space, name, revision, offline=offline, kind="Space")
+    blob = file.resolve()
+    # The cache keeps large files under the sha256 that the Hub states for them, but does not compare it.
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
+        blob.unlink()
+        file.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{name} of the Space {space} was damaged on its way: its sha256 is not {blob.name}; try again"
+        )
+    commit = file.parents[name.count("/")].name
+    return file, commit, name
+
+
+def _download(repo: str, name: str, revision: str | None, *, offline: str, kind: Kind = "repository") -> Path:
+    """The file in the Hub's cache: the newest of a branch or tag, if the Hub can be reached."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    repo_type = "space" if kind == "Space" else "model"
+    with _plain_errors(repo, revision, offline=offline, kind=kind, file=name):
+        cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
+        if isinstance(cached, str) and revision in Path(cached).parts:  # a commit never changes
+            return Path(cached)
+        try:  # once, since the download itself goes on trying for half a minute
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, repo_type=repo_type))
+        except Exception as error:
+            if isinstance(cached, str) and _is_outage(error):
+                return Path(cached)
+            raise
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision, repo_type=repo_type))
+        except OSError as error:
+            if "Consistency check failed" not in str(error):
+                raise
+            raise CheckpointError(f"{name} of the {kind} {repo} arrived incomplete, try again: {error}") from error
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the Hub could not be reached or is out of order, as opposed to having answered no."""
+    from huggingface_hub import errors
+
+    http_error = errors.HfHubHTTPError.__mro__[1]  # the base class of the HTTP library, which differs by version
+    response = getattr(error, "response", None)
+    unreachable = (http_error, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    return isinstance(error, unreachable) and (response is None or response.status_code >= 500)
+
+
+@contextmanager
+def _plain_errors(
+    repo: str, revision: str | None, *, offline: str, kind: Kind = "repository", file: str = ""
+) -> Iterator[None]:
+    """Turns what the Hub's client raises into built-in errors that say what was tried and what to do.
+
+    Args:
+        repo: ``org/name``.
+        revision: What was asked for.
+        offline: The command to go on without network, after "run `".
+        kind: What `repo` is.
+        file: The file that was asked for.
+    """
+    from huggingface_hub import constants, errors
+
+    where = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise PermissionError(
+            f"the {kind} {repo} is gated: accept its terms at {where}/{repo}, then log in with `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"no {kind} {repo} at {where}, or it is private: check the name, or log in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"the {kind} {repo} at {where} has no revision {revision!r}; use a commit, tag or branch it has"
+        ) from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"the {kind} {repo} at {where} has no file {file} at revision {revision or 'main'}; the checkpoint is "
+            "incomplete, or not from medgen"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ValueError(f"{repo!r} is not the name of a {kind}: {error}") from error
+    except Exception as error:
+        if _is_outage(error):
+            raise ConnectionError(
+                f"cannot reach the {kind} {repo} at {where} (revision {revision or 'main'}), and it is not in the "
+                f"cache {constants.HF_HUB_CACHE}: {error.__cause__ or error}. To go on offline: on a machine with "
+                f"network run `{offline}. The checkpoints that `medgen list` calls bundled need no network"
+            ) from error
+        if isinstance(error, errors.HfHubHTTPError):
+            raise PermissionError(
+                f"{where} refuses the request for {repo}: {error}. Check the rights of your token, or log in with "
+                "`hf auth login`"
+            ) from error
+        raise

@@ -1,0 +1,125 @@
+"""Latents of a training set, encoded once into the cache, so that diffusion training never runs the encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medgen.data.cache import ArrayCache, content_key, open_or_build
+from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
+
+if TYPE_CHECKING:
+    from medgen.data.base import ImageDataModule
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 64
+
+
+class LatentStore:
+    """Latent distributions of every training image, read by image number from a memory map.
+
+    A ``kl`` autoencoder's mean and log-variance are kept rather than one draw, so that every epoch draws anew. With
+    augmentation, each image is encoded ``variants`` times under different changes, and epochs take turns.
+
+    Args:
+        cache: (N, variants, c or 2 c, h, w) float32.
+        has_moments: Whether the second half of the channels is the log-variance.
+    """
+
+    def __init__(self, cache: ArrayCache, *, has_moments: bool) -> None:
+        self._cache = cache
+        self._has_moments = has_moments
+
+    @classmethod
+    def open(
+        cls,
+        autoencoder: KLAutoencoder | VQAutoencoder,
+        data: ImageDataModule,
+        *,
+        latent_shape: tuple[int, int, int],
+        variants: int,
+        device: torch.device,
+    ) -> LatentStore:
+        """The store of a training set and an autoencoder; built if it is not in the cache yet.
+
+        Args:
+            autoencoder: The first stage, trained.
+            data: The images of its train split, with the augmentation that data module has.
+            latent_shape: Channels, height and width of a latent.
+            variants: Versions of each image to encode; more than one only makes sense with augmentation.
+            device: Where to run the encoder.
+
+        Raises:
+            ValueError: If ``variants`` does not go with the data's augmentation.
+        """
+        if variants < 1:
+            raise ValueError(f"latent_variants is {variants}; use at least 1")
+        if (variants > 1) != (data.augment is not None):
+            has = "augments" if data.augment else "does not augment"
+            raise ValueError(
+                f"latent_variants is {variants}, but the data {has}; use several exactly with augmentation"
+            )
+        has_moments = isinstance(autoencoder, KLAutoencoder)
+        dataset = data.dataset("train")
+        channels, height, width = latent_shape
+        shape = (len(dataset), variants, channels * (2 if has_moments else 1), height, width)
+        what = (data.fingerprint("train"), repr(data.augment), data.seed, variants, _hash(autoencoder))
+
+        def fill(array: NDArray[np.generic]) -> None:
+            logger.info("encoding %d images in %d variants", len(dataset), variants)
+            encoder = autoencoder.to(device).eval()
+            with torch.inference_mode():
+                for variant in range(variants):
+                    for start in range(0, len(dataset), _BATCH):
+                        rows = range(start, min(start + _BATCH, len(dataset)))
+                        batch = dataset.__getitems__([(variant, row) for row in rows])
+                        images = batch["image"].to(device).mul(2).sub(1)
+                        array[start : rows.stop, variant] = _encode(encoder, images).cpu().numpy()
+
+        return cls(
+            open_or_build(content_key("latents", *what), shape, np.float32, fill, folder=data.cache_folder),
+            has_moments=has_moments,
+        )
+
+    def draw(self, index: Tensor, epoch: int) -> Tensor:
+        """Latents of the images with these numbers, (B, c, h, w), drawn from torch's global random state."""
+        array = self._cache.array
+        stored = torch.from_numpy(array[index.cpu().numpy(), epoch % array.shape[1]])
+        if not self._has_moments:
+            return stored
+        mean, logvar = stored.chunk(2, dim=1)
+        return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of every channel over the whole store, (c, 1, 1) each."""
+        array = self._cache.array
+        channels = array.shape[2] // (2 if self._has_moments else 1)
+        mean = array[:, :, :channels].mean(axis=(0, 1, 3, 4), dtype=np.float64)
+        variance = array[:, :, :channels].var(axis=(0, 1, 3, 4), dtype=np.float64)
+        if self._has_moments:  # law of total variance: spread of the means plus the mean spread
+            variance = variance + np.exp(array[:, :, channels:]).mean(axis=(0, 1, 3, 4), dtype=np.float64)
+        mean_and_std = torch.from_numpy(np.stack([mean, np.sqrt(variance)])).float()
+        return mean_and_std[0, :, None, None], mean_and_std[1, :, None, None]
+
+
+def _encode(autoencoder: KLAutoencoder | VQAutoencoder, images: Tensor) -> Tensor:
+    """What the store keeps of images (B, C, H, W) in [-1, 1]."""
+    if isinstance(autoencoder, KLAutoencoder):
+        return torch.cat(autoencoder.encode_moments(images), dim=1)
+    return autoencoder.encode(images)
+
+
+def _hash(module: torch.nn.Module) -> str:
+    """Content hash of a module's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from medgen.data.readers import RawImage, SliceAxis, checked_frame
+from medgen.data.readers import RawImage, SliceAxis, checked_frame, finite_range
 
 _AXES: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -59,8 +59,10 @@ def read_nifti(
 def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.float32], float, float]:
     """A volume in RAS+ as float32, with the range its type and scaling could hold (its own range if floating point)."""
     import nibabel
+    from nibabel.arrayproxy import ArrayProxy
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     try:
         raw = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
@@ -81,6 +83,7 @@ def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.f
     except (
         ImageFileError,
         HeaderDataError,
+        WrapStructError,
         OSError,
         EOFError,
         zlib.error,
@@ -90,9 +93,8 @@ def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.f
         raise ValueError(f"{name} cannot be read as a NIfTI volume: {error}") from error
     dtype = image.get_data_dtype()  # type: ignore[no-untyped-call]
     if not np.issubdtype(dtype, np.integer):
-        finite = values[np.isfinite(values)]
-        return values, float(finite.min(initial=0)), float(finite.max(initial=0))
-    slope, intercept = image.header.get_slope_inter()  # type: ignore[no-untyped-call]
-    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max]) * (1 if slope is None else slope)
-    low, high = sorted((ends + (intercept or 0)).tolist())
+        return values, *finite_range(values)
+    ends = np.array([np.iinfo(dtype).min, np.iinfo(dtype).max], dtype=np.float64)
+    assert isinstance(image.dataobj, ArrayProxy)  # as every image that was read from a file
+    low, high = np.sort(ends * image.dataobj.slope + image.dataobj.inter).tolist()
     return values, low, high

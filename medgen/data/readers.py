@@ -99,7 +99,8 @@ class IntensityWindow:
     def apply(self, image: RawImage, name: str = "image") -> Pixels:
         """Pixels mapped to [0, 1], of the same shape, clipped at both ends of the window."""
         low, high = self.bounds(image, name)
-        return np.clip((image.pixels - low) / (high - low), 0, 1).astype(np.float32)
+        shown: Pixels = np.clip((image.pixels - low) / (high - low), 0, 1).astype(np.float32)
+        return shown
 
 
 def read_image(
@@ -217,8 +218,7 @@ def _as_raw(values: NDArray[np.generic]) -> RawImage:
         limits = np.iinfo(values.dtype)  # type: ignore[type-var]
         low, high = float(limits.min), float(limits.max)
     else:
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        low, high = finite_range(values)
     return RawImage(values.astype(np.float32), low, high, STORED)
 
 
@@ -303,6 +303,12 @@ def _collapse_grey(pixels: NDArray[np.generic]) -> NDArray[np.generic]:
     if pixels.ndim == 3 and (pixels == pixels[..., :1]).all():
         return pixels[..., 0]
     return pixels
+
+
+def finite_range(values: NDArray[np.generic]) -> tuple[float, float]:
+    """Smallest and largest number among values that may hold NaN: the range of a floating point image."""
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
 
 
 def checked_frame(frame: int | None, frames: int, name: str) -> int:

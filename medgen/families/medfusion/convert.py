@@ -85,14 +85,10 @@ _NAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
 _NAMES[VQAutoencoder] = _NAMES[KLAutoencoder]
 
 
-def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> KLAutoencoder | VQAutoencoder:
-    """The autoencoder of an official VAE or VAEGAN ("kl") or VQVAE or VQGAN ("vq"), with weights of its own.
-
-    Raises:
-        ValueError: If an argument has a value that cannot be built.
-    """
+def autoencoder_config(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> AutoencoderConfig:
+    """The shape of the autoencoder that the arguments of an official VAE ("kl") or VQVAE ("vq") describe."""
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
-    config = AutoencoderConfig(
+    return AutoencoderConfig(
         in_channels=arguments.get("in_channels", 3),
         out_channels=arguments.get("out_channels", 3),
         latent_channels=arguments.get("emb_channels", 4),
@@ -103,6 +99,15 @@ def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") ->
         extra_heads=_extra_heads(arguments.get("deep_supervision", False), len(hidden) - 1),
         **_style(arguments, spatial_dims=2, groups=8 if kind == "kl" else 32),
     )
+
+
+def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> KLAutoencoder | VQAutoencoder:
+    """The autoencoder of an official VAE or VAEGAN ("kl") or VQVAE or VQGAN ("vq"), with weights of its own.
+
+    Raises:
+        ValueError: If an argument has a value that cannot be built.
+    """
+    config = autoencoder_config(arguments, kind)
     if kind == "kl":
         return KLAutoencoder(config)
     return VQAutoencoder(config, arguments.get("num_embeddings", 8192), arguments.get("beta", 0.25))
@@ -124,11 +129,11 @@ def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl")
     )
 
 
-def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNet | AdditiveUNet:
-    """The UNet of the official file `unet2.py` ("concatenated", published) or `unet.py` ("additive").
+def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNetConfig:
+    """The shape of the UNet that the arguments of the official class describe.
 
     Raises:
-        ValueError: If an argument has a value that cannot be built.
+        ValueError: If it has no time embedder.
     """
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_UNET))
     time = arguments.get("time_embedder_kwargs") or {}
@@ -137,7 +142,7 @@ def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] =
     if arguments.get("time_embedder", "TimeEmbbeding") is None:
         raise ValueError("time_embedder is None; a noise estimator without time cannot be built")
     embedding_dim = time.get("emb_dim", 64)
-    config = UNetConfig(
+    return UNetConfig(
         in_channels=arguments.get("in_ch", 1),
         out_channels=arguments.get("out_ch", 1),
         hidden=hidden,
@@ -156,6 +161,15 @@ def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] =
         self_conditioning=arguments.get("use_self_conditioning", False),
         **_style(arguments, spatial_dims=3, groups=32),
     )
+
+
+def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNet | AdditiveUNet:
+    """The UNet of the official file `unet2.py` ("concatenated", published) or `unet.py` ("additive").
+
+    Raises:
+        ValueError: If an argument has a value that cannot be built.
+    """
+    config = unet_config(arguments, kind)
     return UNet(config) if kind == "concatenated" else AdditiveUNet(config)
 
 

@@ -1,0 +1,216 @@
+"""What Medfusion's autoencoder minimises: likeness at every scale, patch discriminators, a latent one can draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
+from medgen.losses.ssim import ssim
+
+PixelLoss = Literal["l1", "mse"]
+Reduction = Literal["sum", "mean"]
+Downscaling = Literal["nearest-exact", "area"]
+
+_PIXEL: Mapping[PixelLoss, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": lambda x, y: (x - y).abs(),
+    "mse": lambda x, y: (x - y).square(),
+}
+
+
+class Loss(NamedTuple):
+    """A scalar to descend, and detached scalars to log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class AutoencoderLoss(nn.Module):
+    """Pixel, perceptual, structural and adversarial loss of the autoencoder's outputs at all scales.
+
+    The two published reductions differ in more than a factor:
+
+    * ``sum`` (KL autoencoder) sums over channels and pixels, averages over the batch, and adds the scales. Perceptual
+      and structural loss are one number per image and count once for every channel and pixel.
+    * ``mean`` (VQ autoencoder) averages over everything, and over the scales with weights 1, 1/2, 1/4 ...
+
+    Args:
+        pixel: Absolute or squared difference.
+        perceptual: Distance per image (B,) in [-1, 1], such as `FeaturePerceptualLoss`, or None.
+        perceptual_weight: Its weight.
+        ssim_weight: Weight of one minus the structural similarity.
+        adversarial: The game between decoder and discriminators.
+        adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
+        reduction: See above.
+        downscaling: How the image is brought to the size of the lower scales for the reconstruction: ``nearest-exact``
+            as published for training without discriminators, ``area`` as published with them. Discriminators see the
+            area mean in any case.
+
+    Raises:
+        ValueError: If a choice does not exist.
+
+    Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+    generative adversarial networks for medical image synthesis"; Esser et al. 2021, "Taming transformers", for the
+    adversarial part.
+    """
+
+    def __init__(
+        self,
+        *,
+        pixel: PixelLoss = "l1",
+        perceptual: nn.Module | None = None,
+        perceptual_weight: float = 1.0,
+        ssim_weight: float = 1.0,
+        adversarial: AdversarialKind = "hinge",
+        adversarial_weight: float = 1.0,
+        reduction: Reduction = "sum",
+        downscaling: Downscaling = "nearest-exact",
+    ) -> None:
+        super().__init__()
+        for name, value, choices in (
+            ("pixel", pixel, PixelLoss),
+            ("adversarial", adversarial, AdversarialKind),
+            ("reduction", reduction, Reduction),
+            ("downscaling", downscaling, Downscaling),
+        ):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, get_args(choices)))}")
+        self.pixel: PixelLoss = pixel
+        self.perceptual = perceptual
+        self.perceptual_weight = perceptual_weight
+        self.ssim_weight = ssim_weight
+        self.adversarial: AdversarialKind = adversarial
+        self.adversarial_weight = adversarial_weight
+        self.reduction: Reduction = reduction
+        self.downscaling: Downscaling = downscaling
+
+    def forward(
+        self,
+        outputs: Sequence[Tensor],
+        target: Tensor,
+        discriminators: Sequence[nn.Module] | nn.ModuleList = (),
+        last_layers: Sequence[Tensor] = (),
+    ) -> Loss:
+        """Loss of the autoencoder, without that of its latent.
+
+        Args:
+            outputs: Reconstructions in [-1, 1], (B, C, ...), full resolution first.
+            target: The image, (B, C, ...) in [-1, 1], at full resolution.
+            discriminators: One for each output, or none for training without them.
+            last_layers: The weight of the layer each output comes from; balances both kinds of loss, see
+                `adaptive_weight`. Needed with discriminators.
+
+        Returns:
+            The total; terms ``pixel``, ``perceptual`` and ``ssim`` (mean likeness) at full resolution,
+            ``reconstruction`` and, with discriminators, ``adversarial`` over all scales and
+            ``adaptive_weight_<scale>``.
+        """
+        outputs = [output.float() for output in outputs]
+        targets = _pyramid(target, outputs, self.downscaling)
+        reconstructions: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        for output, image in zip(outputs, targets, strict=True):
+            reconstruction, parts = self._likeness(output, image)
+            reconstructions.append(reconstruction)
+            terms = terms or parts
+        total = self._over_scales(reconstructions)
+        terms["reconstruction"] = total.detach()
+        if not len(discriminators):
+            return Loss(total, terms)
+
+        games = []
+        for scale, discriminator in enumerate(discriminators):
+            logits = ADVERSARIAL[self.adversarial].generator(discriminator(outputs[scale]).float())
+            game = logits.sum() if self.reduction == "sum" else logits.mean()
+            weight = adaptive_weight(reconstructions[scale], game, last_layers[scale])
+            games.append(self.adversarial_weight * weight * game)
+            terms[f"adaptive_weight_{scale}"] = weight
+        adversarial = self._over_scales(games)
+        terms["adversarial"] = adversarial.detach()
+        return Loss(total + adversarial, terms)
+
+    def discriminator_loss(
+        self, outputs: Sequence[Tensor], target: Tensor, discriminators: Sequence[nn.Module] | nn.ModuleList
+    ) -> Loss:
+        """Loss of the discriminators on the image and on reconstructions, which get no gradient.
+
+        Args:
+            outputs: Reconstructions in [-1, 1], (B, C, ...), full resolution first.
+            target: The image, (B, C, ...) in [-1, 1], at full resolution.
+            discriminators: One for each output.
+
+        Returns:
+            The total, and the mean logits of the full-resolution discriminator, ``logits_real`` and ``logits_fake``.
+        """
+        losses: list[Tensor] = []
+        terms: dict[str, Tensor] = {}
+        for discriminator, output, image in zip(
+            discriminators, outputs, _pyramid(target, outputs, "area"), strict=True
+        ):
+            real, fake = discriminator(image).float(), discriminator(output.detach()).float()
+            losses.append(ADVERSARIAL[self.adversarial].discriminator(real, fake))
+            terms = terms or {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+        return Loss(self._over_scales(losses), terms)
+
+    def _likeness(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction loss of one scale, reduced over images and pixels, and its parts."""
+        pixel = _PIXEL[self.pixel](output, image)
+        likeness = ssim(((output + 1) / 2).clamp(0, 1), (image + 1) / 2, nonnegative=True)
+        per_image = self.ssim_weight * (1 - likeness)
+        parts = {"pixel": pixel.detach().mean(), "ssim": likeness.detach().mean()}
+        if self.perceptual is not None:
+            perceptual = self.perceptual(output, image)
+            per_image = per_image + self.perceptual_weight * perceptual
+            parts["perceptual"] = perceptual.detach().mean()
+        loss = pixel + per_image.reshape(-1, *[1] * (pixel.dim() - 1))
+        return (loss.sum() / len(loss) if self.reduction == "sum" else loss.mean()), parts
+
+    def _over_scales(self, losses: Sequence[Tensor]) -> Tensor:
+        if self.reduction == "sum":
+            return torch.stack(list(losses)).sum()
+        weights = [0.5**scale for scale in range(len(losses))]
+        return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Divergence of N(mean, variance) from N(0, 1) in nats: summed over the latent, averaged over the batch.
+
+    Args:
+        mean: (B, C, ...).
+        log_variance: In the shape of ``mean``.
+
+    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", appendix B.
+    """
+    mean, log_variance = mean.float(), log_variance.float()
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum() / (2 * len(mean))
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """How much the adversarial loss has to weigh to move the last layer as far as the reconstruction loss does.
+
+    Args:
+        reconstruction: Scalar loss.
+        adversarial: Scalar loss.
+        last_layer: Weight of the layer both losses reach last.
+
+    Returns:
+        A scalar from 0 to 10,000 without gradient.
+
+    Source: Esser et al. 2021, "Taming transformers for high-resolution image synthesis", eq. 7.
+    """
+    (toward_image,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (toward_real,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    weight: Tensor = toward_image.norm() / (toward_real.norm() + 1e-4)
+    return weight.clamp(0, 1e4).detach()
+
+
+def _pyramid(target: Tensor, outputs: Sequence[Tensor], downscaling: Downscaling) -> list[Tensor]:
+    """The image at the size of every output."""
+    return [
+        target if target.shape[2:] == output.shape[2:] else interpolate(target, size=output.shape[2:], mode=downscaling)
+        for output in outputs
+    ]

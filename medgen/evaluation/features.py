@@ -62,6 +62,11 @@ class FeatureNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     @property
+    def slug(self) -> str:
+        """The name as part of a file name or of a logged key."""
+        return self.name.replace(":", "_")
+
+    @property
     def resize(self) -> str:
         """How images reach the network, such as ``bicubic 224x224``; part of what a number means."""
         return f"{self.interpolation} {self.size[0]}x{self.size[1]}"
@@ -72,7 +77,7 @@ class FeatureNetwork(nn.Module):
         digest = hashlib.sha256(f"{self.name}|{self.resize}".encode())
         for key, value in self.state_dict().items():
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @torch.no_grad()

@@ -47,9 +47,10 @@ class Score:
         high: Upper end.
         network: The feature network.
         resize: How images reached it.
-        real: The real images, such as ``val+test``.
-        n_real: How many there were.
-        n_generated: How many generated images there were.
+        generated: What was judged: the checkpoint or the folder.
+        n_generated: How many images of it.
+        real: The real images it was compared with, such as ``val+test``.
+        n_real: How many.
     """
 
     name: str
@@ -58,9 +59,10 @@ class Score:
     high: float | None = None
     network: str
     resize: str
+    generated: str
+    n_generated: int
     real: str
     n_real: int
-    n_generated: int
 
 
 def compare(
@@ -73,6 +75,7 @@ def compare(
     seed: int = 0,
     batch_size: int = 16,
     options: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> tuple[FeatureSet, FeatureSet]:
     """Features of generated and of real images, drawn and read in one pass for all networks.
 
@@ -85,6 +88,7 @@ def compare(
         seed: Seed of the generated images.
         batch_size: Images drawn and seen together.
         options: Sampling options of the family, such as ``steps``.
+        name: What results call the generated images; by default the checkpoint or folder.
 
     Returns:
         The generated and the real set. Labels of generated images are distributed as those of the real ones. In a
@@ -94,7 +98,8 @@ def compare(
         ValueError: If image sizes or channels differ, labels cannot be matched, or `n` does not go with `source`.
     """
     real = RealImages(datamodule, split)
-    name, images, labels, n = _open(source, datamodule, real, n, seed, options or {})
+    found, images, labels, n = _open(source, datamodule, real, n, seed, options or {})
+    name = name or found
     rows = shard(n)
     parts: list[list[Tensor]] = [[torch.zeros(0, network.dim)] for network in networks]
     expected = (datamodule.channels, *datamodule.image_size)
@@ -169,7 +174,7 @@ def measure(
         metric.update(real.features[network.name].to(metric.device), real=True)
         metric.update(generated.features[network.name].to(metric.device), real=False)
         for name, value in metric.compute().items():
-            label = f"{name}_{network.name.replace(':', '_')}" if metric.network_in_name else name
+            label = f"{name}_{network.slug}" if metric.network_in_name else name
             scores[label] = score(label, float(value), generated, real, network)
     return scores
 
@@ -207,9 +212,10 @@ def score(
         high=interval[1] if interval else None,
         network=network.name,
         resize=network.resize,
+        generated=generated.name,
+        n_generated=generated.n,
         real=real.name,
         n_real=real.n,
-        n_generated=generated.n,
     )
 
 

@@ -1,0 +1,209 @@
+"""Callbacks for training: when to measure and when to draw. The arithmetic lives in `medgen.evaluation`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from medgen.evaluation import METRICS, feature_network
+from medgen.evaluation.features import DEFAULT_NETWORK
+from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
+from medgen.images import image_grid, save_png
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import nn
+
+    from medgen.data.base import ImageDataModule
+    from medgen.generator import Generator
+    from medgen.labels import Label
+
+
+class EvaluateGenerator(Callback):
+    """Logs the metrics of the averaged generator, such as ``val/fd_efficientnet_lite0`` and ``val/precision``.
+
+    Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of the
+    epoch where there is no validation. Processes share the sampling and all log the same. Training goes on as if
+    nothing had happened: neither random states nor train and eval modes change.
+
+    Args:
+        metrics: Names of `medgen.evaluation.METRICS`; by default all.
+        every_n_epochs: Epochs between evaluations; ``trainer.validate`` always evaluates.
+        n: Number of generated images; by default as many as real ones.
+        split: The real images, and the first part of the logged names.
+        network: The feature network; should not be one of the training losses.
+        seed: Seed of the generated images, the same each time.
+        batch_size: Images drawn together.
+        options: Sampling options of the family, such as ``{"steps": 50}``.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] | None = None,
+        every_n_epochs: int = 1,
+        n: int | None = None,
+        split: str = "val",
+        network: str = DEFAULT_NETWORK,
+        seed: int = 0,
+        batch_size: int = 16,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.metrics = tuple(METRICS if metrics is None else metrics)
+        check_metrics(self.metrics)
+        self.every_n_epochs = _checked_interval(every_n_epochs)
+        self.n = n
+        self.split = split
+        self.network = feature_network(network)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.options = dict(options or {})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what would fail epochs later, and warn of a judge that trained its pupil."""
+        if getattr(trainer, "datamodule", None) is None:
+            raise ValueError(
+                "EvaluateGenerator needs the real images of a data module; pass datamodule= to the trainer"
+            )
+        _published(pl_module).check_options(self.options)
+        warn_of_bias(self.network.name, getattr(pl_module, "trained_with", ()))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate, unless it is Lightning's dry run before training."""
+        if not trainer.sanity_checking:
+            self._evaluate_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate where there is no validation loop that could."""
+        if not trainer.enable_validation:
+            self._evaluate_if_due(trainer, pl_module)
+
+    def _evaluate_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not _is_due(trainer, self.every_n_epochs):
+            return
+        with undisturbed(pl_module):
+            scores = evaluate(
+                _published(pl_module),
+                cast("ImageDataModule", trainer.datamodule),  # type: ignore[attr-defined]
+                self.metrics,
+                n=self.n,
+                split=self.split,
+                seed=self.seed,
+                network=self.network,
+                batch_size=self.batch_size,
+                **self.options,
+            )
+        # All processes hold the same numbers already; sync_dist only tells Lightning so.
+        numbers = {f"{self.split}/{name}": score.value for name, score in scores.items()}
+        pl_module.log_dict(numbers, on_step=False, on_epoch=True, sync_dist=True)
+
+
+class LogSamples(Callback):
+    """Shows what the averaged generator draws: a grid of the same seeds after every few epochs.
+
+    The grid goes to every logger that takes images (TensorBoard), else to ``samples/`` in the trainer's root folder.
+
+    Args:
+        every_n_epochs: Epochs between grids.
+        n: Images in the grid.
+        labels: One label per image; by default the classes or findings take turns.
+        columns: Images per row.
+        seed: Seed of the images.
+        options: Sampling options of the family, such as ``{"steps": 50}``.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 1,
+        n: int = 16,
+        labels: Sequence[int | str | float | Sequence[int | str | float]] | None = None,
+        columns: int = 8,
+        seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.every_n_epochs = _checked_interval(every_n_epochs)
+        self.n = n
+        self.labels = labels
+        self.columns = columns
+        self.seed = seed
+        self.options = dict(options or {})
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse labels and options that the generator does not know before training starts."""
+        generator = _published(pl_module)
+        generator.check_options(self.options)
+        generator.label_space.resolve(self._label(generator), self.n)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and log, on one process."""
+        if trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+            with undisturbed(pl_module):
+                self._show(trainer, self._draw(_published(pl_module)))
+
+    def _label(self, generator: Generator) -> Label:
+        """What to ask for: as told, or each class or finding in turn."""
+        space = generator.label_space
+        if self.labels is not None or space.kind in ("none", "continuous"):
+            return self.labels
+        names = [space.names[i % len(space)] for i in range(self.n)]
+        return names if space.kind == "single" else [[name] for name in names]
+
+    def _draw(self, generator: Generator) -> Image.Image:
+        label = self._label(generator)
+        images = generator.sample(self.n, label, seed=self.seed, **self.options)
+        captions = generator.label_space.describe(generator.label_space.resolve(label, self.n), self.n)
+        scale = max(1, 128 // images.shape[-1])
+        return image_grid(images, columns=self.columns, captions=captions if any(captions) else (), scale=scale)
+
+    def _show(self, trainer: Trainer, picture: Image.Image) -> None:
+        experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+        boards = [experiment for experiment in experiments if hasattr(experiment, "add_image")]
+        for board in boards:
+            board.add_image("samples", pil_to_tensor(picture), trainer.global_step)
+        if not boards:
+            folder = Path(trainer.default_root_dir) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            save_png(picture, folder / f"epoch_{trainer.current_epoch:05d}.png")
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Leave random states and each submodule's train or eval mode as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    with isolate_rng(), torch.no_grad():
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
+
+
+def _published(module: LightningModule) -> Generator:
+    """The generator that a module publishes.
+
+    Raises:
+        ValueError: If the module trains no generator, such as a first stage.
+    """
+    generator = getattr(module, "published", None)
+    if generator is None:
+        raise ValueError(
+            f"{type(module).__name__} has no generator to sample from; use this callback with the stage that has"
+        )
+    return cast("Generator", generator)
+
+
+def _checked_interval(every_n_epochs: int) -> int:
+    if every_n_epochs < 1:
+        raise ValueError(f"every_n_epochs is {every_n_epochs}; use at least 1")
+    return every_n_epochs
+
+
+def _is_due(trainer: Trainer, every_n_epochs: int) -> bool:
+    return (trainer.current_epoch + 1) % every_n_epochs == 0

@@ -62,5 +62,5 @@ class ConditionEmbedding(nn.Module):
         """Vectors (B, dim) of values (B, K) float32, NaN where unknown."""
         known = ~label.isnan()
         features = torch.cat([label.nan_to_num(0.0), known.to(label.dtype)], dim=1)
-        vector: Tensor = self.project(features)
+        vector: Tensor = self.project(features.to(self.project.weight.dtype))
         return vector * known.any(dim=1, keepdim=True)

@@ -49,9 +49,9 @@ class VectorQuantizer(nn.Module):
     def forward(self, latent: Tensor) -> Quantized:
         """Quantises a latent (B, D, *spatial).
 
-        Distances are taken in float32 whatever the precision of training: in bf16 near codes would change places.
+        Distances are taken in the codebook's precision, without autocast: in bf16 near codes would change places.
         """
-        latent = latent.float()
+        latent = latent.to(self.codebook.dtype)
         vectors = rearrange(latent, "b d ... -> (b ...) d")
         with torch.autocast(latent.device.type, enabled=False):
             index = nearest_code(vectors.detach(), self.codebook.detach())

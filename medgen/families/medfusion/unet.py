@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from medgen.families.medfusion.blocks import (
 )
 from medgen.labels import LabelKind
 from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding, sinusoidal_embedding
-from medgen.nn.layers import LayerSpec, Size, activation, convolution
+from medgen.nn.layers import LayerSpec, Size, activation, convolution, per_dimension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,20 +97,23 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(B, dim) of time steps (B,)."""
-        out: Tensor = self.layers(sinusoidal_embedding(t, self.wave_dim))
+        waves = sinusoidal_embedding(t, self.wave_dim)
+        out: Tensor = self.layers(waves.to(next(self.parameters()).dtype))
         return out
 
 
 class _ConditionedUNet(nn.Module, ABC):
     """What both UNets have in common: the embedding of time and label, self-conditioning, output heads."""
 
-    def __init__(self, config: UNetConfig, head_channels: Sequence[int]) -> None:
+    def __init__(self, config: UNetConfig, head_channels: Sequence[int], strides: Sequence[Size]) -> None:
         super().__init__()
         if not 0 <= config.extra_heads < len(head_channels):
             raise ValueError(
                 f"extra_heads {config.extra_heads} is out of range; these levels allow 0-{len(head_channels) - 1}"
             )
         self.config = config
+        per_level = [per_dimension(stride, config.spatial_dims) for stride in strides]
+        self.shrinkage = tuple(prod(along) for along in zip(*per_level, strict=True))
         self.embed_time = TimeEmbedding(config.embedding_dim, config.wave_dim)
         self.embed_label: ClassEmbedding | ConditionEmbedding | None = None
         if config.label_kind == "single":
@@ -156,6 +160,10 @@ class _ConditionedUNet(nn.Module, ABC):
 
         Returns:
             (B, out_channels, *spatial), or twice the channels with a learned variance: the variance comes second.
+
+        Raises:
+            ValueError: If the network was built without a label or self-conditioning that is given here, or the
+                sides of x_t are no multiples of `shrinkage`.
         """
         x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
         out: Tensor = self.heads[0](self.features(x, embedding)[0])
@@ -169,6 +177,9 @@ class _ConditionedUNet(nn.Module, ABC):
         return [head(h) for head, h in zip(self.heads, self.features(x, embedding), strict=False)]
 
     def _input(self, x_t: Tensor, self_cond: Tensor | None) -> Tensor:
+        sides = tuple(x_t.shape[2:])
+        if len(sides) != len(self.shrinkage) or any(n % by for n, by in zip(sides, self.shrinkage, strict=True)):
+            raise ValueError(f"x_t has spatial size {sides}; this UNet needs multiples of {self.shrinkage}")
         if not self.config.self_conditioning:
             if self_cond is not None:
                 raise ValueError("this network was built without self_conditioning; call it with self_cond=None")
@@ -200,7 +211,7 @@ class UNet(_ConditionedUNet):
     """The published UNet: several blocks per level, and every tensor on the way down is concatenated on the way up.
 
     The stem is no level of its own, so that the features shrink one time less often than there are levels, and the
-    last stride has no use. Sides of the latent must be divisible by the product of the strides.
+    last stride has no use.
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -209,7 +220,7 @@ class UNet(_ConditionedUNet):
             raise ValueError(f"blocks_per_level {n} is out of range; use 1 or more")
         # A lower head reads the concatenation in front of the last block of its level.
         joined = [fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:])]
-        super().__init__(config, [levels[0].channels, *joined])
+        super().__init__(config, [levels[0].channels, *joined], [level.stride for level in levels[:-1]])
         stem, last = levels[0], levels[-1]
         self.stem = convolution(
             config.spatial_dims,
@@ -256,13 +267,12 @@ class UNet(_ConditionedUNet):
 class AdditiveUNet(_ConditionedUNet):
     """The older UNet: one block per level, and skips are added.
 
-    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated. Sides of the latent
-    must be divisible by the product of the strides.
+    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated.
     """
 
     def __init__(self, config: UNetConfig) -> None:
         levels = config.levels
-        super().__init__(config, [level.channels for level in levels])
+        super().__init__(config, [level.channels for level in levels], [level.stride for level in levels])
         stem = levels[0]
         self.stem = ConvBlock(
             config.in_channels * (2 if config.self_conditioning else 1),

@@ -6,21 +6,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from medgen.data.augmentation import Augmentation
     from medgen.data.base import Batch, ImageDataModule
+    from medgen.data.chestxray14 import ChestXray14DataModule
+    from medgen.data.chexpert import CheXpertDataModule
     from medgen.data.table import TableDataModule
 
 DATASETS: dict[str, str] = {
     "table": "medgen.data.table.TableDataModule",
+    "chexpert": "medgen.data.chexpert.CheXpertDataModule",
+    "chestxray14": "medgen.data.chestxray14.ChestXray14DataModule",
 }
 """Name of each data set and the class that reads it; imported when used, so that listing them needs no torch."""
 
 _HOME = {
     "Augmentation": "medgen.data.augmentation",
     "Batch": "medgen.data.base",
+    "CheXpertDataModule": "medgen.data.chexpert",
+    "ChestXray14DataModule": "medgen.data.chestxray14",
     "ImageDataModule": "medgen.data.base",
     "TableDataModule": "medgen.data.table",
 }
 
-__all__ = ["DATASETS", "Augmentation", "Batch", "ImageDataModule", "TableDataModule"]
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Batch",
+    "CheXpertDataModule",
+    "ChestXray14DataModule",
+    "ImageDataModule",
+    "TableDataModule",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from csv import reader
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -30,26 +30,25 @@ class Columns:
         values: The cells of each column, stripped of blanks around them.
     """
 
-    path: Path
+    path: str
     values: dict[str, list[str]]
 
     @classmethod
-    def read(cls, path: str | Path) -> Columns:
-        """Read a table with a header line, separated by commas, semicolons or tabs.
+    def parse(cls, data: bytes, path: str) -> Columns:
+        """The columns of a CSV file: a header line and one line per row, separated by commas, semicolons or tabs.
 
         Raises:
-            FileNotFoundError: If there is no such file.
             ValueError: If it is empty or not text.
         """
-        path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a UTF-8 text table: {error}") from error
-        lines = text.splitlines()
-        if len(lines) < 2:
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        rows = list(reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        if len(rows) < 2:
             raise ValueError(f"{path} holds no rows; it needs a header line and one line per image")
-        header, *rows = reader(lines, delimiter=max(",;\t", key=lines[0].count))
+        header = rows.pop(0)
         cells = [row + [""] * (len(header) - len(row)) for row in rows if row]
         return cls(path, {name.strip(): [row[place].strip() for row in cells] for place, name in enumerate(header)})
 
@@ -65,6 +64,14 @@ class Columns:
         """The rows for which the mask is true."""
         rows = np.flatnonzero(mask).tolist()
         return Columns(self.path, {name: [cells[row] for row in rows] for name, cells in self.values.items()})
+
+    def joined(self, more: Columns) -> Columns:
+        """The rows of this table, then those of another with the same columns."""
+        return Columns(self.path, {name: cells + more[name] for name, cells in self.values.items()})
+
+    def with_column(self, name: str, cells: list[str]) -> Columns:
+        """The table with one more column."""
+        return Columns(self.path, self.values | {name: cells})
 
     def where(self, conditions: Mapping[str, str | Sequence[str]]) -> Columns:
         """The rows whose cells are among the allowed values, for every column named.

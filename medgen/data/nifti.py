@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import threading
 import zlib
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from medgen.data.readers import RawImage, SliceAxis, checked_frame, finite_range
 
+_ONE_AT_A_TIME = threading.Lock()
 _AXES: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 
@@ -45,7 +47,8 @@ def read_nifti(
         raise ImportError(f'reading {name} needs nibabel: pip install "medgen[nifti]"') from error
     if axis not in _AXES:
         raise ValueError(f"axis is {axis!r}; use {', '.join(_AXES)}")
-    values, low, high = _canonical(data, name, volume)
+    with _ONE_AT_A_TIME:  # threads that want slices of one volume wait for it instead of unpacking it each
+        values, low, high = _canonical(data, name, volume)
     along = _AXES[axis]
     chosen = checked_frame(frame, values.shape[along], f"{name} ({axis})")
     picture: NDArray[np.float32] = np.take(values, chosen, axis=along)
@@ -55,7 +58,7 @@ def read_nifti(
     return RawImage(np.ascontiguousarray(picture.T), low, high, None)
 
 
-@lru_cache(maxsize=4)  # a table lists the slices of a volume one after the other
+@lru_cache(maxsize=2)  # a table lists the slices of a volume one after the other
 def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.float32], float, float]:
     """A volume in RAS+ as float32, with the range its type and scaling could hold (its own range if floating point)."""
     import nibabel

@@ -227,8 +227,8 @@ def _read_raster(data: bytes, name: str, *, frame: int | None, keep_indices: boo
     from PIL import Image
 
     try:
-        if data.startswith(_PNG) and data[24:25] == b"\x10":
-            return _read_png16(data)
+        if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] != b"\x00":
+            return _read_png16_colour(data)
         with Image.open(io.BytesIO(data)) as image:
             return _pillow_pixels(image, name, frame, keep_indices)
     except _Refused as refusal:
@@ -277,13 +277,13 @@ def _pillow_pixels(image: object, name: str, frame: int | None, keep_indices: bo
     return _collapse_grey(pixels)
 
 
-def _read_png16(data: bytes) -> NDArray[np.generic]:
-    # Pillow silently reduces 16-bit colour PNG to 8 bit, torchvision does not.
+def _read_png16_colour(data: bytes) -> NDArray[np.generic]:
+    # Pillow silently reduces 16-bit colour (and grey with alpha) PNG to 8 bit, torchvision does not.
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
     planes = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
-    pixels = planes.permute(1, 2, 0).numpy()  # (H, W, 1 to 4) uint16
+    pixels = planes.permute(1, 2, 0).numpy()  # (H, W, 2 to 4) uint16
     if pixels.shape[2] in (2, 4):
         pixels = _over_black(pixels)
     return _collapse_grey(pixels) if pixels.shape[2] == 3 else pixels[..., 0]

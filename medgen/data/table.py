@@ -18,7 +18,7 @@ from medgen.data.columns import (
     finding_labels,
     listed_labels,
 )
-from medgen.data.files import FileRoot
+from medgen.data.files import FileRoot, read_bytes
 from medgen.data.image_table import ImageTable
 from medgen.data.readers import SUFFIXES
 from medgen.data.splits import split_by_patient
@@ -114,7 +114,7 @@ class TableDataModule(ImageDataModule):
         return self._from_folders() if self.csv is None else self._from_csv(self.csv)
 
     def _from_csv(self, path: str) -> ImageTable:
-        columns = Columns.read(path).where(self.where)
+        columns = Columns.parse(read_bytes(path), path).where(self.where)
         labels = self._labels(columns)
         if labels is not None:
             columns = columns.keep(labels.keep)
@@ -183,7 +183,7 @@ class TableDataModule(ImageDataModule):
             raise ValueError(f"{len(loose)} images of {self.root} are in no class folder: {', '.join(loose[:5])}")
         labels = None
         if any(classes):
-            table = Columns(self.root, {"folder": classes})
+            table = Columns(str(self.root), {"folder": classes})
             labels = class_labels(table, "folder", self.label_names, "ignore", "ignore")
         values = None if labels is None else labels.values
         return ImageTable(

@@ -138,7 +138,7 @@ def test_two_windows_of_one_file_differ():
 def test_several_frames_need_a_choice():
     with pytest.raises(ValueError, match=r"has 16 frames or slices; choose one with frame=0\.\.15"):
         read_image(path("dicom/mr_heart_16frame_8bit.dcm"))
-    with pytest.raises(ValueError, match="frame 16 .* does not exist"):
+    with pytest.raises(ValueError, match=r"frame 16 .* does not exist"):
         read_image(path("dicom/mr_heart_16frame_8bit.dcm"), frame=16)
 
 

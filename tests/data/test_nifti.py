@@ -1,6 +1,7 @@
 """Slices of every NIfTI volume of the development data against nibabel, and orientation by known landmarks."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,7 +114,6 @@ def test_a_corrupt_volume_is_refused_by_name(tmp_path, content):
 
 def test_a_truncated_volume_is_refused_by_name(tmp_path):
     path = landmark(tmp_path, "RAS")
-    with open(path, "rb") as file:
-        (tmp_path / "short.nii").write_bytes(file.read()[:400])
+    (tmp_path / "short.nii").write_bytes(Path(path).read_bytes()[:400])
     with pytest.raises(ValueError, match=r"short\.nii cannot be read"):
         read_image(tmp_path / "short.nii", frame=0)

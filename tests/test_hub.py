@@ -1,6 +1,10 @@
 """Push and pull over HTTP with the real client, against a small Hub on 127.0.0.1."""
 
+import os
+import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +12,15 @@ import pytest
 import torch
 from huggingface_hub import constants, snapshot_download
 
-from medgen.checkpoint import About, CheckpointError, read_checkpoint, write_checkpoint
-from medgen.hub import pull, push
+import medgen
+from medgen.checkpoint import About, CheckpointError, read_checkpoint, read_info, write_checkpoint
+from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.generator import Generator
+from medgen.hub import fetch_official, pull, push
+from medgen.lightning_files import UnsafeFileError
 from tests.hub_server import TOKEN, HubServer
+from tests.parity.conftest import Case, cases
+from tests.test_interop import sample_as_official
 
 REPO = "clinic/phantoms"
 
@@ -198,3 +208,108 @@ def test_a_checkpoint_downloaded_by_hand_is_a_checkpoint(pushed: str, tmp_path: 
     snapshot_download(REPO, local_dir=tmp_path / "by-hand")
     shutil.rmtree(tmp_path / "by-hand" / ".cache")
     assert read_checkpoint(tmp_path / "by-hand").family == "medfusion"
+
+
+SPACE = "authors/medfusion-app"
+CHEST = "runs/2022_11_27_085654_chest_diffusion/last.ckpt"
+
+
+@pytest.fixture
+def official(hub: HubServer) -> Case:
+    """The Space of the authors with two of their runs, both the official file of the parity data."""
+    case = cases("medfusion_ckpt")[0].values[0] or pytest.skip("no medfusion_ckpt_*.json; set MEDGEN_PARITY")
+    content = case.path.with_name(f"{case.path.stem}_diffusion.ckpt").read_bytes()
+    files = {"README.md": b"", CHEST: content, "runs/2022_12_01_000000_eye_diffusion/last.ckpt": content}
+    hub.create(SPACE, files, kind="spaces")
+    return case
+
+
+def fetch(case: Case, *patterns: str, **options: str) -> Path:
+    size = tuple(case.inputs["image"].shape[2:])
+    return fetch_official(
+        SPACE, patterns or (CHEST,), image_size=size, about=About(licence="unknown", data="chest"), **options
+    )
+
+
+def test_the_authors_checkpoint_samples_the_official_images(official: Case) -> None:
+    generator = Generator.from_pretrained(fetch(official))
+    official.check("sample_image", sample_as_official(generator, official), relative=1e-4)
+
+
+def test_the_converted_file_records_where_it_came_from(hub: HubServer, official: Case) -> None:
+    commit = hub.repositories["spaces", SPACE].refs["main"]
+    about = read_info(fetch(official)).about
+    assert about.source == f"https://huggingface.co/spaces/{SPACE}/blob/{commit}/{CHEST}"
+    assert about.data == "chest"
+
+
+def test_the_second_fetch_needs_no_request(hub: HubServer, official: Case) -> None:
+    first = fetch(official)
+    hub.log.clear()
+    hub.repositories["spaces", SPACE].commit({CHEST: b"something else"})
+    assert fetch(official) == first
+    assert hub.log == []
+
+
+def test_a_pattern_finds_the_one_file_that_matches(official: Case) -> None:
+    folder = fetch(official, "runs/*fundus*/last.ckpt", "runs/*eye*diffusion*/last.ckpt")
+    assert "eye" in read_info(folder).about.source
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("runs/*colon*/last.ckpt", 0), ("runs/*/last.ckpt", 2)])
+def test_a_pattern_without_a_single_match_lists_what_there_is(official: Case, pattern: str, count: int) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{count} files of the Space \S+ match.*chest.*eye.*medgen convert"):
+        fetch(official, pattern)
+
+
+def test_a_given_commit_of_the_space_is_used(hub: HubServer, official: Case) -> None:
+    space = hub.repositories["spaces", SPACE]
+    commit = space.refs["main"]
+    space.commit({CHEST: b"something else"})
+    assert commit in str(fetch(official, revision=commit))
+
+
+def test_a_tampered_official_file_is_refused_and_fetched_again(hub: HubServer, official: Case) -> None:
+    space = hub.repositories["spaces", SPACE]
+    content = space.commits[space.refs["main"]][CHEST]
+    hub.damage(SPACE, CHEST, content[:-1] + b"x", kind="spaces")
+    with pytest.raises(CheckpointError, match="was damaged on its way"):
+        fetch(official)
+    hub.damage(SPACE, CHEST, content, kind="spaces")
+    assert read_checkpoint(fetch(official)).family == "medfusion"
+
+
+def test_an_official_file_with_a_payload_is_refused_and_leaves_nothing(hub: HubServer, tmp_path: Path) -> None:
+    call = pickle.dumps(os.system, protocol=2)[:-1] + b"X\x01\x00\x00\x00x\x85R."
+    hub.create(SPACE, {CHEST: call}, kind="spaces")
+    with pytest.raises(UnsafeFileError, match=r"(posix|nt)\.system"):
+        fetch_official(SPACE, [CHEST], image_size=(32, 32))
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_without_network_the_official_file_can_be_converted_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_client_to("http://127.0.0.1:9", tmp_path / "hf", monkeypatch)
+    monkeypatch.setenv("MEDGEN_CACHE", str(tmp_path / "medgen"))
+    for patterns in ([CHEST], ["runs/*eye*/last.ckpt", "runs/*fundus*/last.ckpt"]):
+        with pytest.raises(ConnectionError) as caught:
+            fetch_official(SPACE, patterns, image_size=(256, 256))
+        for part in (SPACE, "http://127.0.0.1:9", "hf download", "--repo-type space", "medgen convert", "medgen.load"):
+            assert part in str(caught.value)
+
+
+def test_a_generator_goes_to_the_hub_and_comes_back_with_the_same_images(hub: HubServer) -> None:
+    generator = MedfusionGenerator(MedfusionConfig.tiny())
+    commit = generator.push_to_hub("clinic/tiny")
+    back = medgen.load(f"clinic/tiny@{commit}")
+    assert torch.equal(back.sample(2, label=1, seed=3), generator.sample(2, label=1, seed=3))
+
+
+def test_a_fresh_process_finds_the_hub_by_its_environment(hub: HubServer, tmp_path: Path) -> None:
+    commit = MedfusionGenerator(MedfusionConfig.tiny()).push_to_hub("clinic/tiny")
+    code = "import medgen; print(medgen.load('clinic/tiny').sample(1, seed=0).mean().item())"
+    environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    here = medgen.load("clinic/tiny", revision=commit).sample(1, seed=0).mean().item()
+    assert float(done.stdout.splitlines()[-1]) == pytest.approx(here, abs=1e-6)

@@ -60,9 +60,10 @@ def ssim(
 
 def _smooth(x: Tensor, weight: Tensor) -> Tensor:
     """Gaussian means along every spatial dimension that is at least as long as the window."""
-    for dim in range(2, x.dim()):
-        if x.shape[dim] >= len(weight):
-            moved = x.movedim(dim, -1)
-            rows = conv1d(moved.reshape(-1, 1, moved.shape[-1]), weight.reshape(1, 1, -1))
-            x = rows.reshape(*moved.shape[:-1], -1).movedim(-1, dim)
+    with torch.autocast(x.device.type, enabled=False):  # variances are small differences: half precision loses them
+        for dim in range(2, x.dim()):
+            if x.shape[dim] >= len(weight):
+                moved = x.movedim(dim, -1)
+                rows = conv1d(moved.reshape(-1, 1, moved.shape[-1]), weight.reshape(1, 1, -1))
+                x = rows.reshape(*moved.shape[:-1], -1).movedim(-1, dim)
     return x

@@ -11,7 +11,7 @@ def vgg_weights(case: Case) -> dict[str, Tensor]:
     """The weights by the recipe in the json, because VGG16 is too large to store."""
     weights = {}
     for tensor in case.meta["weight_recipe_tensors"]:
-        numbers = np.random.RandomState(tensor["seed"]).standard_normal(tensor["shape"])  # noqa: NPY002
+        numbers = np.random.RandomState(tensor["seed"]).standard_normal(tensor["shape"])
         weights[tensor["key"]] = torch.from_numpy(numbers.astype(np.float32) * np.float32(tensor["scale"]))
         assert weights[tensor["key"]].flatten()[:3].tolist() == tensor["first3"]
     return weights

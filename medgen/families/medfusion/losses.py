@@ -106,7 +106,7 @@ class AutoencoderLoss(nn.Module):
 
         Returns:
             The total; terms ``pixel``, ``perceptual`` and ``ssim`` (mean likeness) at full resolution,
-            ``reconstruction`` and, with discriminators, ``adversarial`` over all scales and
+            ``reconstruction`` over all scales and, with discriminators, ``adversarial_<scale>`` and
             ``adaptive_weight_<scale>``.
         """
         outputs = [output.float() for output in outputs]
@@ -128,10 +128,8 @@ class AutoencoderLoss(nn.Module):
             game = logits.sum() if self.reduction == "sum" else logits.mean()
             weight = adaptive_weight(reconstructions[scale], game, last_layers[scale])
             games.append(self.adversarial_weight * weight * game)
-            terms[f"adaptive_weight_{scale}"] = weight
-        adversarial = self._over_scales(games)
-        terms["adversarial"] = adversarial.detach()
-        return Loss(total + adversarial, terms)
+            terms |= {f"adversarial_{scale}": games[-1].detach(), f"adaptive_weight_{scale}": weight}
+        return Loss(total + self._over_scales(games), terms)
 
     def discriminator_loss(
         self, outputs: Sequence[Tensor], target: Tensor, discriminators: Sequence[nn.Module] | nn.ModuleList
@@ -144,7 +142,8 @@ class AutoencoderLoss(nn.Module):
             discriminators: One for each output.
 
         Returns:
-            The total, and the mean logits of the full-resolution discriminator, ``logits_real`` and ``logits_fake``.
+            The total; terms ``discriminator_<scale>``, and the mean logits ``logits_real`` and ``logits_fake`` of the
+            full-resolution discriminator.
         """
         losses: list[Tensor] = []
         terms: dict[str, Tensor] = {}
@@ -152,8 +151,10 @@ class AutoencoderLoss(nn.Module):
             discriminators, outputs, _pyramid(target, outputs, "area"), strict=True
         ):
             real, fake = discriminator(image).float(), discriminator(output.detach()).float()
-            losses.append(ADVERSARIAL[self.adversarial].discriminator(real, fake))
+            loss = ADVERSARIAL[self.adversarial].discriminator(real, fake)
             terms = terms or {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+            terms[f"discriminator_{len(losses)}"] = loss.detach()
+            losses.append(loss)
         return Loss(self._over_scales(losses), terms)
 
     def _likeness(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

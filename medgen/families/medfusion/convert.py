@@ -141,6 +141,10 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
     has_label = arguments.get("cond_embedder", "LabelEmbedder") is not None
     if arguments.get("time_embedder", "TimeEmbbeding") is None:
         raise ValueError("time_embedder is None; a noise estimator without time cannot be built")
+    waves = dict(time.get("pos_embedder_kwargs") or {})
+    unknown = {"pos_embedder", "act_name"} & time.keys() | waves.keys() - {"emb_dim"}
+    if unknown:
+        raise ValueError(f"time_embedder_kwargs has {sorted(unknown)}; only emb_dim can be chosen, for both parts")
     embedding_dim = time.get("emb_dim", 64)
     return UNetConfig(
         in_channels=arguments.get("in_ch", 1),
@@ -154,7 +158,7 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
             arguments.get("deep_supervision", True), len(hidden) - (2 if kind == "concatenated" else 1)
         ),
         embedding_dim=embedding_dim,
-        wave_dim=(time.get("pos_embedder_kwargs") or {}).get("emb_dim", embedding_dim // 4),
+        wave_dim=waves.get("emb_dim"),
         label_kind="single" if has_label else "none",
         num_labels=label.get("num_classes", 2) if has_label else 0,
         learned_variance=arguments.get("estimate_variance", False),

@@ -28,7 +28,7 @@ from medgen.families.medfusion.blocks import (
 )
 from medgen.labels import LabelKind
 from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding, sinusoidal_embedding
-from medgen.nn.layers import LayerSpec, Size, activation, convolution, per_dimension
+from medgen.nn.layers import LayerSpec, Size, convolution, per_dimension
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +87,12 @@ class TimeEmbedding(nn.Module):
     Args:
         dim: Length of the vector.
         wave_dim: Number of sines and cosines; None for a quarter of `dim`.
-        between: Activation between the linear layers.
     """
 
-    def __init__(self, dim: int, wave_dim: int | None = None, between: LayerSpec = "swish") -> None:
+    def __init__(self, dim: int, wave_dim: int | None = None) -> None:
         super().__init__()
         self.wave_dim = dim // 4 if wave_dim is None else wave_dim
-        self.layers = nn.Sequential(nn.Linear(self.wave_dim, dim), activation(between), nn.Linear(dim, dim))
+        self.layers = nn.Sequential(nn.Linear(self.wave_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
         """(B, dim) of time steps (B,)."""

@@ -43,11 +43,11 @@ def pull(repo: str, revision: str | None = None) -> Path:
         ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
         CheckpointError: If a file is damaged, tampered with, foreign, or of a newer format.
     """
-    offline = f"hf download {repo} --local-dir FOLDER` and medgen.load('FOLDER')"
-    folder = _download(repo, CONFIG_FILE, revision, offline=offline).parent
+    advice = f"run `hf download {repo} --local-dir FOLDER` on a machine with network, then medgen.load('FOLDER') here"
+    folder = _download(repo, CONFIG_FILE, revision, advice=advice).parent
     info = read_info(folder)
     for name in info.files:
-        _download(repo, name, folder.name, offline=offline)  # the cache names the folder after the commit
+        _download(repo, name, folder.name, advice=advice)  # the cache names the folder after the commit
     try:
         verify_files(info)
     except CheckpointError:
@@ -88,9 +88,8 @@ def push(
         files = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in (CONFIG_FILE, *info.files)
         ]
-        with _plain_errors(
-            repo, None, offline=f"generator.save_pretrained('FOLDER')` and later `medgen push FOLDER {repo}`"
-        ):
+        later = f"keep it with generator.save_pretrained('FOLDER'), and run `medgen push FOLDER {repo}` later"
+        with _plain_errors(repo, None, advice=later):
             api = HfApi()
             api.create_repo(repo, private=private, exist_ok=True)
             return api.create_commit(repo, files, commit_message=message).oid
@@ -156,15 +155,15 @@ def _download_official(space: str, patterns: Sequence[str], revision: str | None
     """The file in the Hub's cache, the commit it is from, and its name in the Space."""
     from huggingface_hub import HfApi
 
-    offline = (
-        f"hf download {space} --repo-type space --include '{patterns[0]}' --local-dir FOLDER`, and there or here "
-        "`medgen convert FILE.ckpt CHECKPOINT` and medgen.load('CHECKPOINT'); or load it once on a machine with "
-        f"network and copy that machine's cache to {home}"
+    advice = (
+        f"run `hf download {space} --repo-type space --include '{patterns[0]}' --local-dir FOLDER` on a machine with "
+        "network, then here `medgen convert FILE.ckpt CHECKPOINT` and medgen.load('CHECKPOINT'); or load it once there "
+        f"and copy that machine's cache to {home}"
     )
     if len(patterns) == 1 and "*" not in patterns[0]:
         name = patterns[0]
     else:
-        with _plain_errors(space, revision, offline=offline, kind="Space"):
+        with _plain_errors(space, revision, advice=advice, kind="Space"):
             info = HfApi().space_info(space, revision=revision)
         names = [sibling.rfilename for sibling in info.siblings or ()]
         matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
@@ -177,7 +176,7 @@ def _download_official(space: str, patterns: Sequence[str], revision: str | None
             )
         (name,) = matching
         revision = info.sha
-    file = _download(space, name, revision, offline=offline, kind="Space")
+    file = _download(space, name, revision, advice=advice, kind="Space")
     blob = file.resolve()
     # The cache keeps large files under the sha256 that the Hub states for them, but does not compare it.
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
@@ -190,12 +189,12 @@ def _download_official(space: str, patterns: Sequence[str], revision: str | None
     return file, commit, name
 
 
-def _download(repo: str, name: str, revision: str | None, *, offline: str, kind: Kind = "repository") -> Path:
+def _download(repo: str, name: str, revision: str | None, *, advice: str, kind: Kind = "repository") -> Path:
     """The file in the Hub's cache: the newest of a branch or tag, if the Hub can be reached."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     repo_type = "space" if kind == "Space" else "model"
-    with _plain_errors(repo, revision, offline=offline, kind=kind, file=name):
+    with _plain_errors(repo, revision, advice=advice, kind=kind, file=name):
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         if isinstance(cached, str) and revision in Path(cached).parts:  # a commit never changes
             return Path(cached)
@@ -225,14 +224,14 @@ def _is_outage(error: Exception) -> bool:
 
 @contextmanager
 def _plain_errors(
-    repo: str, revision: str | None, *, offline: str, kind: Kind = "repository", file: str = ""
+    repo: str, revision: str | None, *, advice: str, kind: Kind = "repository", file: str = ""
 ) -> Iterator[None]:
     """Turns what the Hub's client raises into built-in errors that say what was tried and what to do.
 
     Args:
         repo: ``org/name``.
         revision: What was asked for.
-        offline: The command to go on without network, after "run `".
+        advice: How to go on without network.
         kind: What `repo` is.
         file: The file that was asked for.
     """
@@ -263,9 +262,9 @@ def _plain_errors(
     except Exception as error:
         if _is_outage(error):
             raise ConnectionError(
-                f"cannot reach the {kind} {repo} at {where} (revision {revision or 'main'}), and it is not in the "
-                f"cache {constants.HF_HUB_CACHE}: {error.__cause__ or error}. To go on offline: on a machine with "
-                f"network run `{offline}. The checkpoints that `medgen list` calls bundled need no network"
+                f"cannot reach the {kind} {repo} at {where} (revision {revision or 'main'}; cache: "
+                f"{constants.HF_HUB_CACHE}): {error.__cause__ or error}. To go on offline: {advice}. The checkpoints "
+                "that `medgen list` calls bundled need no network"
             ) from error
         if isinstance(error, errors.HfHubHTTPError):
             raise PermissionError(

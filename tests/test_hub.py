@@ -24,6 +24,8 @@ from tests.test_interop import sample_as_official
 
 REPO = "clinic/phantoms"
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # inside the client
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
@@ -195,6 +197,14 @@ def test_without_network_the_error_says_what_was_tried_and_how_to_go_on(
         pull(REPO, "v1")
     for part in (REPO, "v1", "http://127.0.0.1:9", str(tmp_path / "hf"), "hf download clinic/phantoms", "medgen.load"):
         assert part in str(caught.value)
+
+
+def test_a_push_without_network_says_how_to_do_it_later(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_client_to("http://127.0.0.1:9", tmp_path / "hf", monkeypatch)
+    with pytest.raises(ConnectionError, match=r"cannot reach .* `medgen push FOLDER clinic/phantoms` later"):
+        push(folder, REPO)
 
 
 def test_the_offline_switch_gives_the_same_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ def main(args: Sequence[str]) -> None:
         description="Measure synthetic images against real ones. Sampling options, such as --steps 50, come through.",
     )
     parser.add_argument("source", type=str, help="a name of medgen list, a checkpoint folder, or a folder of images")
-    parser.add_subclass_arguments(ImageDataModule, "data", sub_configs=True, help="YAML file of the data, or its class")
+    parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="YAML file of the data, or its class")
     parser.add_argument("--out", type=str, required=True, help="folder for metrics.json, metrics.csv and pictures")
     parser.add_argument("--metrics", type=str, nargs="+", default=None, help="by default all that the data allow")
     parser.add_argument("--n", type=int | None, default=None, help="generated images; by default as many as real ones")

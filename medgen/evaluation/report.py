@@ -35,7 +35,7 @@ def report(
     n: int | None = None,
     split: str = "test",
     seed: int = 0,
-    network: str = DEFAULT_NETWORK,
+    network: str | FeatureNetwork = DEFAULT_NETWORK,
     weights: str | None = None,
     batch_size: int = 16,
     device: str | None = None,
@@ -51,8 +51,8 @@ def report(
         n: Number of generated images; by default as many as real ones.
         split: The real images to compare with.
         seed: Seed of the generated images.
-        network: The feature network.
-        weights: Its weights, for a timm network.
+        network: The feature network or its name.
+        weights: File with the weights, for a timm network by name.
         batch_size: Images drawn and seen together.
         device: Where networks run; by default the best there is.
         **options: Sampling options of the family, such as ``steps``.
@@ -67,7 +67,8 @@ def report(
     chosen = _chosen(metrics)
     names = [name for name in chosen if name in METRICS]
     where = device or _best_device()
-    judge = feature_network(network, weights=weights).to(where)
+    judge = network if isinstance(network, FeatureNetwork) else feature_network(network, weights=weights)
+    judge = judge.to(where)
     networks = [judge, feature_network("pixels").to(where)] if "memorisation" in chosen else [judge]
     opened = open_source(source, channels=datamodule.channels)
     if isinstance(opened, Generator):

@@ -1,0 +1,216 @@
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from PIL import Image
+from torch import nn
+
+from medgen import callbacks
+from medgen.callbacks import EvaluateGenerator, LogSamples
+from medgen.evaluation.run import evaluate
+from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*litlogger.*")
+
+
+class Module(LightningModule):
+    """Trains on the global random state, which a callback must not touch; publishes a copy that lags behind."""
+
+    trained_with = ("efficientnet_lite1",)
+
+    def __init__(self):
+        super().__init__()
+        self.generator = DotGenerator()
+        self.published = copy.deepcopy(self.generator).eval()
+        self.frozen = nn.Dropout(0.5).eval()
+        self.draws = []
+
+    def training_step(self, batch, batch_idx):
+        assert self.generator.training
+        assert not self.published.training
+        assert not self.frozen.training
+        target = torch.rand(()) + float(np.random.rand())  # noqa: NPY002  the global state is the point
+        self.draws.append(target.item())
+        return (self.generator.drop(self.generator.scale) - 0.1 * target).square()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def on_train_epoch_start(self):
+        self.frozen.eval()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.generator.parameters(), lr=0.1)
+
+
+class Silent(Module):
+    validation_step = None
+
+
+@pytest.fixture
+def judge(network, monkeypatch):  # noqa: F811
+    """The tiny feature network under the name that the callback asks for."""
+    monkeypatch.setattr(callbacks, "feature_network", lambda name: network)
+    return network
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The epochs' evaluations, in order."""
+    calls = []
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(callbacks, "evaluate", counting)
+    return calls
+
+
+def trainer(tmp_path, *extra, **options):
+    settings = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings |= {"enable_model_summary": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    return Trainer(callbacks=list(extra), **(settings | options))
+
+
+def fit(module, data, tmp_path, *extra, **options):
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002  the global state is the point
+    run = trainer(tmp_path, *extra, **options)
+    run.fit(module, datamodule=data)
+    return run
+
+
+def test_logged_numbers_are_those_of_the_published_generator(judge, datamodule, tmp_path):  # noqa: F811
+    module = Module()
+    nn.init.constant_(module.published.scale, 0.9)
+    run = fit(module, datamodule, tmp_path, EvaluateGenerator(n=20))
+    expected = evaluate(module.published, datamodule, n=20, split="val", network=judge)
+    logged = {name: value.item() for name, value in run.callback_metrics.items()}
+    assert logged == pytest.approx({f"val/{name}": score.value for name, score in expected.items()}, rel=1e-5)
+    assert set(logged) == {"val/fd_quarters", "val/precision", "val/recall", "val/f1"}
+
+
+def test_evaluation_comes_every_few_epochs_and_not_in_the_dry_run(judge, datamodule, tmp_path, counted):  # noqa: F811
+    fit(Module(), datamodule, tmp_path, EvaluateGenerator(every_n_epochs=2, n=10), max_epochs=5)
+    assert len(counted) == 2
+
+
+def test_a_module_without_validation_is_evaluated_at_the_end_of_the_epoch(judge, datamodule, tmp_path, counted):  # noqa: F811
+    run = fit(Silent(), datamodule, tmp_path, EvaluateGenerator(n=10), max_epochs=2)
+    assert len(counted) == 2
+    assert "val/precision" in run.callback_metrics
+
+
+def test_trainer_validate_evaluates_whatever_the_interval(judge, datamodule, tmp_path):  # noqa: F811
+    run = trainer(tmp_path, EvaluateGenerator(every_n_epochs=100, n=10))
+    (logged,) = run.validate(Module(), datamodule=datamodule, verbose=False)
+    assert "val/fd_quarters" in logged
+
+
+def test_training_goes_on_as_if_nothing_had_happened(judge, datamodule, tmp_path):  # noqa: F811
+    class SampleWithGlobalNoise(DotGenerator):
+        def _sample(self, label, noise, *, steps=1):
+            torch.rand(5)
+            np.random.rand(5)  # noqa: NPY002
+            return super()._sample(label, noise, steps=steps)
+
+    quiet, watched = Module(), Module()
+    watched.published = SampleWithGlobalNoise().eval()
+    fit(quiet, datamodule, tmp_path, max_epochs=3)
+    fit(watched, datamodule, tmp_path, EvaluateGenerator(n=10), LogSamples(n=4), max_epochs=3)
+    assert watched.draws == quiet.draws
+    assert torch.equal(watched.generator.scale, quiet.generator.scale)
+
+
+def test_modes_are_restored_submodule_by_submodule(judge, datamodule, tmp_path):  # noqa: F811
+    class Modes(Callback):
+        def on_train_start(self, trainer, module):
+            module.published.train()
+            module.published.drop.eval()
+
+        def on_train_end(self, trainer, module):
+            self.modes = module.published.training, module.published.drop.training
+
+    modes = Modes()
+    module = Module()
+    module.training_step = lambda batch, batch_idx: module.generator.scale.square()
+    fit(module, datamodule, tmp_path, modes, EvaluateGenerator(n=10), limit_val_batches=0)
+    assert modes.modes == (True, False)
+
+
+def test_the_best_epoch_can_be_monitored(judge, datamodule, tmp_path):  # noqa: F811
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    keep = ModelCheckpoint(tmp_path, monitor="val/fd_quarters", filename="best")
+    fit(Module(), datamodule, tmp_path, EvaluateGenerator(n=10), keep, enable_checkpointing=True)
+    assert (tmp_path / "best.ckpt").is_file()
+
+
+def test_a_judge_from_the_training_loss_is_warned_of(judge, datamodule, tmp_path, caplog):  # noqa: F811
+    judge.name = "efficientnet_lite1"
+    with caplog.at_level(logging.WARNING):
+        fit(Module(), datamodule, tmp_path, EvaluateGenerator(n=10))
+    assert "efficientnet_lite1 was in the training loss" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"metrics": ["fid"]}, "'fid' is unknown"), ({"every_n_epochs": 0}, "every_n_epochs is 0")],
+)
+def test_wrong_arguments_are_refused_at_once(judge, arguments, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        EvaluateGenerator(**arguments)
+
+
+def test_unknown_sampling_options_are_refused_before_training(judge, datamodule, tmp_path):  # noqa: F811
+    module = Module()
+    with pytest.raises(ValueError, match="stepz"):
+        fit(module, datamodule, tmp_path, EvaluateGenerator(options={"stepz": 1}))
+    assert module.draws == []
+
+
+def test_loaders_without_a_data_module_are_refused(judge, datamodule, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="needs the real images of a data module"):
+        trainer(tmp_path, EvaluateGenerator()).fit(Module(), datamodule.train_dataloader())
+
+
+def test_a_first_stage_without_a_generator_is_refused(judge, datamodule, tmp_path):  # noqa: F811
+    module = Module()
+    module.published = None
+    with pytest.raises(ValueError, match="Module has no generator to sample from"):
+        fit(module, datamodule, tmp_path, EvaluateGenerator())
+
+
+def test_tensorboard_gets_a_grid_when_it_is_due(datamodule, tmp_path):  # noqa: F811
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = TensorBoardLogger(tmp_path)
+    fit(Module(), datamodule, tmp_path, LogSamples(every_n_epochs=2, n=6, columns=3), max_epochs=5, logger=logger)
+    events = board.EventAccumulator(logger.log_dir)
+    events.Reload()
+    grids = events.Images("samples")
+    assert [grid.step for grid in grids] == [12, 24]  # six batches of ten in an epoch
+    assert (grids[0].width, grids[0].height) == (3 * 132 + 4, 2 * 146 + 4)
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize("logger", [False, CSVLogger])
+def test_without_a_logger_of_images_the_grid_is_a_file(datamodule, tmp_path, logger):  # noqa: F811
+    fit(Module(), datamodule, tmp_path, LogSamples(n=2), logger=logger and logger(tmp_path))
+    assert Image.open(tmp_path / "samples" / "epoch_00000.png").mode == "L"
+
+
+def test_classes_take_turns_in_the_grid(datamodule, tmp_path):  # noqa: F811
+    fit(Module(), datamodule, tmp_path, LogSamples(n=2, columns=2))
+    grid = np.asarray(Image.open(tmp_path / "samples" / "epoch_00000.png"))
+    left, right = grid[4:132, 4:132].mean(), grid[4:132, 136:264].mean()
+    assert right - left > 30  # dark, then bright
+
+
+def test_unknown_labels_are_refused_before_training(datamodule, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match="'grey' is unknown"):
+        fit(Module(), datamodule, tmp_path, LogSamples(n=1, labels=["grey"]))

@@ -28,7 +28,7 @@ class Preprocessing:
         channels: 1 (grey) or 3 (red, green, blue).
         window: The physical values that become 0 and 1.
         resize: ``"crop"`` takes the largest centred part of the right shape, ``"pad"`` keeps everything and adds black
-            borders, ``"stretch"`` changes the aspect ratio. Shrinking averages areas, enlarging is bicubic.
+            borders, ``"stretch"`` changes the aspect ratio.
         axis: Plane of NIfTI slices.
         volume: Volume of 4-D NIfTI files.
         voi: Display window of DICOM files; ``None`` keeps physical values.
@@ -52,7 +52,7 @@ class Preprocessing:
 
     def describe(self) -> dict[str, object]:
         """All settings as JSON values, for keys and fingerprints."""
-        return asdict(self) | {"version": _VERSION}
+        return asdict(self) | {"resampling": "bicubic", "version": _VERSION}
 
     def depth(self, names: list[str]) -> np.dtype[np.generic]:
         """``uint8`` where that loses nothing, else ``uint16``.
@@ -100,20 +100,15 @@ class Preprocessing:
 
 
 def resized(pixels: Pixels, size: tuple[int, int], policy: ResizePolicy, *, fill: float = 0.0) -> Pixels:
-    """Pixels (H, W, C) at ``size``: areas averaged where they shrink, bicubic within the old range where they grow."""
+    """Pixels (H, W, C) at ``size``: bicubic, antialiased where they shrink, and never beyond the range they had."""
     if pixels.shape[:2] == size:
         return pixels
     box, inner = _geometry(pixels.shape[:2], size, policy)
-    shrinks = box[3] - box[1] >= inner[0] and box[2] - box[0] >= inner[1]
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
     planes = [
-        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(inner[::-1], method, box=box))
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(inner[::-1], Image.Resampling.BICUBIC, box=box))
         for plane in pixels.transpose(2, 0, 1)
     ]
-    result = np.stack(planes, axis=2)
-    if not shrinks:
-        result = np.clip(result, pixels.min(), pixels.max())
-    return _placed(result, size, fill)
+    return _placed(np.clip(np.stack(planes, axis=2), pixels.min(), pixels.max()), size, fill)
 
 
 def resized_mask(classes: NDArray[np.uint8], size: tuple[int, int], policy: ResizePolicy) -> NDArray[np.uint8]:

@@ -286,7 +286,7 @@ def _read_png16_colour(data: bytes) -> NDArray[np.generic]:
     pixels = planes.permute(1, 2, 0).numpy()  # (H, W, 2 to 4) uint16
     if pixels.shape[2] in (2, 4):
         pixels = _over_black(pixels)
-    return _collapse_grey(pixels) if pixels.shape[2] == 3 else pixels[..., 0]
+    return _collapse_grey(pixels)
 
 
 def _over_black(pixels: NDArray[np.generic]) -> NDArray[np.generic]:

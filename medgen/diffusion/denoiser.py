@@ -119,7 +119,8 @@ class NetworkDenoiser:
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
         """Estimate the clean image and the noise in x_t (B, C, ...) at the times t (B,) int64."""
-        prediction, variance = split_variance(self.network(x_t, t, self._previous), x_t.shape[1])
+        output = self.network(x_t, t, self._previous).to(x_t.dtype)  # a half-precision network, full-precision steps
+        prediction, variance = split_variance(output, x_t.shape[1])
         x_0 = estimate_x_0(self.schedule, x_t, prediction, t, self.objective, clip=self.clip)
         eps = prediction if self.objective == "eps" else self.schedule.eps_from_x_0(x_t, x_0, t)
         if self.self_conditioning:
@@ -161,7 +162,7 @@ def guided(
 
     def guide(x_t: Tensor, t: Tensor, x_0: Tensor | None) -> Tensor:
         both = network(_twice(x_t), _twice(t), both_labels, None if x_0 is None else _twice(x_0))
-        with_label, without = both.chunk(2)
+        with_label, without = both.to(x_t.dtype).chunk(2)
         channels = x_t.shape[1]
         prediction = without[:, :channels] + weight * (with_label[:, :channels] - without[:, :channels])
         return torch.cat([prediction, with_label[:, channels:]], dim=1)

@@ -94,9 +94,9 @@ def diffusion_loss(
     first_estimate = None
     if self_conditioning:
         with torch.no_grad():
-            first, _ = split_variance(network(x_t, t, None)[0], channels)
+            first, _ = split_variance(network(x_t, t, None)[0].to(x_0.dtype), channels)
             first_estimate = estimate_x_0(schedule, x_t, first, t, objective, clip=clip)
-    full, *lower = network(x_t, t, first_estimate)
+    full, *lower = (output.to(x_0.dtype) for output in network(x_t, t, first_estimate))  # from mixed precision
     prediction, variance = split_variance(full, channels)
     estimate = estimate_x_0(schedule, x_t, prediction.detach(), t, objective, clip=clip)
     target = TARGETS[objective](schedule, x_0, eps, t)

@@ -112,3 +112,10 @@ def test_nothing_to_guide_runs_one_pass(label: Tensor | None, weight: float) -> 
 def test_negative_label_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="negative has shape"):
         guided(LabelNetwork(), torch.tensor([1, 2]), weight=2, negative=torch.tensor([1]))
+
+
+def test_a_half_precision_network_takes_full_precision_steps() -> None:
+    labels = torch.tensor([1, 2])
+    network = guided(lambda x_t, t, label, x_0: x_t.bfloat16(), labels, weight=3.0)
+    estimate = NetworkDenoiser(network, SCHEDULE)(X, T)
+    assert estimate.x_0.dtype == estimate.eps.dtype == torch.float32

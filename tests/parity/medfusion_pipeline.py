@@ -11,7 +11,7 @@ from medgen.families.medfusion.unet import UNet
 from tests.parity.conftest import Case
 
 OBJECTIVES = {"x_T": "eps", "x_0": "x_0"}
-PIXEL_LOSSES = {"L1Loss": "l1", "MSELoss": "mse"}
+PIXEL_LOSSES = {"L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "huber"}
 
 
 def pixel_loss(kwargs: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from medgen.noise import NoiseSource
 from tests.diffusion.gaussian import GaussianDenoiser
 
 pytest.importorskip("diffusers", reason="the samplers of diffusers need medgen[diffusers]")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers and numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers and numpy 2
 
 CLASS_NAMES = ["DDIMScheduler", "DDPMScheduler", "DPMSolverSinglestepScheduler"]
 PUBLISHED = NoiseSchedule(1000, "scaled_linear", 0.002, 0.02)

@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
     own, options = _split_options(args, _ARGUMENTS)
     cfg = parser.parse_args(own)
-    datamodule = parser.instantiate_classes(cfg).data
+    datamodule = parser.instantiate(cfg).data
     scores = report(
         cfg.source,
         datamodule,

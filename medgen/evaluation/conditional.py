@@ -86,7 +86,7 @@ def label_aucs(
 
     Returns:
         ``label_auc_generated`` and ``label_auc_real`` with 95 % intervals; with more than two classes one of each per
-        class or finding, its name behind a colon.
+        class or finding, its name behind a colon. `Score.real` is what the classifier learned from.
 
     Raises:
         ValueError: If a set has no labels, or labels are not classes or findings.
@@ -104,7 +104,7 @@ def label_aucs(
             features, positive = _examples(part, network, position)
             auc = roc_auc(classifier.scores(features), positive)
             name = f"label_auc_{kind}{suffix}"
-            found[name] = score(name, auc.value, part, real, network, interval=(auc.low, auc.high))
+            found[name] = score(name, auc.value, part, train, network, interval=(auc.low, auc.high))
     return found
 
 

@@ -32,7 +32,8 @@ def controls(
         datamodule: The real data.
         network: The feature network.
         metrics: Names of `medgen.evaluation.METRICS`.
-        n: Number of training images, with labels distributed as those of `split`; by default as many as `split` has.
+        n: Number of training images, with labels distributed as those of `split`; by default as many as `split` has,
+            and never more than there are.
         split: The real images to compare with.
         seed: Chooses the training images.
 
@@ -50,17 +51,17 @@ def controls(
 
 
 def pick_matched(images: RealImages, reference: RealImages, n: int, *, seed: int) -> Tensor:
-    """`n` images (n, C, H, W) drawn without replacement; with classes, as often as in the reference.
+    """Up to `n` images (m, C, H, W) drawn without replacement; with classes, in the shares of the reference.
 
-    Raises:
-        ValueError: If there are too few images, of a class or in all.
+    Fewer come only where a class has not enough.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     if images.labels is None or reference.labels is None or images.labels.dim() == 2:
         rows = order[:n]
     else:
+        share = {int(c): int((reference.labels == c).sum()) for c in reference.labels[reference.labels >= 0].unique()}
+        there = {c: int((images.labels == c).sum()) for c in share}
+        n = min(n, *(there[c] * sum(share.values()) // share[c] for c in share))
         wanted = matched_labels(reference.labels, n)
-        rows = torch.cat([order[images.labels[order] == c][: int((wanted == c).sum())] for c in wanted.unique()])
-    if len(rows) < n:
-        raise ValueError(f"n is {n}, but {images.split} has only {len(rows)} images of the classes wanted; lower n")
+        rows = torch.cat([order[images.labels[order] == c][: int((wanted == c).sum())] for c in share])
     return torch.cat([images[row : row + 1] for row in rows.tolist()])

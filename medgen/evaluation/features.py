@@ -52,7 +52,8 @@ class FeatureNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        self.network = network.eval().requires_grad_(requires_grad=False)
+        # Convolutions on CPUs take half the time in this layout.
+        self.network = network.eval().requires_grad_(requires_grad=False).to(memory_format=torch.channels_last)
         self.size = size
         self.dim = dim
         self.interpolation = interpolation

@@ -84,7 +84,7 @@ def test_each_finding_has_a_number_of_its_own(separable, network):
         f"label_auc_{kind}:{name}" for kind in ("generated", "real") for name in ("Edema", "Effusion")
     }
     assert all(score.value > 0.99 for score in scores.values())
-    assert scores["label_auc_real:Edema"].generated == "test"
+    assert (scores["label_auc_real:Edema"].generated, scores["label_auc_real:Edema"].real) == ("test", "train")
 
 
 def test_images_with_unknown_labels_are_left_out(separable, network):

@@ -93,12 +93,17 @@ class FeaturePerceptualLoss(_FeatureDistance):
             network; timm downloads the weights of those. A network that trains a model must not judge it: reports use
             EfficientNet-Lite0.
         resize: Height and width in pixels at which images are compared; None for their own.
+        levels: How many resolutions to compare, from the finest on; None for all. In small images the last ones are
+            a pixel or two wide and cost as much as all others.
 
     Raises:
         ImportError: If the weights of ``efficientnet_lite1`` are not installed.
+        ValueError: If the network has fewer resolutions.
     """
 
-    def __init__(self, network: str = "efficientnet_lite1", resize: int | None = None) -> None:
+    def __init__(
+        self, network: str = "efficientnet_lite1", resize: int | None = None, levels: int | None = None
+    ) -> None:
         from timm.data.config import resolve_model_data_config
 
         if network == "efficientnet_lite1":
@@ -111,13 +116,19 @@ class FeaturePerceptualLoss(_FeatureDistance):
             model = timm.create_model(network, pretrained=True)
         data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         super().__init__(model, data["mean"], data["std"])
+        available = len(model.feature_info)
+        if levels is not None and not 1 <= levels <= available:
+            raise ValueError(f"levels is {levels}; {network} has 1 to {available}")
         self.resize = resize
+        self.levels = list(range(levels or available))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The feature maps of the network's stages."""
         if self.resize is not None:
             x = interpolate(x, size=(self.resize, self.resize), mode="bicubic", antialias=True)
-        maps: list[Tensor] = self.network.forward_intermediates(x, intermediates_only=True)  # type: ignore[operator]
+        maps: list[Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
+            x, indices=self.levels, stop_early=True, intermediates_only=True
+        )
         return maps
 
 

@@ -1,0 +1,337 @@
+"""Training of Medfusion: the autoencoder, then the diffusion model on its latents."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from medgen.data.base import Batch
+from medgen.diffusion.objective import Distance, diffusion_loss
+from medgen.families.medfusion.autoencoder import Discriminator, KLAutoencoder
+from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
+from medgen.families.medfusion.latents import LatentStore
+from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction, kl_divergence
+from medgen.generator import load_strictly
+from medgen.losses.adversarial import AdversarialKind
+from medgen.losses.perceptual import FeaturePerceptualLoss
+from medgen.losses.ssim import ssim
+from medgen.training import AdversarialModule, GenerativeModule, LearningRateShape
+
+
+class AutoencoderModule(AdversarialModule):
+    """Trains the first stage: reconstruction at every scale, and patch discriminators from a given batch on.
+
+    Args:
+        config: What is trained; the same config goes into the second stage.
+        pixel: ``l1`` (published) or ``mse``.
+        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`; None for none. It must not be the one
+            that judges the result.
+        perceptual_weight: Weight of the perceptual loss.
+        perceptual_size: Height and width the images are brought to for it; None for their own.
+        perceptual_levels: How many of the network's resolutions to compare, from the finest on; None for all.
+        ssim_weight: Weight of one minus the structural similarity.
+        latent_weight: Weight of the KL divergence, or of a ``vq`` autoencoder's codebook loss.
+        adversarial: The discriminators' loss, or None to train without discriminators.
+        adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
+        adversarial_start: Batches before the discriminators join in.
+        discriminator_channels: Width of each of their layers; all but the first halve the size.
+        reduction: ``sum`` (published for ``kl``) or ``mean`` (published for ``vq``), see `AutoencoderLoss`.
+        lr: Learning rate of both Adam optimisers.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
+        warmup: Batches of linear rise.
+        accumulate_batches: Batches per optimiser step.
+        clip_norm: Largest gradient norm; None does not clip.
+        seed: Seed of the noise.
+
+    Source: Mueller-Franzes et al. 2023 (published: ``perceptual`` LPIPS, ``adversarial`` hinge, lr 1e-4 without
+    and 1e-6 with discriminators).
+    """
+
+    def __init__(
+        self,
+        config: MedfusionConfig,
+        pixel: PixelLoss = "l1",
+        perceptual: str | None = "efficientnet_lite1",
+        perceptual_weight: float = 1.0,
+        perceptual_size: int | None = None,
+        perceptual_levels: int | None = None,
+        ssim_weight: float = 1.0,
+        latent_weight: float = 1e-6,
+        adversarial: AdversarialKind | None = "hinge",
+        adversarial_weight: float = 1.0,
+        adversarial_start: int = 0,
+        discriminator_channels: tuple[int, ...] = (64, 128, 256, 512),
+        reduction: Reduction = "sum",
+        lr: float = 1e-4,
+        lr_shape: LearningRateShape = "constant",
+        warmup: int = 0,
+        accumulate_batches: int = 1,
+        clip_norm: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed, accumulate_batches, clip_norm)
+        self.save_hyperparameters()
+        self.config = config
+        self.autoencoder = build_autoencoder(config)
+        heads = config.autoencoder_extra_heads + 1 if adversarial else 0
+        strides = (1, *[2] * (len(discriminator_channels) - 1))
+        self.discriminators = nn.ModuleList(
+            Discriminator(config.channels, hidden=discriminator_channels, strides=strides) for _ in range(heads)
+        )
+        self.loss = AutoencoderLoss(
+            pixel=pixel,
+            perceptual=FeaturePerceptualLoss(perceptual, perceptual_size, perceptual_levels) if perceptual else None,
+            perceptual_weight=perceptual_weight,
+            ssim_weight=ssim_weight,
+            adversarial=adversarial or "hinge",
+            adversarial_weight=adversarial_weight,
+            reduction=reduction,
+            downscaling="area" if adversarial else "nearest-exact",
+        )
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstructions of images, (B, C, H, W) in [0, 1] both, from the mean of the latent."""
+        x = images * 2 - 1
+        autoencoder = self.autoencoder
+        z = autoencoder.encode_moments(x)[0] if isinstance(autoencoder, KLAutoencoder) else autoencoder.encode(x)
+        return (autoencoder.decode(z) + 1) / 2
+
+    def reconstruct(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The output at every scale and the loss of the latent, for images in [-1, 1]."""
+        autoencoder = self.autoencoder
+        if isinstance(autoencoder, KLAutoencoder):
+            mean, logvar = autoencoder.encode_moments(x)
+            z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+            return autoencoder.decode_multiscale(z), kl_divergence(mean, logvar)
+        outputs, quantized = autoencoder.decode_multiscale(autoencoder.encode(x))
+        return outputs, quantized.loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the autoencoder and, once they have joined in, one of the discriminators."""
+        x = batch["image"] * 2 - 1
+        optimizers = self.optimizers()
+        generator, critic = optimizers if isinstance(optimizers, list) else (optimizers, None)
+        with_critics = critic is not None and int(self.batches_seen) >= self.hparams["adversarial_start"]
+        with self.toggled_optimizer(generator):
+            outputs, latent_loss = self.reconstruct(x)
+            if with_critics:
+                last_layers = [head.weight for head in self.autoencoder.decoder.heads]
+                loss = self.loss(outputs, x, self.discriminators, last_layers)
+            else:
+                loss = self.loss(outputs, x)
+            self.descend(generator, loss.total + self.hparams["latent_weight"] * latent_loss)
+            self.step_schedule(0)
+        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self.log("train/latent", latent_loss.detach())
+        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
+        if with_critics:
+            with self.toggled_optimizer(critic):
+                game = self.loss.discriminator_loss(outputs, x, self.discriminators)
+                self.descend(critic, game.total)
+                self.step_schedule(1)
+            self.log("train/loss_d", game.total.detach(), prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in game.terms.items()})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Error and likeness of reconstructions of unseen images, both in [0, 1]."""
+        images = batch["image"]
+        reconstruction = self(images).clamp(0, 1)
+        self.log("val/mse", (reconstruction - images).square().mean(), batch_size=len(images), sync_dist=True)
+        self.log("val/ssim", ssim(reconstruction, images).mean(), batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Adam on the autoencoder, and on the discriminators if there are any."""
+        groups = [self.autoencoder, self.discriminators] if self.discriminators else [self.autoencoder]
+        return [
+            self.scheduled(
+                torch.optim.Adam(group.parameters(), lr=self.hparams["lr"]),
+                shape=self.hparams["lr_shape"],
+                warmup=self.hparams["warmup"],
+            )
+            for group in groups
+        ]
+
+
+class LatentDiffusionModule(GenerativeModule):
+    """Trains the UNet on latents of a frozen autoencoder, which are encoded once and read from the cache.
+
+    Args:
+        config: What is trained and published.
+        autoencoder: The first stage: a checkpoint written by `AutoencoderModule`, or a Medfusion checkpoint folder or
+            zoo name. Its shape must be the config's.
+        init_from: A Medfusion checkpoint folder or zoo name to fine-tune from, autoencoder included; the labels may
+            differ, the shape may not.
+        latent_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
+        distance: Distance of the prediction from its target.
+        label_dropout: Chance per image of being trained without its label, for classifier-free guidance.
+        lr: Learning rate of AdamW.
+        weight_decay: Its weight decay.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
+        warmup: Optimiser steps of linear rise.
+        ema_decay: Decay of the published average per step.
+        normalise_latents: Measure mean and standard deviation of the latents and train on normalised ones. The
+            published models do not.
+        seed: Seed of noise, times and label dropout.
+
+    Source: Mueller-Franzes et al. 2023; its published settings are the defaults of `config`, ``lr``, ``weight_decay``,
+    ``distance`` and ``label_dropout`` (which it applies to whole batches).
+    """
+
+    generator: MedfusionGenerator
+    latents: LatentStore
+
+    def __init__(
+        self,
+        config: MedfusionConfig,
+        autoencoder: str | None = None,
+        init_from: str | None = None,
+        latent_variants: int = 1,
+        distance: Distance = "l1",
+        label_dropout: float = 0.5,
+        lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        lr_shape: LearningRateShape = "constant",
+        warmup: int = 0,
+        ema_decay: float = 0.999,
+        normalise_latents: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(MedfusionGenerator(config), seed=seed, ema_decay=ema_decay)
+        if (autoencoder is None) == (init_from is None):
+            raise ValueError(f"give either autoencoder ({autoencoder!r}) or init_from ({init_from!r}), and not both")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is {label_dropout}; it is a chance from 0 to 1")
+        self.save_hyperparameters()
+        self.generator.autoencoder.requires_grad_(requires_grad=False)
+
+    def setup(self, stage: str) -> None:
+        """Load the first stage; a resumed run gets it from its own checkpoint right after."""
+        super().setup(stage)
+        if self.hparams["init_from"] is not None:
+            start_from(self.generator, self.hparams["init_from"])
+        else:
+            load_autoencoder(self.generator, self.hparams["autoencoder"])
+        self.ema.module.load_state_dict(self.generator.state_dict())
+
+    def on_fit_start(self) -> None:
+        """Encode the training set, unless the cache has it, and measure the latents."""
+        super().on_fit_start()
+        generator = self.generator
+        self.latents = LatentStore.open(
+            generator.autoencoder,
+            self.datamodule,
+            latent_shape=generator.config.latent_shape,
+            variants=self.hparams["latent_variants"],
+            device=self.device,
+        )
+        if self.hparams["normalise_latents"] and int(self.batches_seen) == 0 and self.hparams["init_from"] is None:
+            mean, std = self.latents.statistics()
+            for target in (generator, cast("MedfusionGenerator", self.ema.module)):
+                target.latent_mean.copy_(mean)
+                target.latent_std.copy_(std)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The diffusion loss of one batch of latents."""
+        generator, config = self.generator, self.generator.config
+        latent = self.latents.draw(batch["index"], self.current_epoch).to(self.device)
+        x_0 = (latent - generator.latent_mean) / generator.latent_std
+        label = self._drop(batch["label"]) if config.label_kind != "none" else None
+        t = torch.randint(len(generator.schedule), (len(x_0),), device=self.device)
+        loss = diffusion_loss(
+            lambda x_t, t, x_0: generator.unet.multiscale(x_t, t, label, x_0),
+            x_0,
+            t,
+            torch.randn_like(x_0),
+            generator.schedule,
+            objective=config.objective,
+            distance=self.hparams["distance"],
+            self_conditioning=config.self_conditioning,
+        )
+        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
+        return loss.total
+
+    def _drop(self, label: Tensor) -> Tensor:
+        """Labels with some turned into "no label"."""
+        dropped = torch.rand(len(label), device=label.device) < self.hparams["label_dropout"]
+        if label.is_floating_point():
+            return label.masked_fill(dropped[:, None], torch.nan)
+        return label.masked_fill(dropped, -1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the UNet."""
+        optimizer = torch.optim.AdamW(
+            self.generator.unet.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
+        )
+        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+
+
+_FIRST_STAGE = ("channels", "autoencoder", "latent_channels", "num_codes", "autoencoder_channels", "autoencoder_strides")
+
+
+def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
+    """Put a trained first stage into a generator.
+
+    Args:
+        generator: What to load into.
+        source: A checkpoint written by `AutoencoderModule`, or a Medfusion checkpoint folder or zoo name.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If its shape is not the config's.
+    """
+    if Path(source).suffix == ".ckpt":
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
+        content = torch.load(source, map_location="cpu", weights_only=True)
+        config = content["hyper_parameters"]["config"]
+        state = {k.removeprefix("autoencoder."): v for k, v in content["state_dict"].items() if k.startswith("autoencoder.")}
+    else:
+        other = _load_medfusion(source)
+        config, state = other.config, other.autoencoder.state_dict()
+    _check_shape(generator.config, config, source, _FIRST_STAGE)
+    load_strictly(generator.autoencoder, state, where=source)
+
+
+def start_from(generator: MedfusionGenerator, source: str) -> None:
+    """Put the weights of a trained model into a generator of the same shape, to fine-tune it.
+
+    Label embeddings are only taken over where the labels are the same.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    other = _load_medfusion(source)
+    labels = {"label_kind", "label_names", "intensity_window", "intensity_unit", "image_size"}
+    fields = tuple(field.name for field in dataclasses.fields(MedfusionConfig) if field.name not in labels)
+    _check_shape(generator.config, other.config, source, fields)
+    state = other.state_dict()
+    if other.label_space != generator.label_space:
+        fresh = generator.state_dict()
+        state = {k: v for k, v in state.items() if not k.startswith("unet.embed_label.")}
+        state |= {k: v for k, v in fresh.items() if k.startswith("unet.embed_label.")}
+    load_strictly(generator, state, where=source)
+
+
+def _load_medfusion(source: str) -> MedfusionGenerator:
+    from medgen.zoo import load
+
+    found = load(source)
+    if not isinstance(found, MedfusionGenerator):
+        raise ValueError(f"{source} holds a {found.family} model; this recipe needs medfusion")
+    return found
+
+
+def _check_shape(mine: MedfusionConfig, other: MedfusionConfig, source: str, fields: tuple[str, ...]) -> None:
+    pairs = {field: (getattr(mine, field), getattr(other, field)) for field in fields}
+    if differ := [f"{field} is {a!r} here and {b!r} there" for field, (a, b) in pairs.items() if a != b]:
+        raise ValueError(f"{source} has another shape than model.config: {'; '.join(differ)}")

@@ -1,7 +1,7 @@
 """How much faster an epoch from the image cache is than one that decodes: `python benchmarks/data_cache.py`.
 
-Both epochs go through the data module, its loader and its shuffled order in one process; building the cache is not timed
-but reported. Reads the chest radiographs in MEDGEN_DATA (256 px PNG in a zip), or else writes as many random PNGs.
+Both epochs go through the data module, its loader and its shuffled order in one process; building the cache is
+reported apart. Reads the chest radiographs in MEDGEN_DATA (256 px PNG in a zip), or else writes as many random PNGs.
 The last line is one JSON object.
 """
 

@@ -6,17 +6,15 @@ from abc import ABC, abstractmethod
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
 
 from medgen.data.augmentation import Augmentation
 from medgen.data.cache import content_key, open_or_build
 from medgen.data.dataset import Batch, Decoder, ImageDataset, RowSource
 from medgen.data.image_table import SPLITS, ImageTable, Split
 from medgen.data.preprocessing import Preprocessing, ResizePolicy
-from medgen.data.readers import STORED, IntensityWindow, SliceAxis, looks_like_mask
+from medgen.data.readers import STORED, IntensityWindow, SliceAxis
 from medgen.data.sampling import EpochLoader, EpochSampler, balanced_weights
 from medgen.labels import LabelSpace
 
@@ -165,38 +163,35 @@ class ImageDataModule(LightningDataModule, ABC):
             if dataset.labels is None or self.label_space.kind not in ("single", "multi"):
                 raise ValueError("balanced=True needs classes or findings as labels; this data set has none")
             weights = balanced_weights(dataset.labels)
-        loader = self._loader(dataset, shuffle=True, weights=weights, drop_last=self.drop_last)
-        if not len(loader):
+        sampler = EpochSampler(
+            dataset,
+            shuffle=True,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            weights=weights,
+            drop_last=self.drop_last,
+        )
+        if not len(sampler):
             raise ValueError(
                 f"the train split has {len(dataset)} images, fewer than one batch of {self.batch_size} for each of "
-                f"{loader.sampler.num_replicas} processes; lower batch_size or set drop_last to false"
+                f"{sampler.num_replicas} processes; lower batch_size or set drop_last to false"
             )
-        return loader
+        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> EpochLoader:
         """Batches of the val split in the order of the table, not augmented."""
-        return self._loader(self._plain("val"))
+        return self._plain_loader("val")
 
     def test_dataloader(self) -> EpochLoader:
         """Batches of the test split in the order of the table, not augmented."""
-        return self._loader(self._plain("test"))
+        return self._plain_loader("test")
 
-    def _plain(self, split: Split) -> ImageDataset:
+    def _plain_loader(self, split: Split) -> EpochLoader:
         dataset = self.dataset(split)
         dataset.augmentation = None
-        return dataset
+        return self._loader(dataset, EpochSampler(dataset, shuffle=False, seed=self.seed, batch_size=self.batch_size))
 
-    def _loader(
-        self,
-        dataset: ImageDataset,
-        *,
-        shuffle: bool = False,
-        weights: NDArray[np.float64] | None = None,
-        drop_last: bool = False,
-    ) -> EpochLoader:
-        sampler = EpochSampler(
-            dataset, shuffle=shuffle, seed=self.seed, batch_size=self.batch_size, weights=weights, drop_last=drop_last
-        )
+    def _loader(self, dataset: ImageDataset, sampler: EpochSampler) -> EpochLoader:
         return EpochLoader(
             dataset,
             batch_size=self.batch_size,
@@ -214,10 +209,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def _sources(self) -> tuple[RowSource, RowSource | None]:
         identities = self._identities
         table = self.table
-        self._check_pictures()
         images = Decoder(table, self.preprocessing)
         masks = None if table.masks is None else Decoder(table, self.preprocessing, self.mask_classes)
         if not self.cache:
+            images.refuse_masks()
             return images, masks
         build = partial(open_or_build, folder=self.cache_folder)
         count, size = len(table.images), self.image_size
@@ -227,19 +222,6 @@ class ImageDataModule(LightningDataModule, ABC):
             return image_cache, None
         key = content_key("masks", self.mask_classes, *what)
         return image_cache, build(key, (count, *size), masks.depth, masks.fill)
-
-    def _check_pictures(self) -> None:
-        """Refuse label maps passed as images: decided over several, since one dark picture can look like a mask."""
-        table = self.table
-        rows = np.unique(np.linspace(0, len(table.images) - 1, 16).astype(int)).tolist()
-        if all(
-            looks_like_mask(self.preprocessing.read_raw(table.root, table.images[row], table.frame(row)))
-            for row in rows
-        ):
-            raise ValueError(
-                f"{table.root.locate(table.images[rows[0]])} and the other images looked at hold only a few distinct "
-                "whole numbers: they are masks, not images; give them as masks, and the pictures as images"
-            )
 
 
 def _already_a_batch(batch: object) -> object:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from medgen.data.augmentation import Augmentation
 from medgen.data.image_table import ImageTable
 from medgen.data.preprocessing import Preprocessing
+from medgen.data.readers import looks_like_mask
 from medgen.data.sampling import Key, keys_to_arrays
 
 
@@ -64,8 +65,27 @@ class Decoder:
         """Pixels of these rows, in this order."""
         return np.stack([self.row(int(row)) for row in rows])
 
+    def refuse_masks(self) -> None:
+        """Stop where label maps were given as images.
+
+        Decided over several images, since one dark picture can look like a mask.
+
+        Raises:
+            ValueError: If all of up to 16 images, evenly spread over the table, look like label maps.
+        """
+        table = self.table
+        rows = np.unique(np.linspace(0, len(table.images) - 1, 16).astype(int)).tolist()
+        raw = (self.preprocessing.read_raw(table.root, table.images[row], table.frame(row)) for row in rows)
+        if all(map(looks_like_mask, raw)):
+            raise ValueError(
+                f"{table.root.locate(table.images[0])} and the other images looked at hold only a few distinct whole "
+                "numbers: they are masks, not images; give them as masks, and the pictures as images"
+            )
+
     def fill(self, array: NDArray[np.generic]) -> None:
         """Decode all rows into an array, with a few threads (decoders release the interpreter lock)."""
+        if self.num_classes is None:
+            self.refuse_masks()
 
         def decode(row: int) -> None:
             array[row] = self.row(row)

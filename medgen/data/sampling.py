@@ -91,22 +91,29 @@ class EpochLoader(DataLoader["Batch"]):
     """A loader that can stop in the middle of an epoch and go on there; its sampler is an `EpochSampler`.
 
     Lightning saves ``state_dict`` with the fit loop and loads it before the first batch. Workers are started with the
-    first batch, not when the iterator is made, because Lightning sets the epoch in between.
+    first batch, not when the iterator is made, because Lightning sets the epoch in between. (With ``overfit_batches``
+    it replaces the sampler by a plain one; the loader then has no state and the images are not augmented.)
     """
 
-    sampler: EpochSampler
     _batches_done = 0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self._batches_done = self.sampler.start_batch
+        order = self.sampler
+        if not isinstance(order, EpochSampler):
+            yield from super().__iter__()
+            return
+        self._batches_done = order.start_batch
         for batch in super().__iter__():
-            self.sampler.start_batch = 0  # it held for this pass only
+            order.start_batch = 0  # it held for this pass only
             self._batches_done += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The epoch and how many of its batches were handed out, with all that must be the same to go on within it."""
-        return {"epoch": self.sampler.epoch, "batches": self._batches_done, "of": len(self)} | self.sampler.layout()
+        order = self.sampler
+        if not isinstance(order, EpochSampler):
+            return {}
+        return {"epoch": order.epoch, "batches": self._batches_done, "of": len(self)} | order.layout()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on after the batches that were handed out.
@@ -114,15 +121,18 @@ class EpochLoader(DataLoader["Batch"]):
         Raises:
             ValueError: If the state is from within an epoch of other batches (batch size, processes, images).
         """
-        layout = self.sampler.layout()
+        order = self.sampler
+        if not isinstance(order, EpochSampler) or not state_dict:
+            return
+        layout = order.layout()
         saved = {name: state_dict[name] for name in layout}
         if state_dict["batches"] < state_dict["of"] and saved != layout:
             raise ValueError(
                 f"the checkpoint stopped after batch {state_dict['batches']} of an epoch with {saved}, but this run "
                 f"has {layout}; go on with the same settings, or from a checkpoint of the end of an epoch"
             )
-        self.sampler.set_epoch(state_dict["epoch"])
-        self.sampler.start_batch = self._batches_done = state_dict["batches"]
+        order.set_epoch(state_dict["epoch"])
+        order.start_batch = self._batches_done = state_dict["batches"]
 
 
 def balanced_weights(labels: Tensor) -> NDArray[np.float64]:

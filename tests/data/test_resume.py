@@ -1,5 +1,6 @@
 """Under Lightning: a run resumed from any checkpoint, or shared by two processes, sees the images of one whole run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -76,6 +77,13 @@ def test_shortened_epochs_resume_too(csv, tmp_path):
         assert fit(csv, checkpoint=path, limit_train_batches=2) == whole[step:]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_overfitting_on_purpose_repeats_the_first_batch_as_it_is(csv):
+    seen = fit(csv, overfit_batches=1)
+    assert [indices for _, indices, _ in seen] == [[0, 1, 2, 3]] * 3
+    assert len({pixels for _, _, pixels in seen}) == 1
+
+
 SCRIPT = """
 import json, os, sys
 from pathlib import Path
@@ -89,8 +97,6 @@ Path(sys.argv[2], f"seen-{rank}.json").write_text(json.dumps(seen))
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_processes_share_each_epoch_and_build_one_cache(csv, tmp_path, own_cache):
-    import json
-
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

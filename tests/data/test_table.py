@@ -1,6 +1,7 @@
 """A user's own images, by CSV or by folders: batches by known content, and every mistake by its message."""
 
 import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_the_zip_the_folder_and_both_ways_of_reading_agree(csv, tmp_path, cache)
 
 def test_the_second_module_decodes_nothing(csv, monkeypatch):
     module(csv).prepare_data()
-    monkeypatch.setattr("medgen.data.dataset.Decoder.row", pytest.fail)
+    monkeypatch.setattr("medgen.data.preprocessing.decode_image", pytest.fail)
     assert len(module(csv).dataset("train")) == 12
 
 
@@ -102,6 +103,14 @@ def test_workers_give_the_same_batches(csv):
     for one, two in zip(alone, shared, strict=True):
         torch.testing.assert_close(one["image"], two["image"], rtol=0, atol=0)
         assert one["index"].tolist() == two["index"].tolist()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_data_sets_travel_to_worker_processes_that_share_no_memory(csv, cache):
+    dataset = module(csv, cache=cache).dataset("train")
+    packed = pickle.dumps(dataset)
+    torch.testing.assert_close(pickle.loads(packed)[3]["image"], dataset[3]["image"], rtol=0, atol=0)
+    assert len(packed) < 10_000
 
 
 def test_several_findings_are_a_vector_with_nan_for_unknown(csv):
@@ -230,15 +239,16 @@ def test_unknown_splits_are_refused(csv):
         module(csv).dataset("train")
 
 
-def test_masks_passed_as_images_are_refused_before_anything_is_written(tmp_path, own_cache):
+@pytest.mark.parametrize("cache", [True, False])
+def test_masks_passed_as_images_are_refused_and_no_cache_is_left(tmp_path, own_cache, cache):
     rows = []
     for number in range(4):
         Image.fromarray(np.repeat(np.arange(4, dtype=np.uint8), 144).reshape(24, 24)).save(tmp_path / f"{number}.png")
         rows.append((f"{number}.png", "train"))
     csv = write_csv(tmp_path / "t.csv", ("image", "split"), rows)
     with pytest.raises(ValueError, match="they are masks, not images"):
-        module(csv, label_column=None, patient_column=None).prepare_data()
-    assert not own_cache.exists()
+        module(csv, label_column=None, patient_column=None, cache=cache).prepare_data()
+    assert not list(own_cache.glob("*/data.npy"))
 
 
 @pytest.mark.parametrize("cache", [True, False])
@@ -339,6 +349,29 @@ def test_the_development_radiographs_match_their_counts(shared_data):
         "test": 149,
     }
     assert torch.bincount(data.table.labels[torch.from_numpy(data.table.rows("train"))]).tolist() == [295, 299]
+
+
+def test_radiographs_of_any_bit_depth_are_seen_through_their_own_display_windows(shared_data, tmp_path):
+    pytest.importorskip("pydicom")
+    names = ("dicom/cr_leg_mono1_rle.dcm", "dicom/mr_small_raw.dcm")  # 10 bits inverted, 16 bits signed
+    csv = write_csv(tmp_path / "t.csv", ("image", "split"), [(name, "train") for name in names])
+    archive = shared_data("dicom") / "dicom.zip"
+    data = TableDataModule(
+        csv=str(csv),
+        root=str(archive),
+        split_column="split",
+        image_size=64,
+        voi=0,
+        intensity_window=(0, 1),
+        intensity_unit="declared range",
+    )
+    for row, name in enumerate(names):
+        image = data.dataset("train")[row]["image"]
+        shown = read_image(archive / name, voi=0)
+        assert float(image.mean()) == pytest.approx(
+            (shown.pixels.mean() - shown.low) / (shown.high - shown.low), abs=0.01
+        )
+        assert image.std() > 0.1
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cardiac_mr", 4), ("nuclei", 3)])

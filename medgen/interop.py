@@ -94,17 +94,21 @@ def _read_training_run(
 ) -> tuple[str, dict[str, object], dict[str, Tensor]] | None:
     """Family, config and averaged weights of a checkpoint that medgen's training wrote; None for another's."""
     config = file.hyper_parameters.get("config")
-    if not isinstance(config, Record) or not isinstance(config.state, dict):
-        return None
     for family in FAMILIES:
         kind = family_class(family).config_class
-        if (config.kind.module, config.kind.name) != (kind.__module__, kind.__qualname__):
+        if isinstance(config, Record) and (config.kind.module, config.kind.name) == (kind.__module__, kind.__qualname__):
+            fields = config.state
+        elif str(file.hyper_parameters.get("_class_path")).startswith(kind.__module__.rpartition(".")[0] + "."):
+            fields = config  # of a recipe: LightningCLI keeps a dictionary and the module's name
+        else:
             continue
+        if not isinstance(fields, dict):
+            raise CheckpointError(f"{path} is damaged: the config of its model is {fields!r}")
         prefix = "ema.module."
         state = {name.removeprefix(prefix): w for name, w in file.state_dict.items() if name.startswith(prefix)}
         if not state:
             raise CheckpointError(
                 f"{path} is from a training stage that has no generator yet; convert a checkpoint of the last stage"
             )
-        return family, kind.from_dict(config.state).to_dict(), state
+        return family, kind.from_dict(fields).to_dict(), state
     return None

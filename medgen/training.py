@@ -117,10 +117,13 @@ class AdversarialModule(ReproducibleModule):
         self.accumulate_batches = accumulate_batches
         self.clip_norm = clip_norm
 
-    def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer]:
-        """The optimisers of the generating network and of the critic."""
-        first, second = cast("list[LightningOptimizer]", self.optimizers())
-        return first, second
+    def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer | None]:
+        """The optimisers of the generating network and of its critics, None where there are none."""
+        optimizers = self.optimizers()
+        if isinstance(optimizers, list):
+            first, second = optimizers
+            return first, second
+        return optimizers, None
 
     def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
         """One backward pass and, every `accumulate_batches` batches, one step.
@@ -135,6 +138,12 @@ class AdversarialModule(ReproducibleModule):
             self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
         optimizer.step()
         optimizer.zero_grad()
+
+    def step_schedule(self, position: int) -> None:
+        """Move one optimiser's learning-rate schedule by one batch."""
+        schedules = self.lr_schedulers()
+        schedule = schedules[position] if isinstance(schedules, list) else schedules
+        cast("torch.optim.lr_scheduler.LambdaLR", schedule).step()
 
 
 class GenerativeModule(ReproducibleModule):

@@ -93,6 +93,11 @@ class AutoencoderModule(AdversarialModule):
             downscaling="area" if adversarial else "nearest-exact",
         )
 
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the loss."""
+        return (self.hparams["perceptual"],) if self.hparams["perceptual"] else ()
+
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
         if stage == "fit":
@@ -118,12 +123,11 @@ class AutoencoderModule(AdversarialModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of the autoencoder and, once they have joined in, one of the discriminators."""
         x = batch["image"] * 2 - 1
-        optimizers = self.optimizers()
-        generator, critic = optimizers if isinstance(optimizers, list) else (optimizers, None)
-        with_critics = critic is not None and int(self.batches_seen) >= self.hparams["adversarial_start"]
+        generator, critic = self.optimizer_pair()
+        joined = int(self.batches_seen) >= self.hparams["adversarial_start"]
         with self.toggled_optimizer(generator):
             outputs, latent_loss = self.reconstruct(x)
-            if with_critics:
+            if critic is not None and joined:
                 last_layers = [head.weight for head in self.autoencoder.decoder.heads]
                 loss = self.loss(outputs, x, self.discriminators, last_layers)
             else:
@@ -133,7 +137,7 @@ class AutoencoderModule(AdversarialModule):
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log("train/latent", latent_loss.detach())
         self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        if with_critics:
+        if critic is not None and joined:
             with self.toggled_optimizer(critic):
                 game = self.loss.discriminator_loss(outputs, x, self.discriminators)
                 self.descend(critic, game.total)
@@ -275,7 +279,14 @@ class LatentDiffusionModule(GenerativeModule):
         return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
-_FIRST_STAGE = ("channels", "autoencoder", "latent_channels", "num_codes", "autoencoder_channels", "autoencoder_strides")
+_FIRST_STAGE = (
+    "channels",
+    "autoencoder",
+    "latent_channels",
+    "num_codes",
+    "autoencoder_channels",
+    "autoencoder_strides",
+)
 
 
 def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
@@ -294,7 +305,10 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
             raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
         content = torch.load(source, map_location="cpu", weights_only=True)
         config = content["hyper_parameters"]["config"]
-        state = {k.removeprefix("autoencoder."): v for k, v in content["state_dict"].items() if k.startswith("autoencoder.")}
+        config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
+        state = {
+            k.removeprefix("autoencoder."): v for k, v in content["state_dict"].items() if k.startswith("autoencoder.")
+        }
     else:
         other = _load_medfusion(source)
         config, state = other.config, other.autoencoder.state_dict()

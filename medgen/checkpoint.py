@@ -59,6 +59,7 @@ class About:
         known_failures: What is known to go wrong, one sentence each.
         source: Where the weights come from: the recipe that trained them, or the file they were converted from.
         citation: What to cite.
+        trained_with: Feature networks of its training losses, which must not judge it.
     """
 
     title: str = ""
@@ -68,14 +69,15 @@ class About:
     known_failures: tuple[str, ...] = ()
     source: str = ""
     citation: str = ""
+    trained_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "known_failures":
+            if field.name in ("known_failures", "trained_with"):
                 if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-                    raise ValueError(f"known_failures must be a sequence of sentences, got {value!r}")
-                object.__setattr__(self, "known_failures", tuple(value))
+                    raise ValueError(f"{field.name} must be a sequence of texts, got {value!r}")
+                object.__setattr__(self, field.name, tuple(value))
             elif not isinstance(value, str):
                 raise ValueError(f"{field.name} must be text, got {value!r}")
         if not self.licence:

@@ -67,7 +67,7 @@ def _list(args: Sequence[str]) -> None:
     _parser("list", "Show the checkpoints medgen knows by name.").parse_args(args)
     width = max(map(len, ZOO))
     for name, entry in ZOO.items():
-        where = "bundled" if entry.bundled else "download"
+        where = "bundled" if entry.where == "bundled" else "download"
         print(f"{name:{width}}  {where:8}  {entry.description}")
 
 
@@ -79,9 +79,8 @@ def _info(args: Sequence[str]) -> None:
     parser.add_argument("name", help="a name of medgen list, or a checkpoint folder")
     name = parser.parse_args(args).name
     entry = ZOO.get(name)
-    if entry and not entry.bundled:
-        print(f"{name}: {entry.description}\nfamily: {entry.family}\nlicence: {entry.licence}")
-        print(f"source: https://huggingface.co/spaces/{entry.space} {entry.pattern}")
+    if entry and entry.where != "bundled":
+        print(f"{name}: {entry.description}\nfamily: {entry.family}\nlicence: {entry.licence}\nsource: {entry.where}")
         return
     if not entry and not Path(name).is_dir():
         raise KeyError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
@@ -94,7 +93,7 @@ def _info(args: Sequence[str]) -> None:
     print(json.dumps(info.config, indent=2))
 
 
-def _split_options(args: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, Any]]:
+def split_options(args: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, Any]]:
     """Divide ``--steps 50 --out d`` into the verb's own arguments and the family's sampling options."""
     from jsonargparse import ArgumentParser
 
@@ -133,7 +132,7 @@ def _sample(args: Sequence[str]) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--grid", type=bool, default=False, help="also write grid.png, all images with their labels")
     parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
-    own, options = _split_options(args, _SAMPLE_ARGUMENTS)
+    own, options = split_options(args, _SAMPLE_ARGUMENTS)
     cfg = parser.parse_args(own)
 
     import torch

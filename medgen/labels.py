@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,11 +100,12 @@ class LabelSpace:
 
         if isinstance(label, torch.Tensor):
             rows = label.to(torch.float32).expand(n, -1) if label.dim() == 1 else label.to(torch.float32)
-        elif isinstance(label, (int, str)) or not any(isinstance(item, (list, tuple)) for item in label or ()):
-            row = self._vector([label] if isinstance(label, (int, str)) else list(label or ()))
-            rows = torch.tensor(row, dtype=torch.float32).expand(n, -1)
         else:
-            rows = torch.tensor([self._vector(list(item)) for item in label or ()], dtype=torch.float32)
+            items: list[Any] = [label] if isinstance(label, (int, str)) else list(label or ())
+            if any(isinstance(item, (list, tuple)) for item in items):
+                rows = torch.tensor([self._vector(list(item)) for item in items], dtype=torch.float32)
+            else:
+                rows = torch.tensor(self._vector(items), dtype=torch.float32).expand(n, -1)
         if rows.shape != (n, len(self)):
             raise ValueError(
                 f"label has shape {tuple(rows.shape)}; {n} images and {len(self)} names need {(n, len(self))}"
@@ -113,14 +114,14 @@ class LabelSpace:
             raise ValueError("label of a multi-label model holds values other than 0 and 1")
         return rows.contiguous()
 
-    def _vector(self, items: list[int | str | float]) -> list[float]:
+    def _vector(self, items: list[Any]) -> list[float]:
         if self.kind == "continuous":
             if len(items) != len(self):
                 raise ValueError(
                     f"label {items} has {len(items)} numbers; give one for each of {', '.join(self.names)}"
                 )
             return [float(item) for item in items]
-        found = {self.index(item) for item in items}  # type: ignore[arg-type]
+        found = {self.index(item) for item in items}
         return [float(position in found) for position in range(len(self))]
 
     def describe(self, condition: Tensor | None, n: int) -> list[str]:

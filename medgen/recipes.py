@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,18 @@ class RecipeCLI(LightningCLI):
 
 def run(verb: str, args: Sequence[str]) -> None:
     """Run ``medgen fit``, ``validate`` or ``test`` with its arguments."""
+    # A recipe's arguments come from `medgen.cli.main`, whether it was called by a shell or by Python.
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     RecipeCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
         seed_everything_default=0,
-        trainer_defaults={"callbacks": [LastCheckpoint()], "plugins": [AtomicCheckpointIO()]},
+        trainer_defaults={
+            "callbacks": [LastCheckpoint()],
+            "plugins": {"class_path": "medgen.recipes.AtomicCheckpointIO"},
+        },
         save_config_kwargs={"overwrite": True},
         args=[verb, *args],
     )

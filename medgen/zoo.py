@@ -16,58 +16,100 @@ _PACKAGE = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """Where a named checkpoint is and what it is.
+    """A named checkpoint in medgen's own format.
 
     Attributes:
         family: The generator family.
         description: One line for `medgen list`.
         licence: Licence of the weights as stated by their owners.
-        bundled: Whether the weights come with medgen.
-        space: Hub Space that holds the authors' own file.
-        pattern: Which file of the Space, a glob.
-        repo: Hub repository in medgen's format.
+        repo: Hub repository; empty if the weights come with medgen.
         revision: Commit of `repo` that this release loads.
     """
 
     family: str
     description: str
     licence: str
-    bundled: bool = False
-    space: str = ""
-    pattern: str = ""
     repo: str = ""
     revision: str = ""
 
+    @property
+    def where(self) -> str:
+        """Where the weights are."""
+        return f"{self.repo}@{self.revision}" if self.repo else "bundled"
 
-_SPACE = "mueller-franzes/medfusion-app"
 
-ZOO: Mapping[str, ModelEntry] = {
+@dataclass(frozen=True, kw_only=True)
+class OfficialEntry:
+    """A checkpoint that its authors keep in a Hub Space in their own format; fetched and converted on first use.
+
+    Attributes:
+        family: The generator family it is converted to.
+        description: One line for `medgen list`.
+        licence: Licence of the weights as stated by their owners.
+        space: The Space.
+        patterns: Names the file may have; exactly one file of the Space matches.
+        image_size: Height and width of the images, which the file does not state.
+        label_names: Names of its classes, which the file does not state either.
+        data: What it was trained on.
+    """
+
+    family: str
+    description: str
+    licence: str
+    space: str
+    patterns: tuple[str, ...]
+    image_size: tuple[int, int]
+    label_names: tuple[str, ...]
+    data: str
+
+    @property
+    def where(self) -> str:
+        """Where the weights are."""
+        return f"https://huggingface.co/spaces/{self.space} {' or '.join(self.patterns)}"
+
+
+_MEDFUSION_SPACE = "mueller-franzes/medfusion-app"
+_NOT_STATED = "not stated by the authors"
+
+ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
     "medfusion-cxr": ModelEntry(
         family="medfusion",
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
-        licence="see the model card",
-        bundled=True,
+        licence="see its card: medgen info medfusion-cxr",
     ),
-    "medfusion-chexpert": ModelEntry(
+    "medfusion-chexpert": OfficialEntry(
         family="medfusion",
         description="256 px frontal chest X-rays, cardiomegaly no / yes; the authors' weights",
-        licence="not stated by the authors",
-        space=_SPACE,
-        pattern="runs/2022_11_27_085654_chest_diffusion/last.ckpt",
+        licence=_NOT_STATED,
+        space=_MEDFUSION_SPACE,
+        patterns=("runs/2022_11_27_085654_chest_diffusion/last.ckpt",),
+        image_size=(256, 256),
+        label_names=("No Cardiomegaly", "Cardiomegaly"),
+        data="CheXpert, frontal radiographs, 256 px",
     ),
-    "medfusion-airogs": ModelEntry(
+    "medfusion-airogs": OfficialEntry(
         family="medfusion",
-        description="256 px fundus photographs, glaucoma no / yes; the authors' weights",
-        licence="not stated by the authors",
-        space=_SPACE,
-        pattern="runs/*eye_diffusion/last.ckpt",
+        description="256 px fundus photographs, referable glaucoma no / yes; the authors' weights",
+        licence=_NOT_STATED,
+        space=_MEDFUSION_SPACE,
+        patterns=("runs/*eye*diffusion*/last.ckpt", "runs/*fundus*diffusion*/last.ckpt"),
+        image_size=(256, 256),
+        label_names=("No Glaucoma", "Glaucoma"),
+        data="AIROGS, fundus photographs, 256 px",
     ),
-    "medfusion-crcdx": ModelEntry(
+    "medfusion-crcdx": OfficialEntry(
         family="medfusion",
-        description="512 px colorectal histology, microsatellite stable / instable; the authors' weights",
-        licence="not stated by the authors",
-        space=_SPACE,
-        pattern="runs/*@(colon|crc|histo)*diffusion/last.ckpt",
+        description="512 px colorectal histology by microsatellite status; the authors' weights",
+        licence=_NOT_STATED,
+        space=_MEDFUSION_SPACE,
+        patterns=(
+            "runs/*colon*diffusion*/last.ckpt",
+            "runs/*crc*diffusion*/last.ckpt",
+            "runs/*histo*diffusion*/last.ckpt",
+        ),
+        image_size=(512, 512),
+        label_names=("Class 0", "Class 1"),  # stable or instable: which is which is not stated
+        data="CRC-DX, H&E tiles of colorectal cancer, 512 px",
     ),
 }
 
@@ -127,13 +169,18 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
     return Generator.from_pretrained(repo, revision=revision or at or None)
 
 
-def _load_entry(name: str, entry: ModelEntry) -> Generator:
+def _load_entry(name: str, entry: ModelEntry | OfficialEntry) -> Generator:
     from medgen.generator import Generator
 
-    if entry.bundled:
+    if isinstance(entry, ModelEntry):
+        if entry.repo:
+            return Generator.from_pretrained(entry.repo, revision=entry.revision)
         return Generator.from_pretrained(bundled_folder(name))
-    if entry.space:
-        from medgen.hub import fetch_official
+    from medgen.checkpoint import About
+    from medgen.hub import fetch_official
 
-        return Generator.from_pretrained(fetch_official(entry.space, entry.pattern))
-    return Generator.from_pretrained(entry.repo, revision=entry.revision)
+    about = About(title=name, licence=entry.licence, data=entry.data)
+    folder = fetch_official(
+        entry.space, entry.patterns, image_size=entry.image_size, label_names=entry.label_names, about=about
+    )
+    return Generator.from_pretrained(folder)

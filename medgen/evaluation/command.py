@@ -13,7 +13,7 @@ def main(args: Sequence[str]) -> None:
     """Run ``medgen evaluate`` with its arguments."""
     from jsonargparse import ArgumentParser
 
-    from medgen.cli import _split_options
+    from medgen.cli import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.report import report
 
@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--weights", type=str | None, default=None, help="weights file of a timm network")
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn and seen together")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
-    own, options = _split_options(args, _ARGUMENTS)
+    own, options = split_options(args, _ARGUMENTS)
     cfg = parser.parse_args(own)
     datamodule = parser.instantiate(cfg).data
     scores = report(

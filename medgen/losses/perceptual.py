@@ -116,7 +116,7 @@ class FeaturePerceptualLoss(_FeatureDistance):
             model = timm.create_model(network, pretrained=True)
         data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         super().__init__(model, data["mean"], data["std"])
-        available = len(model.feature_info)
+        available = len(model.feature_info)  # type: ignore[arg-type]  # timm's networks list their levels
         if levels is not None and not 1 <= levels <= available:
             raise ValueError(f"levels is {levels}; {network} has 1 to {available}")
         self.resize = resize

@@ -44,7 +44,8 @@ class ClassEmbedding(nn.Module):
     def forward(self, label: Tensor) -> Tensor:
         """Vectors (B, dim) of class indices (B,) int64."""
         known = label >= 0
-        return self.table(label.clamp(min=0)) * known[:, None]
+        vector: Tensor = self.table(label.clamp(min=0))
+        return vector * known[:, None]
 
 
 class ConditionEmbedding(nn.Module):

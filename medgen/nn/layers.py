@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,11 +13,13 @@ Size = int | Sequence[int]
 LayerSpec = str | tuple[str, Mapping[str, object]]
 """A layer by name, with keyword arguments of its torch class where it needs some: `("group", {"num_groups": 8})`."""
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-_BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_DROPOUTS = {1: nn.Dropout, 2: nn.Dropout2d, 3: nn.Dropout3d}
+_Layers = Mapping[int, Callable[..., nn.Module]]
+
+_CONVOLUTIONS: _Layers = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_AVERAGE_POOLS: _Layers = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_BATCH_NORMS: _Layers = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INSTANCE_NORMS: _Layers = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_DROPOUTS: _Layers = {1: nn.Dropout, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "swish": nn.SiLU,
@@ -137,6 +140,6 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-def _name_and_options(spec: LayerSpec) -> tuple[str, dict[str, object]]:
+def _name_and_options(spec: LayerSpec) -> tuple[str, dict[str, Any]]:
     name, options = (spec, {}) if isinstance(spec, str) else spec
     return name.lower(), dict(options)

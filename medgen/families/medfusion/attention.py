@@ -133,7 +133,10 @@ def attention(
     """
     if kind == "none":
         return None
-    layers = {"linear": MultiHeadAttention, "spatial": SpatialTransformer}
+    layers: dict[str, type[MultiHeadAttention | SpatialTransformer]] = {
+        "linear": MultiHeadAttention,
+        "spatial": SpatialTransformer,
+    }
     if kind not in layers:
         raise ValueError(f"attention {kind!r} is unknown; use 'none', 'linear' or 'spatial'")
     return layers[kind](spatial_dims, channels, norm=norm, dropout=dropout, embedding_dim=embedding_dim)
@@ -147,9 +150,11 @@ def _inner_channels(channels: int) -> int:
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    return rearrange(x, "b c ... -> b (...) c")
+    tokens: Tensor = rearrange(x, "b c ... -> b (...) c")
+    return tokens
 
 
 def _to_feature_map(tokens: Tensor, *, like: Tensor) -> Tensor:
     """Tokens (B, N, C) laid out again as the pixels of `like` (B, any, *spatial): a view, channels last."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    pixels: Tensor = tokens.transpose(1, 2).unflatten(2, like.shape[2:])  # type: ignore[no-untyped-call]
+    return pixels

@@ -29,4 +29,5 @@ def ema_decay(
     since_start = step - update_after_step - 1
     if since_start <= 0:
         return 0.0
-    return max(min_value, min(1 - (1 + since_start / inv_gamma) ** -power, max_value))
+    decay: float = 1 - (1 + since_start / inv_gamma) ** -power
+    return max(min_value, min(decay, max_value))

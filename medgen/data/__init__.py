@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from medgen.data.base import Batch, ImageDataModule
     from medgen.data.chestxray14 import ChestXray14DataModule
     from medgen.data.chexpert import CheXpertDataModule
+    from medgen.data.readers import IntensityWindow, RawImage, read_image, read_mask
     from medgen.data.table import TableDataModule
 
 DATASETS: dict[str, str] = {
@@ -23,6 +24,10 @@ _HOME = {
     "CheXpertDataModule": "medgen.data.chexpert",
     "ChestXray14DataModule": "medgen.data.chestxray14",
     "ImageDataModule": "medgen.data.base",
+    "IntensityWindow": "medgen.data.readers",
+    "RawImage": "medgen.data.readers",
+    "read_image": "medgen.data.readers",
+    "read_mask": "medgen.data.readers",
     "TableDataModule": "medgen.data.table",
 }
 
@@ -33,7 +38,11 @@ __all__ = [
     "CheXpertDataModule",
     "ChestXray14DataModule",
     "ImageDataModule",
+    "IntensityWindow",
+    "RawImage",
     "TableDataModule",
+    "read_image",
+    "read_mask",
 ]
 
 

@@ -72,9 +72,9 @@ class Augmentation:
             return images, masks
         images = images.clone()
         masks = None if masks is None else masks.clone()
-        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's global generator
             for position, key in enumerate(keys):
-                torch.manual_seed(int(key >> np.uint64(1)))
+                torch.default_generator.manual_seed(int(key >> np.uint64(1)))  # torch.manual_seed reseeds GPUs as well
                 if masks is None:
                     images[position] = warp(tv_tensors.Image(images[position]))
                 else:

@@ -86,7 +86,7 @@ class Preprocessing:
             ValueError: If it holds values that are not classes 0 to ``num_classes - 1``.
         """
         path = root.locate(name)
-        classes = decode_mask(root.read(name), path, frame=frame, axis=self.axis, volume=self.volume)
+        classes = decode_mask(root.read(name), path, frame=frame, axis=self.axis)
         if int(classes.max()) >= num_classes:
             values = np.unique(classes)
             shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")

@@ -81,7 +81,8 @@ def test_images_are_the_same_with_and_without_masks():
     torch.testing.assert_close(run(EVERYTHING, 4)[0], run(EVERYTHING, 4, masks=False)[0], rtol=0, atol=0)
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_is_left_alone_on_every_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", pytest.fail)
     before = torch.get_rng_state()
     run(EVERYTHING, 2)
     assert torch.equal(before, torch.get_rng_state())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from medgen.checkpoint import About, StorageType, read_checkpoint, write_checkpoint
+from medgen.checkpoint import About, read_checkpoint, write_checkpoint
 from medgen.labels import Label, LabelKind, LabelSpace
 from medgen.noise import NoiseSource
 
@@ -126,7 +126,7 @@ class Generator(nn.Module, ABC):
         return next(self.parameters()).device
 
     @abstractmethod
-    def _sample(self, label: Tensor | None, noise: NoiseSource, **options: Any) -> Tensor:
+    def _sample(self, label: Tensor | None, noise: NoiseSource, *args: Any, **options: Any) -> Tensor:
         """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
 
     def check_options(self, options: Mapping[str, object]) -> None:
@@ -184,7 +184,7 @@ class Generator(nn.Module, ABC):
         condition = self.label_space.resolve(label, n)
         seed = secrets.randbits(31) if seed is None else seed
         device = self.device
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
         batches = []
@@ -197,11 +197,12 @@ class Generator(nn.Module, ABC):
                     images = self._sample(part, noise, **options)
                     batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
         finally:
-            self.train(was_training)
+            for module, training in modes:  # a frozen part of a model in training stays in eval mode
+                module.training = training
         return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
 
     def save_pretrained(
-        self, folder: str | Path, *, about: About | None = None, dtype: StorageType = "float32"
+        self, folder: str | Path, *, about: About | None = None, dtype: torch.dtype | None = None
     ) -> Path:
         """Write ``config.json``, ``model.safetensors`` and a model card, whole or not at all.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -14,9 +13,8 @@ from medgen.diffusion.denoiser import NetworkDenoiser, Objective, guided
 from medgen.diffusion.samplers import find_sampler
 from medgen.diffusion.schedule import BetaStrategy, NoiseSchedule
 from medgen.families.medfusion.attention import AttentionKind
-from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
-from medgen.families.medfusion.blocks import BlockStyle
-from medgen.families.medfusion.unet import UNet
+from medgen.families.medfusion.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
+from medgen.families.medfusion.unet import UNet, UNetConfig
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
 from medgen.noise import NoiseSource
@@ -45,6 +43,7 @@ class MedfusionConfig(GeneratorConfig):
         learned_variance: Whether the UNet also predicts the variance of a step.
         self_conditioning: Whether the UNet sees its own last estimate.
         objective: What the UNet predicts: ``eps``, ``x_0`` or ``v``.
+        clip: Hold estimates of the clean latent in [-1, 1] while sampling; not done by the published models.
         timesteps: Length of the noise schedule.
         schedule: Shape of the betas.
         beta_start: First beta.
@@ -62,7 +61,7 @@ class MedfusionConfig(GeneratorConfig):
     autoencoder_channels: tuple[int, ...] = (64, 128, 256, 512)
     autoencoder_strides: tuple[int, ...] = (1, 2, 2, 2)
     autoencoder_groups: int = 8
-    autoencoder_attention: AttentionKind = "none"
+    autoencoder_attention: AttentionKind | tuple[AttentionKind, ...] = "none"
     autoencoder_extra_heads: int = 1
     unet_channels: tuple[int, ...] = (256, 256, 512, 1024)
     unet_strides: tuple[int, ...] = (1, 2, 2, 2)
@@ -74,6 +73,7 @@ class MedfusionConfig(GeneratorConfig):
     learned_variance: bool = False
     self_conditioning: bool = False
     objective: Objective = "eps"
+    clip: bool = False
     timesteps: int = 1000
     schedule: BetaStrategy = "scaled_linear"
     beta_start: float = 0.002
@@ -119,33 +119,35 @@ class MedfusionConfig(GeneratorConfig):
 
 def build_autoencoder(config: MedfusionConfig) -> KLAutoencoder | VQAutoencoder:
     """The first stage that a config describes."""
-    build = partial(VQAutoencoder, num_codes=config.num_codes) if config.autoencoder == "vq" else KLAutoencoder
-    return build(
-        config.channels,
+    shape = AutoencoderConfig(
+        in_channels=config.channels,
         latent_channels=config.latent_channels,
         hidden=config.autoencoder_channels,
         strides=config.autoencoder_strides,
+        norm=("group", {"num_groups": config.autoencoder_groups}),
         attention=config.autoencoder_attention,
         extra_heads=config.autoencoder_extra_heads,
-        style=BlockStyle(norm=("group", {"num_groups": config.autoencoder_groups})),
     )
+    return VQAutoencoder(shape, config.num_codes) if config.autoencoder == "vq" else KLAutoencoder(shape)
 
 
 def build_unet(config: MedfusionConfig) -> UNet:
     """The noise estimator that a config describes."""
     return UNet(
-        config.latent_channels,
-        hidden=config.unet_channels,
-        strides=config.unet_strides,
-        num_blocks=config.unet_blocks,
-        attention=config.unet_attention,
-        embedding_dim=config.embedding_dim,
-        num_classes=len(config.label_names) if config.label_kind == "single" else 0,
-        num_conditions=len(config.label_names) if config.label_kind in ("multi", "continuous") else 0,
-        extra_heads=config.unet_extra_heads,
-        learned_variance=config.learned_variance,
-        self_conditioning=config.self_conditioning,
-        style=BlockStyle(norm=("group", {"num_groups": config.unet_groups})),
+        UNetConfig(
+            in_channels=config.latent_channels,
+            hidden=config.unet_channels,
+            strides=config.unet_strides,
+            norm=("group", {"num_groups": config.unet_groups}),
+            attention=config.unet_attention,
+            blocks_per_level=config.unet_blocks,
+            extra_heads=config.unet_extra_heads,
+            embedding_dim=config.embedding_dim,
+            label_kind=config.label_kind,
+            num_labels=len(config.label_names),
+            learned_variance=config.learned_variance,
+            self_conditioning=config.self_conditioning,
+        )
     )
 
 
@@ -217,6 +219,7 @@ class MedfusionGenerator(Generator, family="medfusion"):
             network,
             self.schedule,
             objective=self.config.objective,
+            clip=self.config.clip,
             self_conditioning=self.config.self_conditioning,
         )
         latent = find_sampler(sampler)(denoise, noise, self.config.latent_shape, self.schedule, steps=steps, **extra)

@@ -258,6 +258,7 @@ class LatentDiffusionModule(GenerativeModule):
             generator.schedule,
             objective=config.objective,
             distance=self.hparams["distance"],
+            clip=config.clip,
             self_conditioning=config.self_conditioning,
         )
         self.log("train/loss", loss.total.detach(), prog_bar=True)

@@ -169,21 +169,24 @@ def _convert(args: Sequence[str]) -> None:
     parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
     parser.add_argument("checkpoint", help="official .ckpt file, or a .ckpt written by medgen fit")
     parser.add_argument("out", help="folder to write")
+    parser.add_argument("--image_size", type=int, nargs=2, help="height and width, which an official file does not say")
+    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which it does not say either")
     cfg = parser.parse_args(args)
     from medgen.interop import convert
 
-    print(convert(Path(cfg.checkpoint), Path(cfg.out)))
+    size = tuple(cfg.image_size) if cfg.image_size else None
+    print(convert(cfg.checkpoint, cfg.out, image_size=size, label_names=cfg.label_names))
 
 
 def _push(args: Sequence[str]) -> None:
     parser = _parser("push", "Publish a checkpoint on the Hugging Face Hub.")
-    parser.add_argument("name", help="a checkpoint folder or a name of medgen list")
+    parser.add_argument("folder", help="a checkpoint folder, such as published/ of a training run")
     parser.add_argument("repo", help="org/name")
     parser.add_argument("--private", type=bool, default=False, help="make a new repository private")
     cfg = parser.parse_args(args)
-    from medgen.zoo import load
+    from medgen.hub import push
 
-    print(f"{cfg.repo}@{load(cfg.name).push_to_hub(cfg.repo, private=cfg.private)}")
+    print(f"{cfg.repo}@{push(cfg.folder, cfg.repo, private=cfg.private)}")
 
 
 def _evaluate(args: Sequence[str]) -> None:

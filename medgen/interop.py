@@ -96,7 +96,8 @@ def _read_training_run(
     config = file.hyper_parameters.get("config")
     for family in FAMILIES:
         kind = family_class(family).config_class
-        if isinstance(config, Record) and (config.kind.module, config.kind.name) == (kind.__module__, kind.__qualname__):
+        name = (kind.__module__, kind.__qualname__)
+        if isinstance(config, Record) and (config.kind.module, config.kind.name) == name:
             fields = config.state
         elif str(file.hyper_parameters.get("_class_path")).startswith(kind.__module__.rpartition(".")[0] + "."):
             fields = config  # of a recipe: LightningCLI keeps a dictionary and the module's name

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,7 +35,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/last.ckpt`` under the trainer's root folder: every epoch, on SIGTERM and on any error.
+    """Keeps ``checkpoints/last.ckpt`` under the trainer's root folder: every epoch and on SIGTERM.
 
     The folder does not depend on a logger's version number, so ``--ckpt_path last`` finds it in the next run.
 
@@ -55,6 +56,15 @@ class LastCheckpoint(ModelCheckpoint):
         """Settle the folder."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save on SIGTERM, which Lightning raises between two batches.
+
+        Any other error may come in the middle of a step; a run that went on from there would differ from one that was
+        never stopped, so the checkpoint of the last epoch stays.
+        """
+        if isinstance(exception, SIGTERMException):
+            super().on_exception(trainer, pl_module, exception)
 
 
 class RecipeCLI(LightningCLI):

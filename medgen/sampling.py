@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,24 +95,26 @@ def sample_to_folder(
         if b % world_size == rank
         for chunk in _missing(target, chunk)
     ]
-    bar = tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0)
-    for indices in pending:
-        labels = [label for i in indices if (label := run.label_of(i)) is not None]
-        images = generator.sample(
-            len(indices),
-            _per_image(generator, labels),
-            seed=run.seed,
-            first_index=indices[0],
-            batch_size=batch_size,
-            precision=run.precision,
-            **run.options,
-        )
-        for index, image in zip(indices, images, strict=True):
-            text = {"SyntheticData": "YES", "Software": "medgen", "seed": str(run.seed), "index": str(index)}
-            text |= {"label": names[index % len(names)], "checkpoint": generator.source, "revision": generator.revision}
-            _write_or_explain(image, target / _file(index), text)
-            bar.update()
-    bar.close()
+    with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
+        for indices in pending:
+            labels = [label for i in indices if (label := run.label_of(i)) is not None]
+            images = generator.sample(
+                len(indices),
+                _per_image(generator, labels),
+                seed=run.seed,
+                first_index=indices[0],
+                batch_size=batch_size,
+                precision=run.precision,
+                **run.options,
+            )
+            for index, image in zip(indices, images, strict=True):
+                text = {"SyntheticData": "YES", "Software": "medgen", "seed": str(run.seed), "index": str(index)}
+                text |= {"label": names[index % len(names)]}
+                text |= {"checkpoint": generator.source, "revision": generator.revision}
+                path = target / _file(index)
+                with _full_disk_explained(path):
+                    save_png(image, path, text)
+                bar.update()
     table = target / TABLE_FILE
     if all((target / _file(i)).exists() for i in range(n)):
         _write_table(table, generator, run, names, n)
@@ -174,23 +178,34 @@ def _claim(folder: Path, request: dict[str, object]) -> None:
     """Make the folder this run's, or make sure that it already is."""
     folder.mkdir(parents=True, exist_ok=True)
     run_file = folder / RUN_FILE
+    images = sorted(path.name for path in folder.glob("*.png"))  # before the next line: another process may start too
     if not run_file.exists():
-        if foreign := sorted(path.name for path in folder.glob("*.png")):
+        if images:
             raise FileExistsError(
-                f"out folder {folder} holds images of unknown origin ({foreign[0]}, ...); choose an empty one"
+                f"out folder {folder} holds images of unknown origin ({images[0]}, ...); choose an empty one"
             )
-        partial = folder / f"{RUN_FILE}.{os.getpid()}"
-        partial.write_text(json.dumps(request, indent=2) + "\n")
-        partial.replace(run_file)
+        _write_text(run_file, json.dumps(request, indent=2) + "\n")
     present = json.loads(run_file.read_text())
     differ = [f"{k} {present.get(k)!r} there, {v!r} asked for" for k, v in request.items() if present.get(k) != v]
     if differ:
         raise FileExistsError(f"out folder {folder} holds another run: {'; '.join(differ)}; choose another folder")
 
 
-def _write_or_explain(image: Any, path: Path, text: Mapping[str, str]) -> None:
+def _write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all; several processes may write the same."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_png(image, path, text)
+        with _full_disk_explained(path):
+            partial.write_text(text, newline="")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
             message = f"the disk is full: {path} was not written; free some space and run the same command to go on"
@@ -202,14 +217,12 @@ def _write_table(table: Path, generator: Generator, run: SamplingRun, names: Seq
     existing = sum(1 for _ in table.open()) - 1 if table.exists() else 0
     if existing >= n:  # a longer run was asked for before
         return
-    partial = table.with_name(f"{table.name}.{os.getpid()}")
-    with partial.open("w", newline="") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(COLUMNS)
-        for i in range(n):
-            row = (_file(i), names[i % len(names)], run.seed, i, generator.source, generator.revision)
-            writer.writerow(row)
-    partial.replace(table)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for i in range(n):
+        writer.writerow((_file(i), names[i % len(names)], run.seed, i, generator.source, generator.revision))
+    _write_text(table, text.getvalue())
 
 
 def write_grid(table: Path, *, columns: int = 8) -> Path:

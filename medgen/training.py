@@ -178,15 +178,22 @@ class GenerativeModule(ReproducibleModule):
         if stage == "fit":
             self.check_data(self.generator.config)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Note how many optimiser steps there were."""
+        super().on_train_batch_start(batch, batch_idx)
+        self._steps_before = self.global_step
+
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
-        """Move the average after an optimiser step, and copy the buffers, which have no average."""
+        """Move the average, if gradients were not merely accumulated; buffers are copied."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        self.ema.update_parameters(self.generator)
-        for mine, theirs in zip(self.ema.module.buffers(), self.generator.buffers(), strict=True):
-            mine.copy_(theirs)
+        if self.global_step > self._steps_before:
+            self.ema.update_parameters(self.generator)
 
     @rank_zero_only
-    def on_train_end(self) -> None:
-        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`."""
+    def on_fit_end(self) -> None:
+        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`.
+
+        Not in `on_train_end`, which a run that was killed right after its last epoch would never reach again.
+        """
         if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.published.save_pretrained(Path(self.trainer.default_root_dir) / "published")

@@ -91,7 +91,7 @@ def test_an_autoencoder_alone_points_to_the_diffusion_checkpoint(case: Case) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"clip_x0": True}, "trained with clip_x0"),
+        ({"do_input_centering": True}, "trained with do_input_centering"),
         ({"estimator_objective": "score"}, "predicts 'score'"),
         ({"noise_estimator_kwargs": None}, "no noise_estimator_kwargs"),
         ({"noise_estimator_kwargs.hid_chs": [16, 16, 16]}, "unet is not of the shape"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,17 +58,18 @@ class Augmentation:
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            masks: (B, H, W) class numbers, moved with the images (nearest neighbour, class 0 outside), or ``None``.
+            masks: (B, H, W) class numbers, moved with the images (nearest neighbour), or ``None``.
             seed: One stream of changes per seed.
             epochs: (B,) which look at each image this is.
             indices: (B,) which image each is.
 
         Returns:
-            Images in [0, 1] and masks of the same shapes.
+            Images in [0, 1] and masks of the same shapes. What comes in from outside is the mirror image of what is
+            inside, since a black border would teach a model to draw black borders.
         """
         keys = _mix(_mix(_mix(np.uint64(seed)) ^ epochs.astype(np.uint64)) ^ indices.astype(np.uint64))
         images, masks = self._flip(images, masks, keys)
-        warp = self._warp()
+        warp = self._warp(images.shape[-2], images.shape[-1])
         if not warp:
             return images, masks
         images = images.clone()
@@ -91,13 +93,15 @@ class Augmentation:
                 masks = None if masks is None else torch.where(chosen[:, None, None], masks.flip(axis), masks)
         return images, masks
 
-    def _warp(self) -> v2.Compose | None:
+    def _warp(self, height: int, width: int) -> v2.Compose | None:
         steps: list[v2.Transform] = []
+        margin = self._margin(height, width)
         if self.rotation_degrees or self.translation or self.scaling or self.shear_degrees:
+            across, down = (self.translation * side / (side + 2 * margin) for side in (width, height))
             steps.append(
                 v2.RandomAffine(
                     degrees=self.rotation_degrees,
-                    translate=(self.translation, self.translation),
+                    translate=(across, down),
                     scale=(1 - self.scaling, 1 + self.scaling),
                     shear=(-self.shear_degrees, self.shear_degrees) if self.shear_degrees else None,
                     interpolation=v2.InterpolationMode.BILINEAR,
@@ -105,9 +109,18 @@ class Augmentation:
             )
         if self.elastic_pixels:
             steps.append(v2.ElasticTransform(alpha=self.elastic_pixels, sigma=self.elastic_smoothness))
+        if steps:
+            steps = [v2.Pad(margin, padding_mode="reflect"), *steps, v2.CenterCrop([height, width])]
         if self.brightness or self.contrast:
             steps.append(v2.ColorJitter(brightness=self.brightness, contrast=self.contrast))
         return v2.Compose(steps) if steps else None
+
+    def _margin(self, height: int, width: int) -> int:
+        """Pixels from outside that a change can bring in; mirroring has no more to give than the image is wide."""
+        angle = math.radians(min(90.0, self.rotation_degrees)) + math.radians(min(45.0, self.shear_degrees))
+        side = max(height, width)
+        reach = side * (self.translation + (self.scaling + math.tan(min(angle, math.pi / 4))) / 2)
+        return min(math.ceil(reach + self.elastic_pixels), height - 1, width - 1)
 
 
 def _mix(keys: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:

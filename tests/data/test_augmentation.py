@@ -59,6 +59,23 @@ def test_masks_move_exactly_as_their_images(augment):
     assert set(masks.unique().tolist()) == {0, 1}
 
 
+def test_what_comes_in_from_outside_mirrors_the_inside():
+    bright = torch.full((8, 1, 32, 24), 0.7)
+    augment = Augmentation(rotation_degrees=10, translation=0.2, scaling=0.2, shear_degrees=5)
+    images, _ = augment(bright, None, seed=0, epochs=np.zeros(8, dtype=np.int64), indices=np.arange(8))
+    torch.testing.assert_close(images, bright)
+
+
+def test_a_shift_by_whole_pixels_does_not_blur():
+    noise = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    shifted, _ = Augmentation(translation=0.1)(
+        noise, None, seed=0, epochs=np.zeros(1, dtype=np.int64), indices=np.arange(1)
+    )
+    assert not torch.equal(shifted, noise)
+    nearest = (shifted.flatten()[:, None] - noise.flatten()).abs().amin(1)  # every pixel is one of the original's
+    assert nearest.max() < 1e-4
+
+
 def test_intensities_change_without_the_mask():
     images, masks = run(Augmentation(brightness=0.3), 8)
     torch.testing.assert_close(masks, batch(8)[1], rtol=0, atol=0)

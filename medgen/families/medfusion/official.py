@@ -71,9 +71,8 @@ def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tupl
     settings = file.hyper_parameters
     if "inc.block_seq.0.basic_block.conv.weight" in estimator:
         raise CheckpointError("its noise estimator is the older unet.py, which MedfusionGenerator does not sample with")
-    for name in ("clip_x0", "do_input_centering"):
-        if settings.get(name):
-            raise CheckpointError(f"it was trained with {name}, which MedfusionGenerator does not have")
+    if settings.get("do_input_centering"):
+        raise CheckpointError("it was trained with do_input_centering, which MedfusionGenerator does not have")
 
     unet = unet_config(_arguments(settings, "noise_estimator_kwargs"))
     kind: Literal["kl", "vq"] = "vq" if "quantizer.embedder.weight" in embedder else "kl"
@@ -106,6 +105,7 @@ def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tupl
         "learned_variance": unet.learned_variance,
         "self_conditioning": unet.self_conditioning,
         "objective": _OBJECTIVES[objective],
+        "clip": bool(settings.get("clip_x0")),
         "timesteps": schedule.get("timesteps", 1000),
         "schedule": schedule.get("schedule_strategy", "cosine"),
         "beta_start": schedule.get("beta_start", 0.0001),

@@ -1,0 +1,40 @@
+"""How every family trains, stage by stage, at the size of its `tiny()`; a new family adds its line."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from medgen.families import family_class
+from medgen.generator import GeneratorConfig
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training module.
+
+    Attributes:
+        module: Its class path, as a recipe has it.
+        arguments: Those that `tiny()` needs beside the config.
+        previous: Which argument takes the checkpoint of the stage before.
+    """
+
+    module: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    previous: str = ""
+
+
+STAGES: Mapping[str, tuple[Stage, ...]] = {
+    "medfusion": (
+        Stage(
+            "medgen.families.medfusion.modules.AutoencoderModule",
+            {"perceptual": None, "discriminator_channels": (8, 8), "adversarial_start": 0},
+        ),
+        Stage("medgen.families.medfusion.modules.LatentDiffusionModule", previous="autoencoder"),
+    ),
+}
+
+
+def tiny_config(family: str) -> GeneratorConfig:
+    """The family's `tiny()` with the classes of the test data."""
+    tiny = family_class(family).config_class.tiny()
+    return replace(tiny, label_kind="single", label_names=("healthy", "ill"))

@@ -37,7 +37,8 @@ class AutoencoderModule(AdversarialModule):
         latent_weight: Weight of the KL divergence, or of a ``vq`` autoencoder's codebook loss.
         adversarial: The discriminators' loss, or None to train without discriminators.
         adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
-        adversarial_start: Batches before the discriminators join in.
+        adversarial_start: Batches before the decoder hears the discriminators.
+        critic_lead: Batches that the discriminators learn alone before that; untrained ones mislead the decoder.
         discriminator_channels: Width of each of their layers; all but the first halve the size.
         reduction: ``sum`` (published for ``kl``) or ``mean`` (published for ``vq``), see `AutoencoderLoss`.
         lr: Learning rate of both Adam optimisers.
@@ -64,6 +65,7 @@ class AutoencoderModule(AdversarialModule):
         adversarial: AdversarialKind | None = "hinge",
         adversarial_weight: float = 1.0,
         adversarial_start: int = 0,
+        critic_lead: int = 0,
         discriminator_channels: tuple[int, ...] = (64, 128, 256, 512),
         reduction: Reduction = "sum",
         lr: float = 1e-4,
@@ -124,10 +126,10 @@ class AutoencoderModule(AdversarialModule):
         """One step of the autoencoder and, once they have joined in, one of the discriminators."""
         x = batch["image"] * 2 - 1
         generator, critic = self.optimizer_pair()
-        joined = int(self.batches_seen) >= self.hparams["adversarial_start"]
+        until_joined = self.hparams["adversarial_start"] - int(self.batches_seen)
         with self.toggled_optimizer(generator):
             outputs, latent_loss = self.reconstruct(x)
-            if critic is not None and joined:
+            if critic is not None and until_joined <= 0:
                 last_layers = [head.weight for head in self.autoencoder.decoder.heads]
                 loss = self.loss(outputs, x, self.discriminators, last_layers)
             else:
@@ -137,7 +139,7 @@ class AutoencoderModule(AdversarialModule):
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log("train/latent", latent_loss.detach())
         self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        if critic is not None and joined:
+        if critic is not None and until_joined <= self.hparams["critic_lead"]:
             with self.toggled_optimizer(critic):
                 game = self.loss.discriminator_loss(outputs, x, self.discriminators)
                 self.descend(critic, game.total)

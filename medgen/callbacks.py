@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-    from medgen.data.base import ImageDataModule
+    from medgen.data.base import Batch, ImageDataModule
     from medgen.generator import Generator
     from medgen.labels import Label
 
@@ -61,7 +61,8 @@ class EvaluateGenerator(Callback):
         self.every_n_epochs = _checked_interval(every_n_epochs)
         self.n = n
         self.split = split
-        self.network = feature_network(network)
+        with isolate_rng():  # a recipe builds callbacks before the module, whose first weights must not depend on them
+            self.network = feature_network(network)
         self.seed = seed
         self.batch_size = batch_size
         self.options = dict(options or {})
@@ -145,7 +146,7 @@ class LogSamples(Callback):
         """Draw and log, on one process."""
         if trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
             with undisturbed(pl_module):
-                self._show(trainer, self._draw(_published(pl_module)))
+                show(trainer, "samples", self._draw(_published(pl_module)))
 
     def _label(self, generator: Generator) -> Label:
         """What to ask for: as told, or each class or finding in turn."""
@@ -162,15 +163,45 @@ class LogSamples(Callback):
         scale = max(1, 128 // images.shape[-1])
         return image_grid(images, columns=self.columns, captions=captions if any(captions) else (), scale=scale)
 
-    def _show(self, trainer: Trainer, picture: Image.Image) -> None:
-        experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
-        boards = [experiment for experiment in experiments if hasattr(experiment, "add_image")]
-        for board in boards:
-            board.add_image("samples", pil_to_tensor(picture), trainer.global_step)
-        if not boards:
-            folder = Path(trainer.default_root_dir) / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_png(picture, folder / f"epoch_{trainer.current_epoch:05d}.png")
+
+class LogReconstructions(Callback):
+    """Shows what an autoencoder makes of unseen images: a grid of the first ones of the val split above their copies.
+
+    Goes where `LogSamples` goes. The module is called with images (B, C, H, W) in [0, 1] and returns their copies.
+
+    Args:
+        every_n_epochs: Epochs between grids.
+        n: Images in the grid; no more than a batch has.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, n: int = 8) -> None:
+        self.every_n_epochs = _checked_interval(every_n_epochs)
+        self.n = n
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """Draw and log the first batch, on one process."""
+        first = batch_idx == 0 and not trainer.sanity_checking
+        if first and trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+            images = batch["image"][: self.n]
+            with undisturbed(pl_module):
+                copies = pl_module(images).float().clamp(0, 1)
+            scale = max(1, 128 // images.shape[-1])
+            grid = image_grid(torch.cat([images, copies]).cpu(), columns=len(images), scale=scale)
+            show(trainer, "reconstructions", grid)
+
+
+def show(trainer: Trainer, name: str, picture: Image.Image) -> None:
+    """Hand a picture to every logger that takes images, or else to a folder ``name`` in the trainer's root folder."""
+    experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
+    boards = [experiment for experiment in experiments if hasattr(experiment, "add_image")]
+    for board in boards:
+        board.add_image(name, pil_to_tensor(picture), trainer.global_step)
+    if not boards:
+        folder = Path(trainer.default_root_dir) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        save_png(picture, folder / f"epoch_{trainer.current_epoch:05d}.png")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from medgen import callbacks
-from medgen.callbacks import EvaluateGenerator, LogSamples
+from medgen.callbacks import EvaluateGenerator, LogReconstructions, LogSamples
 from medgen.evaluation.run import evaluate
 from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
 
@@ -214,3 +214,17 @@ def test_classes_take_turns_in_the_grid(datamodule, tmp_path):  # noqa: F811
 def test_unknown_labels_are_refused_before_training(datamodule, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match="'grey' is unknown"):
         fit(Module(), datamodule, tmp_path, LogSamples(n=1, labels=["grey"]))
+
+
+def test_reconstructions_stand_under_the_images_they_copy(datamodule, tmp_path):  # noqa: F811
+    class Negative(Module):
+        def forward(self, images):
+            assert not self.training
+            return 1 - images
+
+    fit(Negative(), datamodule, tmp_path, LogReconstructions(every_n_epochs=2, n=3), max_epochs=2)
+    (path,) = (tmp_path / "reconstructions").iterdir()
+    assert path.name == "epoch_00001.png"
+    grid = np.asarray(Image.open(path)).astype(int)
+    images, copies = grid[4:132, 4:132], grid[136:264, 4:132]
+    assert abs(images + copies - 255).max() <= 1

@@ -163,7 +163,7 @@ class Generator(nn.Module, ABC):
             seed: Seed of the run; None draws a new one each time.
             first_index: Number of the first image in the run, for drawing a long run in parts.
             batch_size: Images drawn together; changes memory and speed, not the images.
-            precision: ``bf16`` runs the networks in bfloat16 autocast, faster on GPUs and recent CPUs.
+            precision: ``bf16`` runs the networks in bfloat16, faster on GPUs and recent CPUs.
             **options: Options of the family, such as ``steps`` and ``guidance`` of a diffusion model.
 
         Returns:

@@ -145,6 +145,10 @@ class KLAutoencoder(nn.Module):
         mean, logvar = self.encode_moments(x)
         return mean + (0.5 * logvar).exp() * noise
 
+    def settle(self, z: Tensor) -> Tensor:
+        """What the decoder is given for a latent (B, latent_channels, *latent): the latent itself."""
+        return z
+
     def decode(self, z: Tensor) -> Tensor:
         """The image (B, C, *spatial) of a latent (B, latent_channels, *latent), about [-1, 1] but unbounded."""
         out: Tensor = self.decoder(z)
@@ -181,9 +185,13 @@ class VQAutoencoder(nn.Module):
         out: Quantized = self.quantizer(z)
         return out
 
+    def settle(self, z: Tensor) -> Tensor:
+        """What the decoder is given for a latent (B, latent_channels, *latent): the nearest codes."""
+        return self.quantize(z).latent
+
     def decode(self, z: Tensor) -> Tensor:
         """The image of a latent, which is quantised first."""
-        out: Tensor = self.decoder(self.quantize(z).latent)
+        out: Tensor = self.decoder(self.settle(z))
         return out
 
     def decode_multiscale(self, z: Tensor) -> tuple[list[Tensor], Quantized]:

@@ -184,6 +184,30 @@ class Upsample(nn.Module):
         out: Tensor = self.conv(nn.functional.interpolate(x, size=size, mode="nearest-exact"))
         return out
 
+    def inference_form(self) -> nn.Module:
+        """The same as one transposed convolution, which does not multiply the copies of a pixel one by one.
+
+        Repeating each pixel and convolving adds up those taps that see the same pixel: the kernel of the transposed
+        convolution is the turned 3x3 kernel, convolved with a box as large as the stride.
+        """
+        if not isinstance(self.conv, nn.Conv2d):
+            return self
+        if set(self.stride) == {1}:
+            return self.conv
+        kernel = self.conv.weight.detach().flip(2, 3).transpose(0, 1)  # (in, out, 3, 3)
+        rows, columns = self.stride
+        box = kernel.new_ones(1, 1, rows, columns)
+        in_channels, out_channels = kernel.shape[:2]
+        kernel = nn.functional.conv2d(kernel.reshape(-1, 1, 3, 3), box, padding=(rows - 1, columns - 1))
+        transposed = nn.ConvTranspose2d(
+            in_channels, out_channels, (rows + 2, columns + 2), (rows, columns), padding=1, device="meta"
+        )
+        transposed.weight = nn.Parameter(
+            kernel.view(in_channels, out_channels, rows + 2, columns + 2), requires_grad=False
+        )
+        transposed.bias = self.conv.bias
+        return transposed
+
 
 class DownLevel(nn.Module):
     """Downsampling, attention, convolution pair: one level of the autoencoder and of the additive UNet."""

@@ -17,6 +17,7 @@ from medgen.families.medfusion.autoencoder import AutoencoderConfig, KLAutoencod
 from medgen.families.medfusion.unet import UNet, UNetConfig
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
+from medgen.nn.inference import for_inference
 from medgen.noise import NoiseSource
 
 
@@ -173,7 +174,8 @@ class MedfusionGenerator(Generator, family="medfusion"):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of normalised latents (B, c, h, w)."""
-        return self.autoencoder.decode(latent * self.latent_std + self.latent_mean)
+        decoder = for_inference(self.autoencoder.decoder)
+        return decoder(self.autoencoder.settle(latent * self.latent_std + self.latent_mean))
 
     def _sample(
         self,
@@ -213,7 +215,10 @@ class MedfusionGenerator(Generator, family="medfusion"):
         if negative is not None and guidance == 1:
             raise ValueError("negative_label has no effect at guidance 1; use a larger guidance")
         network = guided(
-            self.unet, label, weight=guidance, negative=None if negative is None else negative.to(noise.device)
+            for_inference(self.unet),
+            label,
+            weight=guidance,
+            negative=None if negative is None else negative.to(noise.device),
         )
         denoise = NetworkDenoiser(
             network,

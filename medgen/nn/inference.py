@@ -1,0 +1,188 @@
+"""The same network, arranged for many calls without gradients on a CPU.
+
+A sampling run calls one network hundreds of times with the same weights and shapes. As PyTorch runs it, every call of a
+convolution lays its weights out anew for the kernel, which at batch 1 costs more than the convolution itself. The copy
+that `for_inference` makes
+
+- holds convolution weights in the layout that oneDNN's kernel asks for, and everything else channels last;
+- replaces modules that know a faster form of themselves (`HasInferenceForm`), and in bfloat16 runs convolutions of very
+  small images as matrix products;
+- under autocast is in bfloat16 from end to end, but for norms, where autocast itself would cast all weights anew.
+
+It is exact up to rounding. Whatever it does not know, and every other device, runs as before.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_TILE_ROWS = 16
+"""Rows of an AMX tile. A convolution fills them with the pixels of one output row, a matrix product with any pixels."""
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
+"""Layers that keep their parameters and statistics in float32 whatever they are applied to."""
+
+
+@runtime_checkable
+class HasInferenceForm(Protocol):
+    """A module that knows a faster module for the same function, made of plain torch layers."""
+
+    def inference_form(self) -> nn.Module:
+        """The faster module, with parameters of its own where they differ; itself if there is none."""
+
+
+def for_inference(network: nn.Module) -> Callable[..., Tensor]:
+    """The function of a network, to be called many times with the same shapes.
+
+    Inside `torch.autocast(dtype=torch.bfloat16)` the result is in bfloat16. Copies are kept as long as their network,
+    until its weights change, and take as much memory again as its convolutions.
+
+    Args:
+        network: A network in evaluation mode, called with tensors only.
+
+    Returns:
+        A prepared copy; the network itself where gradients are wanted, in training, on devices other than the CPU and
+        on processors oneDNN has no kernels for.
+    """
+    dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+    weights = [*network.parameters(), *network.buffers()]
+    if network.training or torch.is_grad_enabled() or not all(_is_supported(weight, dtype) for weight in weights):
+        return network
+    # A change in place counts the version up; inference tensors have none, and no optimiser can change them.
+    state = [dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)]
+    if network not in _PREPARED or _PREPARED[network].state != state:
+        _PREPARED[network] = PreparedNetwork(network, dtype, state)
+    return _PREPARED[network]
+
+
+def _is_supported(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for a network with such a weight, and packing it pays."""
+    if weight.device.type != "cpu" or weight.dtype == torch.float64:
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class PreparedNetwork:
+    """A copy of a network for inference; see `for_inference`."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype, state: list[object]) -> None:
+        self.dtype = dtype
+        self.state = state
+        self.network = _copy(network, dtype)
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        """What the network gives for these inputs, in the copy's type."""
+        with torch.autocast("cpu", enabled=False):
+            out: Tensor = self.network(*(self._prepare(x) for x in inputs))
+        return out.contiguous()
+
+    def _prepare(self, x: Tensor | None) -> Tensor | None:
+        if x is None or x.ndim < 4:  # times and labels
+            return x
+        return x.to(self.dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
+
+
+# Kept beside the networks instead of in them, so that deepcopy, pickle and state_dict of a network know nothing of it.
+_PREPARED: WeakKeyDictionary[nn.Module, PreparedNetwork] = WeakKeyDictionary()
+
+
+def _pads_with_zeros(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of a module tree that shares what it does not change."""
+    if isinstance(module, HasInferenceForm):
+        module = module.inference_form()
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and _pads_with_zeros(module):
+        return PackedConvolution(module, dtype)
+    new = copy.copy(module)
+    new._modules = {name: child and _copy(child, dtype) for name, child in module._modules.items()}
+    if not isinstance(module, _NORMS):
+        new._parameters = {
+            name: parameter if parameter is None else nn.Parameter(parameter.to(dtype), requires_grad=False)
+            for name, parameter in module._parameters.items()
+        }
+    return new
+
+
+class PackedConvolution(nn.Module):
+    """A convolution, or a transposed one, with its weights in the layout that the kernel for the input's shape wants.
+
+    Args:
+        conv: The convolution; its weights are not changed.
+        dtype: Type of the computation.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = conv.weight.detach()
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        self.dtype = dtype
+        self.padding: list[int] = [int(n) for n in conv.padding]
+        self.stride: list[int] = [int(n) for n in conv.stride]
+        self.dilation: list[int] = [int(n) for n in conv.dilation]
+        self.groups = conv.groups
+        self.output_padding = list(conv.output_padding) if isinstance(conv, nn.ConvTranspose2d) else None
+        self._run: Callable[[Tensor], Tensor] | None = None
+        self._shape: torch.Size | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W'), channels last."""
+        if self._run is None or x.shape != self._shape:
+            self._run, self._shape = self._pack(x.shape), x.shape
+        return self._run(x)
+
+    def _pack(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+        """Lay the weights out for inputs of this shape."""
+        if self.output_padding is not None:
+            return self._pack_transposed(shape)
+        batch, _, height, width = (n // stride for n, stride in zip(shape, (1, 1, *self.stride), strict=True))
+        fits_matrix = self.dilation == [1, 1] and self.groups == 1 and max(self.weight.shape[2:]) > 1
+        if self.dtype == torch.bfloat16 and fits_matrix and width < _TILE_ROWS <= batch * height:
+            return self._pack_matrix(shape)
+        return self._pack_convolution(shape)
+
+    def _pack_convolution(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+        sizes = (self.padding, self.stride, self.dilation, self.groups)
+        weight = self.weight.to(self.dtype).to_mkldnn()
+        weight = torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *sizes, list(shape))  # type: ignore[call-arg]
+        run = torch.ops.mkldnn._convolution_pointwise
+        return lambda x: run(x, weight, self.bias, *sizes, "none", [], "")
+
+    def _pack_transposed(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+        sizes = (self.padding, self.output_padding, self.stride, self.dilation, self.groups)
+        weight = self.weight.to(self.dtype)
+        weight = torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, *sizes, list(shape))
+        run = torch.ops.mkldnn._convolution_transpose_pointwise
+        return lambda x: run(x, weight, self.bias, *sizes, "none", [], "")
+
+    def _pack_matrix(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
+        """As one matrix product: every row holds the patch of the input that an output pixel sees."""
+        out_channels, channels, kernel_h, kernel_w = self.weight.shape
+        (pad_h, pad_w), (stride_h, stride_w) = self.padding, self.stride
+        batch = shape[0]
+        height = (shape[2] + 2 * pad_h - kernel_h) // stride_h + 1
+        width = (shape[3] + 2 * pad_w - kernel_w) // stride_w + 1
+        rows = batch * height * width
+        matrix = self.weight.to(self.dtype).permute(0, 2, 3, 1).reshape(out_channels, -1)
+        matrix = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous(), rows)
+
+        def run(x: Tensor) -> Tensor:
+            padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).contiguous()
+            image, row, pixel, _ = padded.stride()
+            patches = padded.as_strided(  # a line of a patch, kernel_w pixels with all channels, is contiguous
+                (batch, height, width, kernel_h, kernel_w * channels),
+                (image, row * stride_h, pixel * stride_w, row, 1),
+            ).reshape(rows, -1)
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(patches, matrix, self.bias, "none", [], "")
+            return out.view(batch, height, width, out_channels).permute(0, 3, 1, 2)
+
+        return run

@@ -59,6 +59,7 @@ class About:
         known_failures: What is known to go wrong, one sentence each.
         source: Where the weights come from: the recipe that trained them, or the file they were converted from.
         citation: What to cite.
+        results: Measured numbers, each with the command that makes it, and the set and network behind it; Markdown.
         trained_with: Feature networks of its training losses, which must not judge it.
     """
 
@@ -69,6 +70,7 @@ class About:
     known_failures: tuple[str, ...] = ()
     source: str = ""
     citation: str = ""
+    results: str = ""
     trained_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -274,6 +276,7 @@ def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()
         "Licence": about.licence,
         "Intended use": about.intended_use,
         "Known failures": "\n".join(f"- {item}" for item in about.known_failures) or "None recorded.",
+        "Results": about.results,
         "Source": about.source,
         "Citation": about.citation,
     }

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import medgen
 
@@ -171,11 +171,28 @@ def _convert(args: Sequence[str]) -> None:
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--image_size", type=int, nargs=2, help="height and width, which an official file does not say")
     parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which it does not say either")
+    parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")
+    parser.add_argument("--dtype", type=StorageType, default="float32", help="how weights are stored")
+    parser.add_argument(
+        "--files", type=str, nargs="+", default=[], help="more files to put beside, such as metrics.json"
+    )
     cfg = parser.parse_args(args)
+    import torch
+    import yaml
+
+    from medgen.checkpoint import About
     from medgen.interop import convert
 
-    size = tuple(cfg.image_size) if cfg.image_size else None
-    print(convert(cfg.checkpoint, cfg.out, image_size=size, label_names=cfg.label_names))
+    folder = convert(
+        cfg.checkpoint,
+        cfg.out,
+        image_size=tuple(cfg.image_size) if cfg.image_size else None,
+        label_names=cfg.label_names,
+        about=About(**yaml.safe_load(Path(cfg.about).read_text())) if cfg.about else None,
+        dtype=getattr(torch, cfg.dtype),
+        extra_files={Path(name).name: Path(name) for name in cfg.files},
+    )
+    print(folder)
 
 
 def _push(args: Sequence[str]) -> None:
@@ -201,6 +218,8 @@ def _train(verb: str, args: Sequence[str]) -> int:
     run(verb, args)
     return 0
 
+
+StorageType = Literal["float32", "float16", "bfloat16"]
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": _list,

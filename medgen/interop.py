@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from medgen.checkpoint import About, CheckpointError, write_checkpoint
@@ -62,6 +63,8 @@ def convert(
     image_size: tuple[int, int] | None = None,
     label_names: Sequence[str] = (),
     about: About | None = None,
+    dtype: torch.dtype | None = None,
+    extra_files: Mapping[str, Path] | None = None,
 ) -> Path:
     """The folder of a new medgen checkpoint, made from a Lightning ``.ckpt`` file without running anything in it.
 
@@ -72,6 +75,8 @@ def convert(
         image_size: Height and width, which an official file does not state; 256 x 256 if None.
         label_names: Class names, which an official file does not state either; "class 0", ... by default.
         about: Licence, data and intended use of the weights.
+        dtype: How floating-point weights are stored, see `write_checkpoint`.
+        extra_files: Files to put beside the weights, by name.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -81,12 +86,15 @@ def convert(
     about = about or About(source=Path(path).name)
     own = _read_training_run(read_lightning(path), path)
     if own is None:
-        config, state = convert_checkpoint(path, image_size=image_size, label_names=label_names)
-        return write_checkpoint(out, family="medfusion", config=config.to_dict(), state=state, about=about)
-    if image_size or label_names:
+        official, state = convert_checkpoint(path, image_size=image_size, label_names=label_names)
+        family, fields = "medfusion", official.to_dict()
+    elif image_size or label_names:
         raise ValueError(f"{path} is from medgen and states its image_size and label_names itself; leave them out")
-    family, fields, state = own
-    return write_checkpoint(out, family=family, config=fields, state=state, about=about)
+    else:
+        family, fields, state = own
+    return write_checkpoint(
+        out, family=family, config=fields, state=state, about=about, dtype=dtype, extra_files=extra_files
+    )
 
 
 def _read_training_run(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -26,9 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write the checkpoint to ``path``, whole or not at all."""
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.part")
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
+            torch.save(checkpoint, partial)
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)

@@ -88,13 +88,14 @@ class ReproducibleModule(LightningModule):
             shape: ``constant``, or ``cosine`` down to zero at the end of training.
             warmup: Optimiser steps of linear rise from zero.
         """
-        total = max(1, int(self.trainer.estimated_stepping_batches))
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / max(1, warmup))
-            return (
-                rise if shape == "constant" else rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
-            )
+            # Asked for the length of the run before it has started, Lightning makes the training loader too early, and
+            # a resumed run would begin its epoch anew.
+            if shape == "constant" or step == 0:
+                return rise
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.estimated_stepping_batches)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

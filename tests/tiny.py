@@ -32,7 +32,9 @@ LABELS: dict[str, dict[str, Any]] = {
     "continuous": {"label_column": ["age"], "label_kind": "continuous"},
     "none": {},
 }
-FIRST_STAGE = {"perceptual": None, "discriminator_channels": [8, 8], "adversarial_start": 4, "lr": 1e-3}
+_SCHEDULE = {"lr": 1e-3, "lr_shape": "cosine", "warmup": 3}
+FIRST_STAGE = {"perceptual": None, "discriminator_channels": [8, 8], "adversarial_start": 4, **_SCHEDULE}
+SECOND_STAGE = {"ema_decay": 0.9, **_SCHEDULE}
 TRAINER = {
     "accelerator": "cpu",
     "max_epochs": 2,
@@ -115,6 +117,11 @@ class Run:
         """The checkpoint that the second stage starts from."""
         return str(self.autoencoder / "checkpoints" / "last.ckpt")
 
+    def recipe(self, path: Path, stage: str, **changes: Any) -> Path:
+        """The recipe of one of the stages on the same data, with changes."""
+        arguments = FIRST_STAGE if stage == AUTOENCODER else {"autoencoder": self.first_stage, **SECOND_STAGE}
+        return write_recipe(path, stage, self.table, **(arguments | changes))
+
     @property
     def published(self) -> Path:
         """The checkpoint folder that is published."""
@@ -124,7 +131,8 @@ class Run:
 def train_both_stages(table: Path, folder: Path) -> Run:
     first = fit(write_recipe(folder / "autoencoder.yaml", AUTOENCODER, table, **FIRST_STAGE))
     last = str(first / "checkpoints" / "last.ckpt")
-    return Run(table, first, fit(write_recipe(folder / "diffusion.yaml", DIFFUSION, table, autoencoder=last)))
+    second = write_recipe(folder / "diffusion.yaml", DIFFUSION, table, autoencoder=last, **SECOND_STAGE)
+    return Run(table, first, fit(second))
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:

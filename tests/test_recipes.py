@@ -1,0 +1,272 @@
+"""Training from recipes: checkpoints that survive any end, and runs that go on as if they had never stopped."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import medgen
+from medgen.recipes import AtomicCheckpointIO
+from tests.tiny import AUTOENCODER, CONFIG, DIFFUSION, Run, assert_same_weights, fit, weights_of
+
+EPOCHS = 5
+LONG = {"max_epochs": EPOCHS}
+
+both_stages = pytest.mark.parametrize("stage", [AUTOENCODER, DIFFUSION], ids=["autoencoder", "diffusion"])
+
+
+@pytest.fixture
+def recipe(stage: str, run: Run, tmp_path: Path):
+    """A function from a name to the recipe of this stage whose run is called so."""
+    return lambda name, **changes: run.recipe(tmp_path / f"{name}.yaml", stage, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(run: Run, tmp_path_factory: pytest.TempPathFactory):
+    """A function from a stage to its long run, which nothing stopped."""
+    done: dict[str, Path] = {}
+
+    def get(stage: str) -> Path:
+        if stage not in done:
+            done[stage] = fit(run.recipe(tmp_path_factory.mktemp("straight") / "run.yaml", stage, trainer=LONG))
+        return done[stage]
+
+    return get
+
+
+class StopAt(Callback):
+    """Sends SIGTERM to this process at a hook of the second epoch.
+
+    Args:
+        hook: Name of the callback's method.
+        batch: Batch at which, for the hooks that have one.
+    """
+
+    def __init__(self, hook: str, batch: int | None = None) -> None:
+        self.batch = batch
+        setattr(self, hook, self._stop)
+
+    def _stop(self, trainer, module, *args):
+        batch = next((arg for arg in reversed(args) if isinstance(arg, int)), None)  # before any number of a loader
+        if self._due(trainer) and self.batch in (None, batch, *args[-2:-1]):
+            self.act()
+
+    def _due(self, trainer) -> bool:
+        return trainer.current_epoch == 1 and not trainer.sanity_checking
+
+    def act(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class FailAt(StopAt):
+    """Raises an error instead."""
+
+    def act(self) -> None:
+        raise RuntimeError("power cut")
+
+
+class KeepWeights(Callback):
+    """Writes the weights of every process at the end, to compare them."""
+
+    def on_train_end(self, trainer, module):
+        torch.save(module.state_dict(), Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+
+
+def calling(callback: type[Callback], **arguments) -> dict:
+    """The trainer's part of a recipe with a callback."""
+    return LONG | {"callbacks": [{"class_path": f"{__name__}.{callback.__name__}", "init_args": arguments}]}
+
+
+def start(recipe: Path, *arguments: str) -> subprocess.Popen:
+    """`medgen fit` in a process of its own."""
+    command = [sys.executable, "-m", "medgen", "fit", "--config", str(recipe), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_both_stages_end_in_a_checkpoint_that_samples(run):
+    generator = medgen.load(run.published)
+    assert generator.config == CONFIG
+    images = generator.sample(2, ["healthy", "ill"], seed=0, steps=4)
+    assert images.shape == (2, 1, 16, 16)
+    assert images.std() > 0
+
+
+def test_the_published_generator_is_the_average(run):
+    content = torch.load(run.diffusion / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    published = medgen.load(run.published).state_dict()
+    assert all(torch.equal(content[f"ema.module.{name}"], weight) for name, weight in published.items())
+    assert any(not torch.equal(content[f"generator.{name}"], weight) for name, weight in published.items())
+
+
+def test_the_recipe_is_kept_beside_the_run(run):
+    assert "LatentDiffusionModule" in (run.diffusion / "config.yaml").read_text()
+
+
+@both_stages
+def test_fast_dev_run_goes_through_and_leaves_nothing(recipe):
+    folder = fit(recipe("run"), "--trainer.fast_dev_run", "2")
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "published").exists()
+
+
+@both_stages
+def test_the_same_recipe_gives_the_same_weights_and_another_seed_others(recipe, stage, straight):
+    assert_same_weights(fit(recipe("again", trainer=LONG)), straight(stage))
+    other = fit(recipe("other"), "--seed_everything", "4", "--trainer.max_epochs", "1")
+    assert not torch.equal(*(weights_of(folder)["optimizer.0.0.exp_avg"] for folder in (other, straight(stage))))
+
+
+@pytest.mark.parametrize(
+    ("stage", "hook", "batch"),
+    [
+        (AUTOENCODER, "on_train_epoch_start", None),
+        (AUTOENCODER, "on_train_batch_start", 2),
+        (AUTOENCODER, "on_train_batch_end", 5),
+        (AUTOENCODER, "on_validation_batch_end", 0),
+        (AUTOENCODER, "on_validation_epoch_end", None),
+        (AUTOENCODER, "on_train_epoch_end", None),
+        (DIFFUSION, "on_train_batch_start", 0),
+        (DIFFUSION, "on_train_batch_end", 3),
+        (DIFFUSION, "on_train_batch_end", 5),
+    ],
+)
+def test_a_run_that_was_asked_to_stop_goes_on_exactly_there(recipe, straight, stage, hook, batch):
+    stopped = recipe("run", trainer=calling(StopAt, hook=hook, batch=batch))
+    with pytest.raises(SIGTERMException):
+        fit(stopped)
+    done = {"on_train_epoch_start": 7, "on_train_batch_start": 7 + (batch or 0)}.get(
+        hook, 7 + (5 if batch is None else batch)
+    )
+    assert weights_of(stopped.with_suffix(""))["batches_seen"] == (12 if "validation" in hook else done)
+    fit(recipe("run", trainer=LONG), "--ckpt_path", "last")
+    assert_same_weights(stopped.with_suffix(""), straight(stage))
+
+
+@both_stages
+def test_after_an_error_in_mid_step_the_last_epoch_is_where_it_goes_on(recipe, straight, stage):
+    broken = recipe("run", trainer=calling(FailAt, hook="on_before_optimizer_step"))
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(broken)
+    assert weights_of(broken.with_suffix(""))["batches_seen"] == 6
+    fit(recipe("run", trainer=LONG), "--ckpt_path", "last")
+    assert_same_weights(broken.with_suffix(""), straight(stage))
+
+
+@pytest.mark.slow
+@both_stages
+def test_a_run_that_was_killed_at_a_random_moment_ends_with_the_same_weights(recipe, straight, stage):
+    killed = recipe("run", trainer=LONG)
+    last = killed.with_suffix("") / "checkpoints" / "last.ckpt"
+    process = start(killed)
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    delay = random.uniform(0, 0.5)
+    time.sleep(delay)
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output
+    print(f"killed {delay:.3f} s after the first epoch")
+    fit(killed, "--ckpt_path", "last")
+    assert_same_weights(killed.with_suffix(""), straight(stage))
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_is_published_later(recipe):
+    folder = fit(recipe("run"))
+    for file in (folder / "published").iterdir():
+        file.unlink()
+    fit(recipe("run"), "--ckpt_path", "last")
+    assert medgen.load(folder / "published").sample(1, steps=2).shape == (1, 1, 16, 16)
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_last_without_a_checkpoint_starts_anew(recipe):
+    assert (fit(recipe("run"), "--ckpt_path", "last", "--trainer.max_epochs", "1") / "published").is_dir()
+
+
+@pytest.mark.parametrize("stage", [AUTOENCODER])
+def test_a_checkpoint_half_written_at_a_kill_is_not_the_last(recipe, straight, stage):
+    folder = fit(recipe("run", trainer=LONG), "--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1")
+    (folder / "checkpoints" / ".last.ckpt.part").write_bytes(b"PK\x03\x04 and then the power went")
+    fit(recipe("run"), "--ckpt_path", "last")
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
+
+    def fill_disk(content, target):
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_disk)
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.load(path, weights_only=True) == {"epoch": 1}
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_evaluation_and_pictures_during_training_change_nothing(recipe, straight, stage):
+    callbacks = [
+        {"class_path": "medgen.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}},
+        {
+            "class_path": "medgen.callbacks.EvaluateGenerator",
+            "init_args": {"n": 8, "every_n_epochs": 2, "options": {"steps": 2}},
+        },
+    ]
+    watched = fit(recipe("run", trainer=LONG | {"callbacks": callbacks}))
+    assert len(list((watched / "samples").glob("*.png"))) == EPOCHS
+    assert_same_weights(watched, straight(stage))
+
+
+@both_stages
+def test_mixed_precision_trains(recipe, straight, stage):
+    weights = weights_of(fit(recipe("run"), "--trainer.precision", "bf16-mixed"))
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize(
+    ("stage", "strategy"),
+    [(AUTOENCODER, "ddp_find_unused_parameters_true"), (DIFFUSION, "ddp")],
+    ids=["adversarial", "diffusion"],
+)
+def test_two_processes_hold_the_same_weights(recipe, stage, strategy):
+    shared = recipe("run", trainer=calling(KeepWeights) | {"max_epochs": 2, "devices": 2, "strategy": strategy})
+    process = start(shared)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    folder = shared.with_suffix("")
+    ours, theirs = (torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])] == []
+    assert ours["batches_seen"] == 6  # half of what one process sees in two epochs
+    if stage == DIFFUSION:
+        assert medgen.load(folder / "published").sample(1, steps=2).shape == (1, 1, 16, 16)
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"image_size": 32}, r"image_size: model.config has \(16, 16\), data has \(32, 32\)"),
+        ({"label_names": ["ill", "healthy"]}, r"label_names: model.config has \('healthy', 'ill'\), data has"),
+        ({"intensity_window": [0, 100]}, "intensity_window: model.config has"),
+        ({"channels": 3}, "channels: model.config has 1, data has 3"),
+    ],
+)
+def test_data_that_the_config_does_not_describe_is_refused(recipe, data, message):
+    with pytest.raises(ValueError, match=message):
+        fit(recipe("run", data=data))

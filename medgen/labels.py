@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LabelKind: TypeAlias = Literal["none", "single", "multi", "continuous"]
-Label: TypeAlias = "int | str | Sequence[int | str | float | Sequence[int | str | float]] | Tensor | None"
+Label: TypeAlias = "int | str | float | Sequence[int | str | float | Sequence[int | str | float]] | Tensor | None"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class LabelSpace:
     def __len__(self) -> int:
         return len(self.names)
 
-    def index(self, label: int | str) -> int:
+    def index(self, label: int | str | float) -> int:
         """Position of a class or finding given by name (any case) or number.
 
         Raises:
@@ -50,7 +51,7 @@ class LabelSpace:
             if label.strip().isdigit():  # "--label 1" on a command line
                 return self.index(int(label))
             raise ValueError(f"label {label!r} is unknown; {self._choices()}")
-        if isinstance(label, bool) or int(label) != label:
+        if isinstance(label, bool) or not isinstance(label, Real) or label % 1 != 0:
             raise ValueError(f"label {label!r} is neither a name nor a whole number; {self._choices()}")
         if not 0 <= label < len(self.names):
             raise ValueError(f"label {label} is out of range; {self._choices()}")
@@ -87,7 +88,7 @@ class LabelSpace:
     def _classes(self, label: Label, n: int) -> Tensor:
         import torch
 
-        if isinstance(label, (int, str)):
+        if isinstance(label, (int, str, float)):
             return torch.full((n,), self.index(label), dtype=torch.int64)
         items = label.tolist() if isinstance(label, torch.Tensor) else list(label or ())
         items = items if isinstance(items, list) else [items]
@@ -101,7 +102,7 @@ class LabelSpace:
         if isinstance(label, torch.Tensor):
             rows = label.to(torch.float32).expand(n, -1) if label.dim() == 1 else label.to(torch.float32)
         else:
-            items: list[Any] = [label] if isinstance(label, (int, str)) else list(label or ())
+            items: list[Any] = [label] if isinstance(label, (int, str, float)) else list(label or ())
             if any(isinstance(item, (list, tuple)) for item in items):
                 rows = torch.tensor([self._vector(list(item)) for item in items], dtype=torch.float32)
             else:
@@ -120,9 +121,15 @@ class LabelSpace:
                 raise ValueError(
                     f"label {items} has {len(items)} numbers; give one for each of {', '.join(self.names)}"
                 )
-            return [float(item) for item in items]
+            return [self._number(item) for item in items]
         found = {self.index(item) for item in items}
         return [float(position in found) for position in range(len(self))]
+
+    def _number(self, item: Any) -> float:
+        try:
+            return float(item)
+        except (TypeError, ValueError):
+            raise ValueError(f"label {item!r} is not a number; give one for each of {', '.join(self.names)}") from None
 
     def describe(self, condition: Tensor | None, n: int) -> list[str]:
         """One short text per image for file lists and captions: ``Pneumonia``, ``Edema|Effusion``, ``age=63``."""

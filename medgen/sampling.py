@@ -136,7 +136,7 @@ def _per_image(generator: Generator, labels: Sequence[str]) -> Any:
     if kind == "multi":
         return [[part for part in label.split("|") if part] for label in labels]
     if kind == "continuous":
-        return [[float(part) for part in label.split("|")] for label in labels]
+        return [label.split("|") for label in labels]
     return list(labels)
 
 

@@ -231,7 +231,7 @@ def test_evaluation_and_pictures_during_training_change_nothing(recipe, straight
 
 
 @both_stages
-def test_mixed_precision_trains(recipe, straight, stage):
+def test_mixed_precision_trains(recipe):
     weights = weights_of(fit(recipe("run"), "--trainer.precision", "bf16-mixed"))
     assert all(weight.isfinite().all() for weight in weights.values())
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}

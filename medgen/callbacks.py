@@ -179,10 +179,16 @@ class LogReconstructions(Callback):
         self.n = n
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw and log the first batch, on one process."""
-        first = batch_idx == 0 and not trainer.sanity_checking
+        first = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking
         if first and trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
             images = batch["image"][: self.n]
             with undisturbed(pl_module):

@@ -88,7 +88,8 @@ def sample_to_folder(
     generator.check_options(run.options)
     names = [_display_name(generator, run.label_of(i)) for i in range(len(run.labels) or 1)]
     target = Path(folder)
-    _claim(target, _request(generator, run))
+    request = _request(generator, run)
+    _refuse_others(target, request)
     pending = [
         chunk
         for b, chunk in enumerate(_grid(n, batch_size))
@@ -107,6 +108,8 @@ def sample_to_folder(
                 precision=run.precision,
                 **run.options,
             )
+            if indices is pending[0]:  # not before: options that the sampler refuses must not occupy the folder
+                _claim(target, request)
             for index, image in zip(indices, images, strict=True):
                 text = {"SyntheticData": "YES", "Software": "medgen", "seed": str(run.seed), "index": str(index)}
                 text |= {"label": names[index % len(names)]}
@@ -174,9 +177,8 @@ def _request(generator: Generator, run: SamplingRun) -> dict[str, object]:
     }
 
 
-def _claim(folder: Path, request: dict[str, object]) -> None:
-    """Make the folder this run's, or make sure that it already is."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _refuse_others(folder: Path, request: dict[str, object]) -> bool:
+    """Make sure that the folder is empty or already this run's; whether it is this run's."""
     run_file = folder / RUN_FILE
     images = sorted(path.name for path in folder.glob("*.png"))  # before the next line: another process may start too
     if not run_file.exists():
@@ -184,11 +186,19 @@ def _claim(folder: Path, request: dict[str, object]) -> None:
             raise FileExistsError(
                 f"out folder {folder} holds images of unknown origin ({images[0]}, ...); choose an empty one"
             )
-        _write_text(run_file, json.dumps(request, indent=2) + "\n")
+        return False
     present = json.loads(run_file.read_text())
     differ = [f"{k} {present.get(k)!r} there, {v!r} asked for" for k, v in request.items() if present.get(k) != v]
     if differ:
         raise FileExistsError(f"out folder {folder} holds another run: {'; '.join(differ)}; choose another folder")
+    return True
+
+
+def _claim(folder: Path, request: dict[str, object]) -> None:
+    """Make the folder this run's, unless it is already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _refuse_others(folder, request):
+        _write_text(folder / RUN_FILE, json.dumps(request, indent=2) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -156,5 +156,4 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 def _to_feature_map(tokens: Tensor, *, like: Tensor) -> Tensor:
     """Tokens (B, N, C) laid out again as the pixels of `like` (B, any, *spatial): a view, channels last."""
-    pixels: Tensor = tokens.transpose(1, 2).unflatten(2, like.shape[2:])  # type: ignore[no-untyped-call]
-    return pixels
+    return tokens.transpose(1, 2).view(len(tokens), -1, *like.shape[2:])

@@ -62,10 +62,13 @@ class LastCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save on SIGTERM, which Lightning raises between two batches.
 
-        Any other error may come in the middle of a step; a run that went on from there would differ from one that was
-        never stopped, so the checkpoint of the last epoch stays.
+        Any other error may come in the middle of a step, and gradients that are still being accumulated are in no
+        checkpoint. A run that went on from there would differ from one that was never stopped, so the checkpoint of the
+        last epoch stays.
         """
-        if isinstance(exception, SIGTERMException):
+        accumulated = max(trainer.accumulate_grad_batches, getattr(pl_module, "accumulate_batches", 1))
+        between_steps = trainer.fit_loop.epoch_loop.batch_progress.current.ready % accumulated == 0
+        if isinstance(exception, SIGTERMException) and (between_steps or trainer.is_last_batch):
             super().on_exception(trainer, pl_module, exception)
 
 

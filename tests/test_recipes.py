@@ -151,6 +151,23 @@ def test_a_run_that_was_asked_to_stop_goes_on_exactly_there(recipe, straight, st
     assert_same_weights(stopped.with_suffix(""), straight(stage))
 
 
+@pytest.mark.parametrize("batch", [1, 2], ids=["after a step", "between steps"])
+@pytest.mark.parametrize(
+    ("stage", "arguments", "trainer"),
+    [(AUTOENCODER, {"accumulate_batches": 2}, {}), (DIFFUSION, {}, {"accumulate_grad_batches": 2})],
+    ids=["autoencoder", "diffusion"],
+)
+def test_gradients_that_are_being_accumulated_are_not_lost(recipe, arguments, trainer, batch):
+    shorter = trainer | {"max_epochs": 2}
+    straight = fit(recipe("straight", trainer=shorter, **arguments))
+    stopped = recipe("run", trainer=calling(StopAt, hook="on_train_batch_start", batch=batch) | shorter, **arguments)
+    with pytest.raises(SIGTERMException):
+        fit(stopped)
+    assert weights_of(stopped.with_suffix(""))["batches_seen"] == (8 if batch == 1 else 6)
+    fit(recipe("run", trainer=shorter, **arguments), "--ckpt_path", "last")
+    assert_same_weights(stopped.with_suffix(""), straight)
+
+
 @both_stages
 def test_after_an_error_in_mid_step_the_last_epoch_is_where_it_goes_on(recipe, straight, stage):
     broken = recipe("run", trainer=calling(FailAt, hook="on_before_optimizer_step"))

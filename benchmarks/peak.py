@@ -20,8 +20,7 @@ SHAPES = ((8, 256, 32), (1, 256, 32), (8, 64, 128), (1, 64, 256), (8, 512, 16))
 
 
 def seconds(call: Callable[[], object], repeats: int) -> list[float]:
-    """The times of `repeats` calls, after one that is not counted."""
-    call()
+    """The times of `repeats` calls."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

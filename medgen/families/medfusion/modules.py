@@ -307,11 +307,15 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
         if not Path(source).is_file():
             raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
         content = torch.load(source, map_location="cpu", weights_only=True)
-        config = content["hyper_parameters"]["config"]
+        config = content.get("hyper_parameters", {}).get("config")
         config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
-        state = {
-            k.removeprefix("autoencoder."): v for k, v in content["state_dict"].items() if k.startswith("autoencoder.")
-        }
+        weights, prefix = content.get("state_dict", {}), "autoencoder."
+        state = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+        if not isinstance(config, MedfusionConfig) or not state:
+            raise ValueError(
+                f"model.autoencoder {source} was not written by AutoencoderModule; train the first stage with "
+                "autoencoder.yaml, or give a Medfusion checkpoint folder"
+            )
     else:
         other = _load_medfusion(source)
         config, state = other.config, other.autoencoder.state_dict()

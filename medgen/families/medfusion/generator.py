@@ -21,6 +21,9 @@ from medgen.nn.inference import for_inference
 from medgen.noise import NoiseSource
 
 
+_PUBLISHED_STEPS = 150
+
+
 @dataclass(frozen=True, kw_only=True)
 class MedfusionConfig(GeneratorConfig):
     """Shape of both stages; the defaults are the published ones for 256 px images.
@@ -182,7 +185,7 @@ class MedfusionGenerator(Generator, family="medfusion"):
         label: Tensor | None,
         noise: NoiseSource,
         *,
-        steps: int = 150,
+        steps: int | None = None,
         eta: float | None = None,
         guidance: float = 1.0,
         negative_label: Label = None,
@@ -194,14 +197,14 @@ class MedfusionGenerator(Generator, family="medfusion"):
         Args:
             label: Conditions, (B,) or (B, K), or None.
             noise: One random stream per image.
-            steps: Sampling steps; the paper's quality rises until 150.
+            steps: Sampling steps; default: 150, until which the paper's quality rises, or all of a shorter schedule.
             eta: DDIM's noise, 0 (none) to 1 (as published, the default).
             guidance: 1 follows the label as trained, more exaggerates it.
-            negative_label: What guidance leads away from; default: from no label.
+            negative_label: What guidance leads away from, one for all images; default: from no label.
             sampler: ``ddim``, ``ancestral`` or a diffusers scheduler such as ``dpm++``.
             decode_batch: Latents decoded together, which bounds the memory.
         """
-        steps = min(steps, self.config.timesteps) if steps == 150 else steps  # a short schedule's own default
+        steps = min(_PUBLISHED_STEPS, self.config.timesteps) if steps is None else steps
         extra = {} if eta is None else {"eta": eta}
         if extra and sampler != "ddim":
             raise ValueError(f"eta is an option of sampler 'ddim', not of {sampler!r}")

@@ -37,9 +37,9 @@ def test_the_defaults_are_the_published_ones():
 
 
 def test_the_default_is_150_steps():
-    torch.manual_seed(0)
-    model = MedfusionGenerator(replace(MedfusionConfig.tiny(), timesteps=200)).eval()
+    model = generator(timesteps=200)
     assert same(draw(model), draw(model, steps=150))
+    assert differ(draw(model), draw(model, steps=200))
 
 
 def test_the_default_is_all_steps_of_a_shorter_schedule(model):

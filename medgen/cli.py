@@ -146,7 +146,11 @@ def _sample(args: Sequence[str]) -> None:
     )
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    generator = load(cfg.name).to(device)
+    generator = load(cfg.name)
+    try:
+        generator.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
     labels = tuple(part.strip() for part in cfg.label.split(",")) if cfg.label else ()
     run = SamplingRun(seed=cfg.seed, labels=labels, precision=cfg.precision, options=options)
     table = sample_to_folder(

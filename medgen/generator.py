@@ -6,9 +6,12 @@ import dataclasses
 import inspect
 import secrets
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +21,9 @@ from medgen.checkpoint import About, read_checkpoint, write_checkpoint
 from medgen.labels import Label, LabelKind, LabelSpace
 from medgen.noise import NoiseSource
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 Precision = Literal["float32", "bf16"]
+
+_PLAIN_TYPES: Mapping[str, type] = {"int": int, "float": Real, "str": str, "None": NoneType}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,16 +132,21 @@ class Generator(nn.Module, ABC):
         """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Refuse sampling options that this family does not have.
+        """Refuse sampling options that this family does not have, or that are of another type.
 
         Raises:
             ValueError: Naming the option and those there are.
         """
-        names = [n for n, p in inspect.signature(self._sample).parameters.items() if p.kind is p.KEYWORD_ONLY]
-        if unknown := sorted(set(options) - set(names)):
+        parameters = inspect.signature(self._sample).parameters
+        known = {name: str(p.annotation) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        if unknown := sorted(set(options) - set(known)):
             raise ValueError(
-                f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(names)}"
+                f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(known)}"
             )
+        for name, value in options.items():
+            kinds = [_PLAIN_TYPES.get(part, object) for part in known[name].split(" | ")]
+            if not any(isinstance(value, kind) for kind in kinds):
+                raise ValueError(f"sampling option {name} is {value!r}; it is of type {known[name]}")
 
     def sample(
         self,

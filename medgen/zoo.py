@@ -142,7 +142,8 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
         The generator in evaluation mode on the CPU; move it with ``.to("cuda")``.
 
     Raises:
-        KeyError: If there is no such name, folder or repository.
+        KeyError: If there is no such name or folder.
+        FileNotFoundError: If there is no such repository or revision, or a file is missing.
         ConnectionError: If the weights have to be fetched and there is no network; says how to go on offline.
         ValueError: If the files are damaged, foreign or of a newer format.
 
@@ -159,10 +160,10 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
         generator = _load_entry(text, ZOO[text])
         generator.source = text
         return generator
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return Generator.from_pretrained(text)
     repo, _, at = text.partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
         raise KeyError(
             f"no checkpoint {text!r}: it is neither one of {', '.join(ZOO)}, nor a folder, nor org/repo on the Hub"
         )

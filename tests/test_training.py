@@ -13,7 +13,7 @@ from medgen.generator import Generator, GeneratorConfig
 from medgen.training import AdversarialModule, GenerativeModule
 from tests.tiny import TRAINER, data_module
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*isinstance.treespec.*")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @dataclass(frozen=True, kw_only=True)

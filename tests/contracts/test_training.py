@@ -12,7 +12,7 @@ from medgen.training import GenerativeModule
 from tests.contracts.stages import STAGES, tiny_config
 from tests.tiny import TRAINER, data_module, nudge
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*litlogger.*")
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 every_stage = pytest.mark.parametrize(
     ("family", "number"),

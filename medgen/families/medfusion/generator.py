@@ -20,7 +20,6 @@ from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.noise import NoiseSource
 
-
 _PUBLISHED_STEPS = 150
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +16,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -32,6 +37,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             torch.save(checkpoint, partial)
             partial.replace(target)
+        except RuntimeError as error:  # torch's own, on a full disk
+            raise OSError(f"{target} was not written; the one before is whole. Is the disk full? {error}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -58,6 +65,50 @@ class LastCheckpoint(ModelCheckpoint):
         """Settle the folder."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over from Lightning.
+
+        Its handler talks to the other processes in the middle of whatever this one is doing; where that is talking to
+        them about gradients, all of them wait for ever.
+        """
+        super().on_train_start(trainer, pl_module)
+        self._asked_to_stop = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._asked_to_stop = True
+
+    def _stop_together(self, trainer: Trainer) -> None:
+        """Have Lightning stop all processes here, once one of them was asked to."""
+        if trainer.strategy.reduce_boolean_decision(self._asked_to_stop, all=False):
+            trainer._signal_connector.received_sigterm = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop if asked to."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._stop_together(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop if asked to."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._stop_together(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, and stop if asked to."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._stop_together(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save on SIGTERM, which Lightning raises between two batches.

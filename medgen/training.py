@@ -46,7 +46,7 @@ class ReproducibleModule(LightningModule):
         """The data the trainer was given."""
         return cast("ImageDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def on_fit_start(self) -> None:
+    def configure_model(self) -> None:
         """Use the memory layout in which convolutions run fastest, on CPUs and GPUs alike."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -274,6 +274,23 @@ def test_two_processes_hold_the_same_weights(recipe, stage, strategy):
         assert medgen.load(folder / "published").sample(1, steps=2).shape == (1, 1, 16, 16)
 
 
+@pytest.mark.slow
+@pytest.mark.ddp
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_two_processes_stop_together_when_one_is_asked_to(recipe):
+    shared = recipe("run", trainer={"max_epochs": 1000, "devices": 2, "strategy": "ddp"})
+    last = shared.with_suffix("") / "checkpoints" / "last.ckpt"
+    process = start(shared)
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    assert "SIGTERMException was raised" in output
+    content = torch.load(last, weights_only=True)
+    assert content["state_dict"]["batches_seen"] == content["global_step"] < 3000
+
+
 @pytest.mark.parametrize("stage", [DIFFUSION])
 @pytest.mark.parametrize(
     ("data", "message"),
@@ -287,3 +304,17 @@ def test_two_processes_hold_the_same_weights(recipe, stage, strategy):
 def test_data_that_the_config_does_not_describe_is_refused(recipe, data, message):
     with pytest.raises(ValueError, match=message):
         fit(recipe("run", data=data))
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_tensorboard_gets_losses_and_pictures(recipe):
+    board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
+    pictures = {"class_path": "medgen.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}}
+    trainer = {"max_epochs": 1, "log_every_n_steps": 1, "callbacks": [pictures]}
+    run = recipe("run", trainer=trainer | {"logger": logger | {"init_args": {"save_dir": "will be set below"}}})
+    folder = fit(run, "--trainer.logger.init_args.save_dir", str(run.with_suffix("")))
+    events = board.EventAccumulator(str(next(folder.rglob("events.*"))))
+    events.Reload()
+    assert len(events.Scalars("train/loss")) == 6
+    assert len(events.Images("samples")) == 1

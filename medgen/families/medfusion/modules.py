@@ -230,7 +230,6 @@ class LatentDiffusionModule(GenerativeModule):
 
     def on_fit_start(self) -> None:
         """Encode the training set, unless the cache has it, and measure the latents."""
-        super().on_fit_start()
         generator = self.generator
         self.latents = LatentStore.open(
             generator.autoencoder,

@@ -1,6 +1,5 @@
 """What Medfusion's generator adds to the contract: its sampling options and its latent space."""
 
-
 import pytest
 import torch
 

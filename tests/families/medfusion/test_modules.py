@@ -38,7 +38,7 @@ def test_the_autoencoder_learns_to_reconstruct(table, tmp_path, kind):
     module = first_stage(replace(CONFIG, autoencoder=kind), adversarial=None, lr=3e-3, reduction="mean")
     data = data_module(table)
     before = Trainer(**TRAINER).validate(module, datamodule=data, verbose=False)[0]
-    after = train(module, data, tmp_path, max_epochs=15).callback_metrics
+    after = train(module, data, tmp_path, max_epochs=10).callback_metrics
     assert after["val/mse"] < before["val/mse"] / 3
     assert after["val/ssim"] > before["val/ssim"]
 

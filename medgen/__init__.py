@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from medgen.evaluation.run import evaluate
     from medgen.generator import Generator, GeneratorConfig
     from medgen.zoo import list_models, load
 
 _HOME = {
     "Generator": "medgen.generator",
     "GeneratorConfig": "medgen.generator",
+    "evaluate": "medgen.evaluation.run",
     "list_models": "medgen.zoo",
     "load": "medgen.zoo",
 }
 
-__all__ = ["Generator", "GeneratorConfig", "__version__", "list_models", "load"]
+__all__ = ["Generator", "GeneratorConfig", "__version__", "evaluate", "list_models", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import medgen
+
+if TYPE_CHECKING:
+    from medgen.checkpoint import About
 
 USAGE = """\
 usage: medgen VERB [arguments]
@@ -182,9 +186,7 @@ def _convert(args: Sequence[str]) -> None:
     )
     cfg = parser.parse_args(args)
     import torch
-    import yaml
 
-    from medgen.checkpoint import About
     from medgen.interop import convert
 
     folder = convert(
@@ -192,11 +194,23 @@ def _convert(args: Sequence[str]) -> None:
         cfg.out,
         image_size=tuple(cfg.image_size) if cfg.image_size else None,
         label_names=cfg.label_names,
-        about=About(**yaml.safe_load(Path(cfg.about).read_text())) if cfg.about else None,
+        about=_read_about(cfg.about) if cfg.about else None,
         dtype=getattr(torch, cfg.dtype),
         extra_files={Path(name).name: Path(name) for name in cfg.files},
     )
     print(folder)
+
+
+def _read_about(path: str) -> About:
+    import yaml
+
+    from medgen.checkpoint import About
+
+    fields = ", ".join(field.name for field in dataclasses.fields(About))
+    try:
+        return About(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--about {path} is not a YAML file of {fields}: {error}") from error
 
 
 def _push(args: Sequence[str]) -> None:

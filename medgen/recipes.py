@@ -132,10 +132,20 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
 
+_NO_CONCERN_OF_A_USER = (
+    # A recipe's arguments come from `medgen.cli.main`, whether it was called by a shell or by Python.
+    "LightningCLI's args parameter is intended to run from within Python",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # between Lightning and torch
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the average, and feature networks
+    "Checkpoint directory .* exists and is not empty",  # a resumed run's
+    "The '.*_dataloader' does not have many workers",  # images come decoded from a memory map
+)
+
+
 def run(verb: str, args: Sequence[str]) -> None:
     """Run ``medgen fit``, ``validate`` or ``test`` with its arguments."""
-    # A recipe's arguments come from `medgen.cli.main`, whether it was called by a shell or by Python.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    for message in _NO_CONCERN_OF_A_USER:
+        warnings.filterwarnings("ignore", message=message)
     RecipeCLI(
         LightningModule,
         LightningDataModule,

@@ -274,6 +274,18 @@ def test_convert_makes_a_checkpoint_of_a_training_run(command, run, tmp_path):
     assert all(torch.equal(w, expected[k].bfloat16().float()) for k, w in loaded.unet.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "text", ["licenze: CC0-1.0", "- a list", "data: [1, 2]", "data: {", "known_failures: one text"]
+)
+def test_convert_names_the_fields_of_an_about_file_that_is_none(command, run, tmp_path, text):
+    (tmp_path / "about.yaml").write_text(text)
+    last = run.diffusion / "checkpoints" / "last.ckpt"
+    status, _, err = command("convert", last, tmp_path / "model", "--about", tmp_path / "about.yaml")
+    assert status == 1
+    assert "about.yaml is not a YAML file of title, licence, data, intended_use" in err
+    assert not (tmp_path / "model").exists()
+
+
 def test_convert_without_more_gives_what_was_published(command, run, tmp_path):
     command("convert", run.diffusion / "checkpoints" / "last.ckpt", tmp_path / "model")
     weights = "model.safetensors"

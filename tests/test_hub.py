@@ -18,6 +18,7 @@ from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenera
 from medgen.generator import Generator
 from medgen.hub import fetch_official, pull, push
 from medgen.lightning_files import UnsafeFileError
+from medgen.zoo import ZOO, OfficialEntry
 from tests.hub_server import TOKEN, HubServer
 from tests.parity.conftest import Case, cases
 from tests.test_interop import sample_as_official
@@ -244,6 +245,21 @@ def fetch(case: Case, *patterns: str, **options: str) -> Path:
 def test_the_authors_checkpoint_samples_the_official_images(official: Case) -> None:
     generator = Generator.from_pretrained(fetch(official))
     official.check("sample_image", sample_as_official(generator, official), relative=1e-4)
+
+
+def test_the_authors_checkpoint_loads_by_its_name(hub: HubServer, official: Case) -> None:
+    entry = ZOO["medfusion-chexpert"]
+    assert isinstance(entry, OfficialEntry)
+    content = hub.repositories["spaces", SPACE].commits[hub.repositories["spaces", SPACE].refs["main"]]
+    hub.create(entry.space, content, kind="spaces")
+    generator = medgen.load("medfusion-chexpert")
+    assert (generator.source, generator.about.licence) == ("medfusion-chexpert", entry.licence)
+    images = generator.sample(2, label="Cardiomegaly", seed=0, steps=2)
+    assert images.shape == (2, generator.config.channels, 256, 256)
+    hub.log.clear()
+    again = medgen.load("medfusion-chexpert").sample(2, label="Cardiomegaly", seed=0, steps=2)
+    assert hub.log == []
+    assert torch.equal(again, images)
 
 
 def test_the_converted_file_records_where_it_came_from(hub: HubServer, official: Case) -> None:

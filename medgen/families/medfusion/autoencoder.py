@@ -135,6 +135,10 @@ class KLAutoencoder(nn.Module):
         mean, logvar = self.to_moments(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The middle of the latent's distribution, for an image (B, C, *spatial) in [-1, 1]."""
+        return self.encode_moments(x)[0]
+
     def encode(self, x: Tensor, noise: Tensor) -> Tensor:
         """The latent of an image (B, C, *spatial) in [-1, 1] as the diffusion model sees it: drawn, not the mean.
 
@@ -179,6 +183,10 @@ class VQAutoencoder(nn.Module):
         """The latent (B, latent_channels, *latent) of an image (B, C, *spatial) in [-1, 1], not yet quantised."""
         out: Tensor = self.to_latent(self.encoder(x))
         return out
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The latent itself, which is not random here; see `KLAutoencoder.encode_mean`."""
+        return self.encode(x)
 
     def quantize(self, z: Tensor) -> Quantized:
         """The nearest codes of a latent, their indices, and the codebook's loss."""

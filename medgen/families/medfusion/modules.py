@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.data.base import Batch
-from medgen.diffusion.objective import Distance, diffusion_loss
+from medgen.diffusion.objective import DiffusionLoss, Distance, diffusion_loss
 from medgen.families.medfusion.autoencoder import Discriminator, KLAutoencoder
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
 from medgen.families.medfusion.latents import LatentStore
@@ -19,6 +19,7 @@ from medgen.generator import load_strictly
 from medgen.losses.adversarial import AdversarialKind
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.losses.ssim import ssim
+from medgen.noise import stream_seed
 from medgen.training import AdversarialModule, GenerativeModule, LearningRateShape
 
 
@@ -107,10 +108,7 @@ class AutoencoderModule(AdversarialModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructions of images, (B, C, H, W) in [0, 1] both, from the mean of the latent."""
-        x = images * 2 - 1
-        autoencoder = self.autoencoder
-        z = autoencoder.encode_moments(x)[0] if isinstance(autoencoder, KLAutoencoder) else autoencoder.encode(x)
-        return (autoencoder.decode(z) + 1) / 2
+        return (self.autoencoder.decode(self.autoencoder.encode_mean(images * 2 - 1)) + 1) / 2
 
     def reconstruct(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The output at every scale and the loss of the latent, for images in [-1, 1]."""
@@ -149,10 +147,18 @@ class AutoencoderModule(AdversarialModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Error and likeness of reconstructions of unseen images, both in [0, 1]."""
-        images = batch["image"]
+        self._compare("val", batch["image"])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._compare("test", batch["image"])
+
+    def _compare(self, split: str, images: Tensor) -> None:
         reconstruction = self(images).clamp(0, 1)
-        self.log("val/mse", (reconstruction - images).square().mean(), batch_size=len(images), sync_dist=True)
-        self.log("val/ssim", ssim(reconstruction, images).mean(), batch_size=len(images), sync_dist=True)
+        scores = {"mse": (reconstruction - images).square().mean(), "ssim": ssim(reconstruction, images).mean()}
+        self.log_dict(
+            {f"{split}/{name}": score for name, score in scores.items()}, batch_size=len(images), sync_dist=True
+        )
 
     def configure_optimizers(self) -> Any:
         """Adam on the autoencoder, and on the discriminators if there are any."""
@@ -195,6 +201,11 @@ class LatentDiffusionModule(GenerativeModule):
     generator: MedfusionGenerator
     latents: LatentStore
 
+    @property
+    def published(self) -> MedfusionGenerator:
+        """The averaged generator."""
+        return cast("MedfusionGenerator", super().published)
+
     def __init__(
         self,
         config: MedfusionConfig,
@@ -219,6 +230,11 @@ class LatentDiffusionModule(GenerativeModule):
         self.save_hyperparameters()
         self.generator.autoencoder.requires_grad_(requires_grad=False)
 
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the first stage's loss."""
+        return self.published.about.trained_with
+
     def setup(self, stage: str) -> None:
         """Load the first stage; a resumed run gets it from its own checkpoint right after."""
         super().setup(stage)
@@ -226,7 +242,8 @@ class LatentDiffusionModule(GenerativeModule):
             start_from(self.generator, self.hparams["init_from"])
         else:
             load_autoencoder(self.generator, self.hparams["autoencoder"])
-        self.ema.module.load_state_dict(self.generator.state_dict())
+        self.published.load_state_dict(self.generator.state_dict())
+        self.published.about = self.generator.about
 
     def on_fit_start(self) -> None:
         """Encode the training set, unless the cache has it, and measure the latents."""
@@ -240,31 +257,55 @@ class LatentDiffusionModule(GenerativeModule):
         )
         if self.hparams["normalise_latents"] and int(self.batches_seen) == 0 and self.hparams["init_from"] is None:
             mean, std = self.latents.statistics()
-            for target in (generator, cast("MedfusionGenerator", self.ema.module)):
+            for target in (generator, self.published):
                 target.latent_mean.copy_(mean)
                 target.latent_std.copy_(std)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The diffusion loss of one batch of latents."""
-        generator, config = self.generator, self.generator.config
         latent = self.latents.draw(batch["index"], self.current_epoch).to(self.device)
-        x_0 = (latent - generator.latent_mean) / generator.latent_std
-        label = self._drop(batch["label"]) if config.label_kind != "none" else None
-        t = torch.randint(len(generator.schedule), (len(x_0),), device=self.device)
-        loss = diffusion_loss(
+        label = self._drop(batch["label"]) if self.generator.config.label_kind != "none" else None
+        t = torch.randint(len(self.generator.schedule), (len(latent),), device=self.device)
+        loss = self._loss(self.generator, latent, label, t, torch.randn_like(latent))
+        self.log("train/loss", loss.total.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
+        return loss.total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The averaged model's loss on unseen images; beside ``train/loss`` it shows overfitting."""
+        self._log_unseen("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._log_unseen("test", batch, batch_idx)
+
+    def _log_unseen(self, split: str, batch: Batch, batch_idx: int) -> None:
+        """Loss at times spread evenly over the schedule, with the same noise at every call."""
+        generator = self.published
+        latent = generator.autoencoder.encode_mean(batch["image"] * 2 - 1)
+        label = batch["label"] if generator.config.label_kind != "none" else None
+        t = torch.linspace(0, len(generator.schedule) - 1, len(latent)).round().long()
+        stream = torch.Generator().manual_seed(stream_seed("unseen", self.seed, self.global_rank, batch_idx))
+        eps = torch.randn(latent.shape, generator=stream).to(latent)
+        loss = self._loss(generator, latent, label, t.to(latent.device), eps)
+        self.log(f"{split}/loss", loss.total, batch_size=len(latent), sync_dist=True)
+
+    def _loss(
+        self, generator: MedfusionGenerator, latent: Tensor, label: Tensor | None, t: Tensor, eps: Tensor
+    ) -> DiffusionLoss:
+        """The loss of a generator on latents as the autoencoder gives them."""
+        config = generator.config
+        return diffusion_loss(
             lambda x_t, t, x_0: generator.unet.multiscale(x_t, t, label, x_0),
-            x_0,
+            (latent - generator.latent_mean) / generator.latent_std,
             t,
-            torch.randn_like(x_0),
+            eps,
             generator.schedule,
             objective=config.objective,
             distance=self.hparams["distance"],
             clip=config.clip,
             self_conditioning=config.self_conditioning,
         )
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        return loss.total
 
     def _drop(self, label: Tensor) -> Tensor:
         """Labels with some turned into "no label"."""
@@ -292,7 +333,7 @@ _FIRST_STAGE = (
 
 
 def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
-    """Put a trained first stage into a generator.
+    """Put a trained first stage into a generator, and note in ``about`` which networks its loss had.
 
     Args:
         generator: What to load into.
@@ -306,7 +347,9 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
         if not Path(source).is_file():
             raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
         content = torch.load(source, map_location="cpu", weights_only=True)
-        config = content.get("hyper_parameters", {}).get("config")
+        settings = content.get("hyper_parameters", {})
+        trained_with = (settings["perceptual"],) if settings.get("perceptual") else ()
+        config = settings.get("config")
         config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
         weights, prefix = content.get("state_dict", {}), "autoencoder."
         state = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
@@ -317,9 +360,10 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
             )
     else:
         other = _load_medfusion(source)
-        config, state = other.config, other.autoencoder.state_dict()
+        config, state, trained_with = other.config, other.autoencoder.state_dict(), other.about.trained_with
     _check_shape(generator.config, config, source, _FIRST_STAGE)
     load_strictly(generator.autoencoder, state, where=source)
+    generator.about = dataclasses.replace(generator.about, trained_with=trained_with)
 
 
 def start_from(generator: MedfusionGenerator, source: str) -> None:
@@ -340,6 +384,7 @@ def start_from(generator: MedfusionGenerator, source: str) -> None:
         state = {k: v for k, v in state.items() if not k.startswith("unet.embed_label.")}
         state |= {k: v for k, v in fresh.items() if k.startswith("unet.embed_label.")}
     load_strictly(generator, state, where=source)
+    generator.about = dataclasses.replace(generator.about, trained_with=other.about.trained_with)
 
 
 def _load_medfusion(source: str) -> MedfusionGenerator:

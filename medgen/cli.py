@@ -25,7 +25,7 @@ Generative models for 2-D medical images.
   sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
   evaluate NAME --data FILE    measure synthetic images against real ones
   fit --config FILE            train from a recipe; --ckpt_path last goes on where it stopped
-  validate, test               the other verbs of a recipe
+  validate, test               the loss of a trained recipe on the val or test split; --ckpt_path last
   convert CKPT DIR             turn an official or a training checkpoint into a medgen checkpoint
   push DIR ORG/NAME            publish a checkpoint folder on the Hugging Face Hub
 

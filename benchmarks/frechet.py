@@ -35,7 +35,7 @@ def load_generator(checkpoint: Path) -> Generator:
     return medgen.load(str(checkpoint))
 
 
-def real_images(generator: Generator) -> TableDataModule:
+def real_images(generator: Generator, batch_size: int = 16) -> TableDataModule:
     """The images of `cxr` whose classes the generator knows, as it sees them."""
     config = generator.config
     names = list(config.label_names)
@@ -51,6 +51,7 @@ def real_images(generator: Generator) -> TableDataModule:
         image_size=config.image_size,
         channels=config.channels,
         intensity_window=config.intensity_window,
+        batch_size=batch_size,
     )
 
 

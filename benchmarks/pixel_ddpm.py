@@ -8,38 +8,22 @@ count against either; `medgen fit`'s own are in the model card. The last line is
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from frechet import SPLIT, load_generator, real_images
 from torch.nn.functional import mse_loss
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import medgen
 from medgen.data import TableDataModule
 from medgen.evaluation.run import evaluate
 from medgen.images import save_images
 
-SPLIT = "val+test"
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "medfusion-cxr"
 BATCH = 16
 SAMPLING_STEPS = 50
-
-
-def data_module() -> TableDataModule:
-    radiographs = Path(os.environ.get("MEDGEN_DATA", Path(__file__).parents[2] / "shared" / "data")) / "cxr"
-    return TableDataModule(
-        csv=str(radiographs / "labels.csv"),
-        root=str(radiographs / "images.zip"),
-        label_column="label",
-        label_names=["No Finding", "Pneumonia"],
-        where={"label": ["No Finding", "Pneumonia"]},
-        patient_column="patient_id",
-        split_column="split",
-        image_size=64,
-        batch_size=BATCH,
-    )
 
 
 def pixel_unet() -> UNet2DModel:
@@ -106,7 +90,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the peer's images")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    data, network = data_module(), pixel_unet()
+    generator = load_generator(CHECKPOINT)
+    data, network = real_images(generator, BATCH), pixel_unet()
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     labels = torch.cat([data.dataset(split).labels for split in ("val", "test")])
     average, seen = train(network, data, scheduler, arguments.cpu_minutes)
@@ -115,7 +100,7 @@ def main() -> None:
         save_images(images, arguments.out)
     distance = "fd_efficientnet_lite0"
     peer = evaluate(images, data, ["frechet_distance"], n=len(labels), split=SPLIT)[distance]
-    ours = evaluate(medgen.load("medfusion-cxr"), data, ["frechet_distance"], n=len(labels), split=SPLIT)[distance]
+    ours = evaluate(generator, data, ["frechet_distance"], n=len(labels), split=SPLIT)[distance]
     result = {
         "fd_pixel_ddpm": round(peer.value, 2),
         "fd_medfusion_cxr": round(ours.value, 2),

@@ -50,13 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         VERBS[verb](rest)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"medgen {verb}: {message}", file=sys.stderr)
-        return 1
+    except _USER_ERRORS as error:
+        return _fail(verb, error)
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+_USER_ERRORS = (ValueError, KeyError, OSError, ImportError)
+
+
+def _fail(verb: str, error: BaseException) -> int:
+    """Say what was wrong in one line; returns the exit status."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"medgen {verb}: {message}", file=sys.stderr)
+    return 1
 
 
 def _parser(verb: str, about: str) -> Any:
@@ -233,7 +241,16 @@ def _evaluate(args: Sequence[str]) -> None:
 def _train(verb: str, args: Sequence[str]) -> int:
     from medgen.recipes import run
 
-    run(verb, args)
+    try:
+        run(verb, args)
+    except _USER_ERRORS as error:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = Path(frame.tb_frame.f_code.co_filename) if frame else Path()
+        if not where.is_relative_to(Path(medgen.__file__).parent):
+            raise  # not refused by medgen but gone wrong deep in another library: the trace is needed
+        return _fail(verb, error)
     return 0
 
 

@@ -1,7 +1,9 @@
 """Training from recipes: checkpoints that survive any end, and runs that go on as if they had never stopped."""
 
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -308,9 +310,18 @@ def test_a_trained_stage_is_measured_on_unseen_images(run, stage, verb, split, c
         ({"channels": 3}, "channels: model.config has 1, data has 3"),
     ],
 )
-def test_data_that_the_config_does_not_describe_is_refused(recipe, data, message):
-    with pytest.raises(ValueError, match=message):
-        fit(recipe("run", data=data))
+def test_data_that_the_config_does_not_describe_is_refused_in_one_line(recipe, data, message, capsys):
+    assert main(["fit", "--config", str(recipe("run", data=data))]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("medgen fit: the recipe's model and data disagree; ")
+    assert re.search(message, error)
+
+
+@pytest.mark.parametrize("stage", [AUTOENCODER])
+def test_what_medgen_did_not_foresee_keeps_its_trace(recipe, monkeypatch):
+    monkeypatch.setattr("medgen.recipes.RecipeCLI", lambda *args, **options: json.loads("{"))
+    with pytest.raises(json.JSONDecodeError):
+        main(["fit", "--config", str(recipe("run"))])
 
 
 @pytest.mark.parametrize("stage", [DIFFUSION])

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class EvaluateGenerator(Callback):
     """Logs the metrics of the averaged generator, such as ``val/fd_efficientnet_lite0`` and ``val/precision``.
 
-    Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of the
-    epoch where there is no validation. Processes share the sampling and all log the same. Training goes on as if
+    Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of an epoch
+    that has none. Processes share the sampling and all log the same. Training goes on as if
     nothing had happened: neither random states nor train and eval modes change.
 
     Args:
@@ -66,6 +66,7 @@ class EvaluateGenerator(Callback):
         self.seed = seed
         self.batch_size = batch_size
         self.options = dict(options or {})
+        self._last_epoch = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what would fail epochs later, and warn of a judge that trained its pupil."""
@@ -82,13 +83,14 @@ class EvaluateGenerator(Callback):
             self._evaluate_if_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate where there is no validation loop that could."""
-        if not trainer.enable_validation:
+        """Evaluate in epochs without validation."""
+        if self._last_epoch != trainer.current_epoch:
             self._evaluate_if_due(trainer, pl_module)
 
     def _evaluate_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not _is_due(trainer, self.every_n_epochs):
             return
+        self._last_epoch = trainer.current_epoch
         with undisturbed(pl_module):
             scores = evaluate(
                 _published(pl_module),
@@ -167,7 +169,8 @@ class LogSamples(Callback):
 class LogReconstructions(Callback):
     """Shows what an autoencoder makes of unseen images: a grid of the first ones of the val split above their copies.
 
-    Goes where `LogSamples` goes. The module is called with images (B, C, H, W) in [0, 1] and returns their copies.
+    Goes where `LogSamples` goes, in epochs with validation. The module is called with images (B, C, H, W) in [0, 1] and
+    returns their copies.
 
     Args:
         every_n_epochs: Epochs between grids.
@@ -177,6 +180,15 @@ class LogReconstructions(Callback):
     def __init__(self, every_n_epochs: int = 1, n: int = 8) -> None:
         self.every_n_epochs = _checked_interval(every_n_epochs)
         self.n = n
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse an interval that would leave out grids that were asked for."""
+        validation = trainer.check_val_every_n_epoch or 1
+        if self.every_n_epochs % validation:
+            raise ValueError(
+                f"LogReconstructions.every_n_epochs is {self.every_n_epochs}, but validation, which it draws from, "
+                f"runs every {validation} epochs; use a multiple of that"
+            )
 
     def on_validation_batch_end(
         self,

@@ -88,9 +88,10 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if asked to."""
+        """Stop if asked to, once the gradients accumulated so far have made their step."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._stop_together(trainer)
+        if _between_steps(trainer, pl_module):
+            self._stop_together(trainer)
 
     def on_validation_batch_end(
         self,
@@ -117,10 +118,14 @@ class LastCheckpoint(ModelCheckpoint):
         checkpoint. A run that went on from there would differ from one that was never stopped, so the checkpoint of the
         last epoch stays.
         """
-        accumulated = max(trainer.accumulate_grad_batches, getattr(pl_module, "accumulate_batches", 1))
-        between_steps = trainer.fit_loop.epoch_loop.batch_progress.current.ready % accumulated == 0
-        if isinstance(exception, SIGTERMException) and (between_steps or trainer.is_last_batch):
+        if isinstance(exception, SIGTERMException) and _between_steps(trainer, pl_module):
             super().on_exception(trainer, pl_module, exception)
+
+
+def _between_steps(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether no gradients are waiting for an optimiser step."""
+    accumulated = max(trainer.accumulate_grad_batches, getattr(module, "accumulate_batches", 1))
+    return trainer.is_last_batch or trainer.fit_loop.epoch_loop.batch_progress.current.ready % accumulated == 0
 
 
 class RecipeCLI(LightningCLI):

@@ -106,6 +106,18 @@ def test_a_module_without_validation_is_evaluated_at_the_end_of_the_epoch(judge,
     assert "val/precision" in run.callback_metrics
 
 
+def test_an_interval_other_than_that_of_validation_is_kept(judge, datamodule, tmp_path, counted):  # noqa: F811
+    callback = EvaluateGenerator(every_n_epochs=2, n=10)
+    fit(Module(), datamodule, tmp_path, callback, max_epochs=6, check_val_every_n_epoch=3)
+    assert len(counted) == 3  # epochs 2, 4 and 6, of which only the last has validation
+
+
+def test_reconstructions_are_refused_between_validations(datamodule, tmp_path):  # noqa: F811
+    callback = LogReconstructions(every_n_epochs=2)
+    with pytest.raises(ValueError, match=r"every_n_epochs is 2, but validation, .*, runs every 3 epochs"):
+        fit(Module(), datamodule, tmp_path, callback, check_val_every_n_epoch=3)
+
+
 def test_trainer_validate_evaluates_whatever_the_interval(judge, datamodule, tmp_path):  # noqa: F811
     run = trainer(tmp_path, EvaluateGenerator(every_n_epochs=100, n=10))
     (logged,) = run.validate(Module(), datamodule=datamodule, verbose=False)

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,9 +165,22 @@ def test_gradients_that_are_being_accumulated_are_not_lost(recipe, arguments, tr
     stopped = recipe("run", trainer=calling(StopAt, hook="on_train_batch_start", call=call) | shorter, **arguments)
     with pytest.raises(SIGTERMException):
         fit(stopped)
-    assert weights_of(stopped.with_suffix(""))["batches_seen"] == (8 if call == 1 else 6)
+    assert weights_of(stopped.with_suffix(""))["batches_seen"] == (8 if call == 1 else 10)  # after the next step
     fit(recipe("run", trainer=shorter, **arguments), "--ckpt_path", "last")
     assert_same_weights(stopped.with_suffix(""), straight)
+
+
+@pytest.mark.parametrize("stage", [DIFFUSION])
+def test_a_second_stage_goes_on_without_the_first(run, recipe, straight, stage, tmp_path):
+    first = shutil.copy(run.first_stage, tmp_path / "first.ckpt")
+    source = ["--model.init_args.autoencoder", str(first)]
+    folder = fit(
+        recipe("run", trainer=LONG), *source, "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1"
+    )
+    Path(first).unlink()
+    fit(recipe("run"), *source, "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert weights_of(folder)["batches_seen"] > 2
+    assert main(["validate", "--config", str(recipe("run")), *source, "--ckpt_path", "last"]) == 0
 
 
 @both_stages

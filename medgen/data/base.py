@@ -43,6 +43,9 @@ class ImageDataModule(LightningDataModule, ABC):
         volume: Volume of 4-D NIfTI files.
         voi: Which of a DICOM file's display windows to apply; by default none: values stay physical.
         mask_classes: Number of classes of the masks, for tables that have masks.
+
+    Attributes:
+        images_in_training: Whether training batches hold images; a module that knows them by their index turns it off.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.cache = cache
         self.cache_folder = Path(cache_folder) if cache_folder is not None else None
         self.mask_classes = mask_classes
+        self.images_in_training = True
 
     @abstractmethod
     def read_table(self) -> ImageTable:
@@ -158,6 +162,7 @@ class ImageDataModule(LightningDataModule, ABC):
             ValueError: If the split is empty or smaller than one batch, or cannot be balanced.
         """
         dataset = self.dataset("train")
+        dataset.with_images = self.images_in_training
         weights = None
         if self.balanced:
             if dataset.labels is None or self.label_space.kind not in ("single", "multi"):

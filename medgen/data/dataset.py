@@ -106,6 +106,9 @@ class ImageDataset(Dataset[Batch]):
 
     ``dataset[7]`` is the image as it is in the file; ``dataset[(3, 7)]`` is the same image as training sees it in epoch
     3, augmented. Whole batches are gathered at once by ``__getitems__``, which `torch.utils.data` calls.
+
+    Attributes:
+        with_images: Whether batches hold images and masks; without, only labels and indices.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class ImageDataset(Dataset[Batch]):
         self.masks = masks
         self.augmentation = augmentation
         self.seed = seed
+        self.with_images = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,15 +144,18 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, keys: list[int] | list[Key] | list[int | Key]) -> Batch:
         """The batch of these keys."""
         epochs, indices = keys_to_arrays(keys)
+        batch = Batch(index=torch.from_numpy(indices))
+        if self.labels is not None:
+            batch["label"] = self.labels[batch["index"]]
+        if not self.with_images:
+            return batch
         rows = self.rows[indices]
         steps = self.images.take(rows)
         image = torch.from_numpy(steps).to(torch.float32).div_(float(np.iinfo(steps.dtype).max))  # type: ignore[type-var]
         mask = None if self.masks is None else torch.from_numpy(self.masks.take(rows)).to(torch.int64)
         if self.augmentation is not None and epochs is not None:
             image, mask = self.augmentation(image, mask, seed=self.seed, epochs=epochs, indices=indices)
-        batch = Batch(image=image, index=torch.from_numpy(indices))
-        if self.labels is not None:
-            batch["label"] = self.labels[batch["index"]]
+        batch["image"] = image
         if mask is not None:
             batch["mask"] = mask
         return batch

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 _TILE_ROWS = 16
 """Rows of an AMX tile. A convolution fills them with the pixels of one output row, a matrix product with any pixels."""
+_SAMPLED = 64
+"""Values of each weight that are looked at for changes."""
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
 """Layers that keep their parameters and statistics in float32 whatever they are applied to."""
 
@@ -53,11 +55,20 @@ def for_inference(network: nn.Module) -> Callable[..., Tensor]:
     weights = [*network.parameters(), *network.buffers()]
     if network.training or torch.is_grad_enabled() or not all(_is_supported(weight, dtype) for weight in weights):
         return network
-    # A change in place counts the version up; inference tensors have none, and no optimiser can change them.
-    state = [dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)]
+    state = [dtype, *map(_fingerprint, weights)]
     if network not in _PREPARED or _PREPARED[network].state != state:
         _PREPARED[network] = PreparedNetwork(network, dtype, state)
     return _PREPARED[network]
+
+
+def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
+    """What tells a changed weight: its place, the count of its changes, and a sum over some of its values.
+
+    The count alone misses what fused optimisers and writes to ``.data`` do; inference tensors have none.
+    """
+    values = weight.detach().flatten()
+    some = values[:: max(1, len(values) // _SAMPLED)]
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, float(some.sum(dtype=torch.float64))
 
 
 def _is_supported(weight: Tensor, dtype: torch.dtype) -> bool:

@@ -89,6 +89,12 @@ class MedfusionConfig(GeneratorConfig):
             raise ValueError(
                 f"image_size {self.image_size} is not divisible by {factor}, the autoencoder's total stride"
             )
+        shrinkage = factor * math.prod(self.unet_strides[:-1])  # the last level is not reduced further
+        if any(side % shrinkage for side in self.image_size):
+            raise ValueError(
+                f"image_size {self.image_size} is not divisible by {shrinkage}, the total stride of the autoencoder "
+                "times that of the UNet"
+            )
         if self.autoencoder not in ("kl", "vq"):
             raise ValueError(f"autoencoder is {self.autoencoder!r}; use 'kl' or 'vq'")
 

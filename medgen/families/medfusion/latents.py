@@ -101,11 +101,18 @@ class LatentStore:
         """Mean and standard deviation of every channel over the whole store, (c, 1, 1) each."""
         array = self._cache.array
         channels = array.shape[2] // (2 if self._has_moments else 1)
-        mean = array[:, :, :channels].mean(axis=(0, 1, 3, 4), dtype=np.float64)
-        variance = array[:, :, :channels].var(axis=(0, 1, 3, 4), dtype=np.float64)
-        if self._has_moments:  # law of total variance: spread of the means plus the mean spread
-            variance = variance + np.exp(array[:, :, channels:]).mean(axis=(0, 1, 3, 4), dtype=np.float64)
-        mean_and_std = torch.from_numpy(np.stack([mean, np.sqrt(variance)])).float()
+        over = (0, 1, 3, 4)
+        # A few images at a time, since the store may be larger than the memory; twice, since the mean square less the
+        # squared mean would lose digits.
+        parts = [array[start : start + _BATCH] for start in range(0, len(array), _BATCH)]
+        count = array[:, :, 0].size
+        mean = sum(part[:, :, :channels].sum(over, dtype=np.float64) for part in parts) / count
+        variance = np.zeros(channels)
+        for part in parts:
+            variance += np.square(part[:, :, :channels] - mean[:, None, None]).sum(over)
+            if self._has_moments:  # law of total variance: spread of the means plus the mean spread
+                variance += np.exp(part[:, :, channels:]).sum(over, dtype=np.float64)
+        mean_and_std = torch.from_numpy(np.stack([mean, np.sqrt(variance / count)])).float()
         return mean_and_std[0, :, None, None], mean_and_std[1, :, None, None]
 
 

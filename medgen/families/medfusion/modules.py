@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from medgen.data.base import Batch
 from medgen.diffusion.objective import DiffusionLoss, Distance, diffusion_loss
 from medgen.families.medfusion.autoencoder import Discriminator, KLAutoencoder
+from medgen.families.medfusion.ema import ema_decay as published_decay
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
 from medgen.families.medfusion.latents import LatentStore
 from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction, kl_divergence
@@ -43,7 +44,8 @@ class AutoencoderModule(AdversarialModule):
         discriminator_channels: Width of each of their layers; all but the first halve the size.
         reduction: ``sum`` (published for ``kl``) or ``mean`` (published for ``vq``), see `AutoencoderLoss`.
         lr: Learning rate of both Adam optimisers.
-        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end; the discriminators' falls only in the
+            batches they play in.
         warmup: Batches of linear rise.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm; None does not clip.
@@ -189,7 +191,8 @@ class LatentDiffusionModule(GenerativeModule):
         weight_decay: Its weight decay.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
         warmup: Optimiser steps of linear rise.
-        ema_decay: Decay of the published average per step.
+        ema_decay: Decay of the published average per step, or ``published`` for the authors', which rises with the
+            number of steps; see `medgen.families.medfusion.ema`.
         normalise_latents: Measure mean and standard deviation of the latents and train on normalised ones. The
             published models do not.
         seed: Seed of noise, times and label dropout.
@@ -218,17 +221,19 @@ class LatentDiffusionModule(GenerativeModule):
         weight_decay: float = 0.01,
         lr_shape: LearningRateShape = "constant",
         warmup: int = 0,
-        ema_decay: float = 0.999,
+        ema_decay: float | Literal["published"] = 0.999,
         normalise_latents: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__(MedfusionGenerator(config), seed=seed, ema_decay=ema_decay)
+        decay = published_decay if ema_decay == "published" else ema_decay
+        super().__init__(MedfusionGenerator(config), seed=seed, ema_decay=decay)
         if (autoencoder is None) == (init_from is None):
             raise ValueError(f"give either autoencoder ({autoencoder!r}) or init_from ({init_from!r}), and not both")
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"label_dropout is {label_dropout}; it is a chance from 0 to 1")
         self.save_hyperparameters()
         self.generator.autoencoder.requires_grad_(requires_grad=False)
+        self._missing_start: FileNotFoundError | None = None
 
     @property
     def trained_with(self) -> tuple[str, ...]:
@@ -236,18 +241,47 @@ class LatentDiffusionModule(GenerativeModule):
         return self.published.about.trained_with
 
     def setup(self, stage: str) -> None:
-        """Load the first stage; a resumed run gets it from its own checkpoint right after."""
+        """Load what training starts from, unless it has started already."""
         super().setup(stage)
-        if self.hparams["init_from"] is not None:
-            start_from(self.generator, self.hparams["init_from"])
-        else:
-            load_autoencoder(self.generator, self.hparams["autoencoder"])
+        if int(self.batches_seen) > 0:
+            return
+        try:
+            if self.hparams["init_from"] is not None:
+                start_from(self.generator, self.hparams["init_from"])
+            else:
+                load_autoencoder(self.generator, self.hparams["autoencoder"])
+        except FileNotFoundError as error:  # no harm where a checkpoint is restored next, which brings everything
+            self._missing_start = error
         self.published.load_state_dict(self.generator.state_dict())
         self.published.about = self.generator.about
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is known of the first stage, which a resumed run does not read again."""
+        checkpoint["trained_with"] = list(self.trained_with)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        trained_with = tuple(checkpoint.get("trained_with", ()))
+        for generator in (self.generator, self.published):
+            generator.about = dataclasses.replace(generator.about, trained_with=trained_with)
+
+    def on_validation_start(self) -> None:
+        """Refuse to measure what nothing was loaded into."""
+        self._need_start()
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._need_start()
+
+    def _need_start(self) -> None:
+        if self._missing_start is not None and int(self.batches_seen) == 0:
+            raise self._missing_start
+
     def on_fit_start(self) -> None:
         """Encode the training set, unless the cache has it, and measure the latents."""
+        self._need_start()
         generator = self.generator
+        self.datamodule.images_in_training = False
         self.latents = LatentStore.open(
             generator.autoencoder,
             self.datamodule,
@@ -260,6 +294,10 @@ class LatentDiffusionModule(GenerativeModule):
             for target in (generator, self.published):
                 target.latent_mean.copy_(mean)
                 target.latent_std.copy_(std)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the data as they were."""
+        self.datamodule.images_in_training = True
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The diffusion loss of one batch of latents."""
@@ -348,7 +386,7 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
             raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
         content = torch.load(source, map_location="cpu", weights_only=True)
         settings = content.get("hyper_parameters", {})
-        trained_with = (settings["perceptual"],) if settings.get("perceptual") else ()
+        trained_with: tuple[str, ...] = (settings["perceptual"],) if settings.get("perceptual") else ()
         config = settings.get("config")
         config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
         weights, prefix = content.get("state_dict", {}), "autoencoder."

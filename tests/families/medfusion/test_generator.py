@@ -169,6 +169,7 @@ def test_the_config_chooses_the_first_stage(kind, expected):
     ("changes", "message"),
     [
         ({"image_size": (16, 17)}, r"image_size \(16, 17\) is not divisible by 2, the autoencoder's total stride"),
+        ({"image_size": (16, 18)}, r"\(16, 18\) is not divisible by 4, the total stride of the autoencoder times"),
         ({"autoencoder": "vae"}, "autoencoder is 'vae'; use 'kl' or 'vq'"),
     ],
 )

@@ -46,7 +46,9 @@ def test_drawn_latents_have_the_moments_of_their_image(autoencoder, data):
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_statistics_are_those_of_the_drawn_latents(autoencoder, data):
+@pytest.mark.parametrize("at_once", [5, 64])
+def test_statistics_are_those_of_the_drawn_latents(autoencoder, data, monkeypatch, at_once):
+    monkeypatch.setattr(latents, "_BATCH", at_once)
     store = open_store(autoencoder, data)
     mean, std = store.statistics()
     torch.manual_seed(0)

@@ -222,6 +222,36 @@ def test_what_is_published_names_the_networks_of_both_losses(run, tmp_path):
     assert tuned.trained_with == ("efficientnet_lite1",)
 
 
+@pytest.mark.parametrize("start", ["autoencoder", "init_from"])
+def test_testing_and_training_again_start_from_what_was_trained(run, tmp_path, start):
+    module = second_stage(run, **({"init_from": str(run.published)} if start == "init_from" else {}), lr=3e-3)
+    data = data_module(run.table)
+    trainer = train(module, data, tmp_path, max_epochs=1)
+    published = {name: weight.clone() for name, weight in module.published.state_dict().items()}
+    trainer.test(module, datamodule=data, verbose=False)
+    assert all(torch.equal(weight, published[name]) for name, weight in module.published.state_dict().items())
+    assert "image" in next(iter(data.train_dataloader()))  # training left the data module as it was
+    own = {name: weight.clone() for name, weight in module.generator.state_dict().items()}
+    module.configure_optimizers = lambda: torch.optim.SGD(module.generator.unet.parameters(), lr=0.0)
+    train(module, data, tmp_path, max_epochs=1)
+    assert all(torch.equal(weight, own[name]) for name, weight in module.generator.state_dict().items())
+
+
+def test_a_module_loaded_from_a_checkpoint_is_tested_as_it_is(run):
+    last = run.diffusion / "checkpoints" / "last.ckpt"
+    module = LatentDiffusionModule.load_from_checkpoint(last)
+    Trainer(**TRAINER).test(module, datamodule=data_module(run.table), verbose=False)
+    theirs = medgen.load(run.published).state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in module.published.state_dict().items())
+
+
+def test_the_average_can_forget_as_published(run, tmp_path):
+    module = second_stage(run, ema_decay="published", lr=3e-3)
+    train(module, data_module(run.table), tmp_path, max_epochs=1, limit_train_batches=2)
+    ours, theirs = module.published.state_dict(), module.generator.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())  # decay 0 in the first two steps
+
+
 def test_fine_tuning_starts_from_all_weights(run, tmp_path):
     module = second_stage(run, init_from=str(run.published), lr=0.0)
     train(module, data_module(run.table), tmp_path, max_epochs=1)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
+
+# What a damaged archive can raise; RuntimeError is also encryption and, as NotImplementedError, unknown methods.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+)
 
 
 class FileRoot:
@@ -23,6 +37,7 @@ class FileRoot:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._home = self.path.resolve()
         self.archive: Path | None = None
         self._prefix = ""
         self._handle: tuple[int, zipfile.ZipFile] | None = None
@@ -44,7 +59,7 @@ class FileRoot:
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.archive))
-            except (zipfile.BadZipFile, OSError) as error:
+            except _UNREADABLE as error:
                 raise ValueError(f"{self.archive} is not a readable zip archive: {error}") from error
         return self._handle[1]
 
@@ -65,20 +80,21 @@ class FileRoot:
             return self._zip().read(self._prefix + Path(name).as_posix())
         except KeyError:
             raise FileNotFoundError(f"{self.locate(name)} does not exist") from None
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        except _UNREADABLE as error:
             raise ValueError(f"{self.locate(name)} cannot be unpacked: {error}") from error
 
     def identity(self, name: str) -> str | None:
         """What tells two versions of a file apart without reading it; ``None`` if there is no such file.
 
-        Checksum and size inside an archive, size and time of the last change in a folder.
+        Checksum and size inside an archive. In a folder: where it lies, its size, and the times of its last change, of
+        which programs that copy files set one (mtime) back, but none the other (ctime).
         """
         if self.archive is None:
             try:
                 status = (self.path / name).stat()
             except OSError:
                 return None
-            return f"{status.st_size}-{status.st_mtime_ns}"
+            return f"{self._home}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
         try:
             member = self._zip().getinfo(self._prefix + Path(name).as_posix())
         except KeyError:
@@ -86,15 +102,23 @@ class FileRoot:
         return f"{member.file_size}-{member.CRC:08x}"
 
     def names(self) -> list[str]:
-        """All files below the root, sorted, as relative names with forward slashes."""
-        if self.archive is not None:
-            inside = (name for name in self._zip().namelist() if name.startswith(self._prefix) and name[-1] != "/")
-            return sorted(name[len(self._prefix) :] for name in inside)
+        """All files below the root, sorted, as relative names with forward slashes.
+
+        Without hidden ones (``.name``), and without the ``__MACOSX`` that macOS adds to the zips it makes.
+        """
         found: list[str] = []
-        for folder, _, files in os.walk(self.path, followlinks=True):
-            base = Path(folder).relative_to(self.path)
-            found += [(base / file).as_posix() for file in files]
-        return sorted(found)
+        if self.archive is not None:
+            inside = (name for name in self._zip().namelist() if name.startswith(self._prefix))
+            found += [name[len(self._prefix) :] for name in inside if not name.endswith("/")]
+        else:
+            for folder, _, files in os.walk(self.path, followlinks=True):
+                base = Path(folder).relative_to(self.path)
+                found += [(base / file).as_posix() for file in files]
+        return sorted(name for name in found if not any(_is_clutter(part) for part in name.split("/")))
+
+
+def _is_clutter(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
 
 
 def read_bytes(path: str | Path) -> bytes:

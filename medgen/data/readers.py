@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,7 +164,7 @@ def decode_image(
 
         image = read_nifti(data, name, frame=frame, axis=axis, volume=volume)
     else:
-        image = _as_raw(_read_raster(data, name, frame=frame, keep_indices=False))
+        image = _read_raster(data, name, frame=frame, keep_indices=False)
     bad = image.pixels.size - int(np.isfinite(image.pixels).sum())
     if bad:
         raise ValueError(
@@ -177,7 +178,7 @@ def decode_mask(
 ) -> NDArray[np.int64]:
     """As `read_mask`, from the bytes of a file."""
     if _file_type(name, data) == "raster":
-        values = _read_raster(data, name, frame=frame, keep_indices=True)
+        values = _read_raster(data, name, frame=frame, keep_indices=True).pixels
     else:
         values = decode_image(data, name, frame=frame, axis=axis, volume=volume).pixels
     if values.ndim != 2:
@@ -222,21 +223,22 @@ def _as_raw(values: NDArray[np.generic]) -> RawImage:
     return RawImage(values.astype(np.float32), low, high, STORED)
 
 
-def _read_raster(data: bytes, name: str, *, frame: int | None, keep_indices: bool) -> NDArray[np.generic]:
-    """PNG, JPEG, TIFF or BMP as (H, W) or (H, W, 3) in the type it was stored in."""
+def _read_raster(data: bytes, name: str, *, frame: int | None, keep_indices: bool) -> RawImage:
+    """PNG, JPEG, TIFF or BMP with the range of the type it was stored in."""
     from PIL import Image
 
     try:
         if data.startswith(_PNG) and data[24:25] == b"\x10" and data[25:26] != b"\x00":
-            return _read_png16_colour(data)
+            return _as_raw(_read_png16_colour(data))
         with Image.open(io.BytesIO(data)) as image:
-            return _pillow_pixels(image, name, frame, keep_indices)
+            return _read_pillow(image, name, frame, keep_indices)
     except _Refused as refusal:
         raise ValueError(str(refusal)) from None
     except (
         OSError,  # also Pillow's "cannot identify" and "truncated"
         SyntaxError,  # Pillow's broken PNG
         ValueError,
+        TypeError,  # a TIFF tag that should be a number and is text
         IndexError,
         RuntimeError,
         EOFError,
@@ -251,20 +253,24 @@ class _Refused(Exception):
     """A file that is in order but cannot be taken; carries the whole message."""
 
 
-def _pillow_pixels(image: object, name: str, frame: int | None, keep_indices: bool) -> NDArray[np.generic]:
+def _read_pillow(image: object, name: str, frame: int | None, keep_indices: bool) -> RawImage:
     from PIL import Image, ImageOps
 
     assert isinstance(image, Image.Image)
-    frames = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+    tiff = image.format == "TIFF"
+    frames = int(getattr(image, "n_frames", 1)) if tiff else 1
     image.seek(checked_frame(frame, frames, name))
-    bits = image.tag_v2.get(258) if image.format == "TIFF" else None  # type: ignore[attr-defined]
-    if isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8:
+    tags: Mapping[int, Any] = image.tag_v2 if tiff else {}  # type: ignore[attr-defined]
+    bits = tags.get(258, (1,))
+    if len(bits) > 1 and max(bits) > 8:
         raise _Refused(
             f"{name} is a {max(bits)}-bit colour TIFF, which would lose depth; store it as 16-bit colour PNG"
         )
     image = ImageOps.exif_transpose(image)
+    if tiff and image.mode in ("L", "I", "I;16", "I;16B"):
+        return _tiff_grey(np.asarray(image), tags)
     if image.mode == "P" and keep_indices:
-        return np.asarray(image)
+        return _as_raw(np.asarray(image))
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
@@ -274,7 +280,21 @@ def _pillow_pixels(image: object, name: str, frame: int | None, keep_indices: bo
     pixels: NDArray[np.generic] = np.asarray(image)
     if image.mode == "RGBA":
         pixels = _over_black(pixels)
-    return _collapse_grey(pixels)
+    return _as_raw(_collapse_grey(pixels))
+
+
+def _tiff_grey(values: NDArray[np.generic], tags: Mapping[int, Any]) -> RawImage:
+    """Whole numbers in the depth that BitsPerSample (258) and SampleFormat (339) state, larger ones brighter.
+
+    Pillow holds them in the next type it has: 16 signed bits in 32, 32 unsigned ones in 32 signed, 8 signed ones in 8
+    unsigned. It turns WhiteIsZero (tag 262 is 0) around up to 8 bits, and spreads less than 8 over 0 to 255.
+    """
+    bits, signed = max(8, *tags.get(258, (1,))), 2 in tags.get(339, (1,))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    stored = values.astype(f"{'i' if signed else 'u'}{1 if bits == 8 else 2 if bits <= 16 else 4}").astype(np.float64)
+    if tags.get(262) == 0 and bits > 8:
+        stored = low + high - stored
+    return RawImage(stored.astype(np.float32), low, high, STORED)
 
 
 def _read_png16_colour(data: bytes) -> NDArray[np.generic]:

@@ -54,6 +54,54 @@ def encode_png_16(planes):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.parametrize("pixels", [RAMP8, RAMP16])
+def test_tiff_in_which_white_is_zero_is_turned_around_in_any_depth(tmp_path, pixels):
+    plain = read_image(saved(tmp_path, "plain.tif", pixels))
+    stored = np.iinfo(pixels.dtype).max - pixels  # what a scanner of films writes
+    (tmp_path / "film.tif").write_bytes(encode_tiff(stored, photometric=0))
+    film = read_image(tmp_path / "film.tif")
+    np.testing.assert_array_equal(film.pixels, plain.pixels)
+    assert (film.low, film.high) == (plain.low, plain.high)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [("<i1", -128, 127), ("<i2", -(2**15), 2**15 - 1), ("<i4", -(2**31), 2**31 - 1), ("<u4", 0, 2**32 - 1)],
+)
+def test_tiff_declares_the_range_of_the_type_it_stores(tmp_path, dtype, low, high):
+    pixels = np.array([[low, high], [0, 100]], dtype=dtype)
+    (tmp_path / "a.tif").write_bytes(encode_tiff(pixels))
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.pixels, pixels.astype(np.float32))
+    assert (image.low, image.high) == (low, high)
+
+
+def test_tiff_of_12_bits_declares_12_bits(tmp_path):
+    (tmp_path / "a.tif").write_bytes(encode_tiff(np.array([[0x12, 0x3F, 0xFF]], dtype=np.uint8), width=2, bits=12))
+    image = read_image(tmp_path / "a.tif")
+    assert (image.pixels.tolist(), image.low, image.high) == ([[0x123, 0xFFF]], 0, 4095)
+
+
+def encode_tiff(rows, *, photometric=1, width=None, bits=None):
+    """A grey TIFF of one strip, of types that Pillow reads but does not write."""
+    import struct
+
+    tags = {
+        256: width or rows.shape[1],
+        257: rows.shape[0],
+        258: bits or rows.itemsize * 8,
+        259: 1,  # not compressed
+        262: photometric,
+        273: 8,  # where the strip begins
+        278: rows.shape[0],
+        279: rows.nbytes,
+        339: 2 if rows.dtype.kind == "i" else 1,
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + rows.nbytes) + rows.tobytes() + directory
+
+
 def test_floating_point_tiff_declares_its_own_range(tmp_path):
     image = read_image(saved(tmp_path, "a.tif", np.linspace(-1, 2, 256, dtype=np.float32).reshape(16, 16)))
     assert (image.low, image.high) == (-1, 2)
@@ -140,6 +188,15 @@ def test_a_truncated_picture_is_refused_by_name(tmp_path, name):
     path = saved(tmp_path, name, np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))
     path.write_bytes(path.read_bytes()[:-1500])
     with pytest.raises(ValueError, match=f"{name} is not a readable image"):
+        read_image(path)
+
+
+def test_a_tiff_whose_tags_are_damaged_is_refused_by_name(tmp_path):
+    path = saved(tmp_path, "a.tif", RAMP8)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x11\x01\x04\x00") + 2] = 2  # where the pixels begin, now of the type of a text
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.tif is not a readable image"):
         read_image(path)
 
 

@@ -119,8 +119,20 @@ def read_torch_file(path: str | Path) -> object:
         return _read_legacy(path)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, struct.error, OSError) as error:
-        raise CheckpointError(f"{path} is damaged, or not a file of torch.save: {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+        MemoryError,  # a damaged length that is taken at its word; it has no message
+        struct.error,
+        zipfile.BadZipFile,
+        OSError,
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise CheckpointError(f"{path} is damaged, or not a file of torch.save: {reason}") from error
 
 
 def _read_zip(path: Path) -> object:

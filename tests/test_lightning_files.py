@@ -221,6 +221,23 @@ def test_a_truncated_file_is_refused(saved: Path, keep: float) -> None:
         read_torch_file(saved)
 
 
+@pytest.mark.parametrize(
+    ("zipped", "mark", "damage"),
+    [
+        (True, b"PK\x01\x02", b"QK"),  # the directory of the zip
+        (False, b"X\n\x00\x00\x00state_dict", b"\x8d"),  # a length of 4 bytes becomes one of 8
+    ],
+    ids=["zip", "legacy"],
+)
+def test_a_file_with_damaged_bytes_is_refused(tmp_path: Path, zipped: bool, mark: bytes, damage: bytes) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt", _use_new_zipfile_serialization=zipped)
+    content = (tmp_path / "a.ckpt").read_bytes()
+    assert mark in content
+    (tmp_path / "a.ckpt").write_bytes(content.replace(mark, damage + mark[len(damage) :]))
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is damaged, or not a file of torch\.save: \w"):
+        read_torch_file(tmp_path / "a.ckpt")
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"\x89PNG\r\n\x1a\n" + bytes(50), pickle.dumps([1, 2])])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.ckpt").write_bytes(content)

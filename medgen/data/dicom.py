@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,7 @@ def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | N
     """
     try:
         import pydicom
+        from pydicom.errors import BytesLengthException
         from pydicom.pixels.processing import apply_color_lut
         from pydicom.pixels.utils import pixel_array
     except ImportError as error:
@@ -53,7 +55,7 @@ def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | N
         return _grey(stored, _with_frame_groups(dataset, chosen), name, voi)
     except (AttributeError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
         raise ValueError(f"{name} cannot be read as a DICOM image: {error}") from error
-    except (ValueError, struct.error, EOFError) as error:
+    except (ValueError, struct.error, zlib.error, EOFError, BytesLengthException) as error:
         reason = str(error)
         raise ValueError(reason if name in reason else f"{name} cannot be read as a DICOM image: {reason}") from error
 

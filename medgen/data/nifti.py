@@ -64,6 +64,7 @@ def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.f
     import nibabel
     from nibabel.arrayproxy import ArrayProxy
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.orientations import OrientationError
     from nibabel.spatialimages import HeaderDataError
     from nibabel.wrapstruct import WrapStructError
 
@@ -87,13 +88,17 @@ def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.f
         ImageFileError,
         HeaderDataError,
         WrapStructError,
+        OrientationError,
         OSError,
         EOFError,
         zlib.error,
         ValueError,
         TypeError,
+        OverflowError,
+        MemoryError,  # mostly of a damaged shape, and without a message
     ) as error:
-        raise ValueError(f"{name} cannot be read as a NIfTI volume: {error}") from error
+        reason = str(error) or "it is larger than the memory"
+        raise ValueError(f"{name} cannot be read as a NIfTI volume: {reason}") from error
     dtype = image.get_data_dtype()  # type: ignore[no-untyped-call]
     if not np.issubdtype(dtype, np.integer):
         return values, *finite_range(values)

@@ -161,6 +161,38 @@ def test_dicom_without_a_suffix_is_recognised(archive, tmp_path):
     )
 
 
+def encoded(syntax: str) -> bytes:
+    """A picture of 16 x 16 zeros as a DICOM file."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.SOPClassUID, dataset.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
+    dataset.Rows = dataset.Columns = 16
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation, dataset.SamplesPerPixel = 7, 0, 1
+    dataset.PhotometricInterpretation, dataset.PixelData = "MONOCHROME2", bytes(256)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def test_a_deflated_dicom_file_that_is_cut_off_is_refused_by_name(tmp_path):
+    data = encoded(pydicom.uid.DeflatedExplicitVRLittleEndian)
+    (tmp_path / "whole.dcm").write_bytes(data)
+    assert not read_image(tmp_path / "whole.dcm").pixels.any()
+    (tmp_path / "cut.dcm").write_bytes(data[:-20])
+    with pytest.raises(ValueError, match=r"cut\.dcm cannot be read as a DICOM image"):
+        read_image(tmp_path / "cut.dcm")
+
+
+def test_a_dicom_file_with_a_damaged_type_is_refused_by_name(tmp_path):
+    data = encoded(pydicom.uid.ExplicitVRLittleEndian)
+    photometric = b"\x28\x00\x04\x00"  # 12 letters: no whole number of doubles
+    (tmp_path / "broken.dcm").write_bytes(data.replace(photometric + b"CS", photometric + b"FD"))
+    with pytest.raises(ValueError, match=r"broken\.dcm cannot be read as a DICOM image"):
+        read_image(tmp_path / "broken.dcm")
+
+
 def test_a_corrupt_dicom_file_is_refused_by_name(tmp_path):
     (tmp_path / "broken.dcm").write_bytes(bytes(range(256)) * 4)
     with pytest.raises(ValueError, match=r"broken\.dcm cannot be read as a DICOM image"):

@@ -112,6 +112,22 @@ def test_a_corrupt_volume_is_refused_by_name(tmp_path, content):
         read_image(tmp_path / "broken.nii.gz", frame=0)
 
 
+@pytest.mark.parametrize(
+    ("start", "content"),
+    [
+        (280, np.array([2, 0, 0, 0, 0, 0, 0, 0, 0], dtype="<f4")),  # srow: two axes without a direction
+        (42, np.array([32767, 32767, 32767, 1], dtype="<i2")),  # dim: more voxels than fit into any memory
+    ],
+    ids=["orientation", "shape"],
+)
+def test_a_volume_with_a_damaged_header_is_refused_by_name(tmp_path, start, content):
+    data = bytearray(Path(landmark(tmp_path, "RAS")).read_bytes())
+    data[start : start + content.nbytes] = content.tobytes()
+    (tmp_path / "broken.nii").write_bytes(data)
+    with pytest.raises(ValueError, match=r"broken\.nii cannot be read as a NIfTI volume: \w"):
+        read_image(tmp_path / "broken.nii", frame=0)
+
+
 def test_a_truncated_volume_is_refused_by_name(tmp_path):
     path = landmark(tmp_path, "RAS")
     (tmp_path / "short.nii").write_bytes(Path(path).read_bytes()[:400])

@@ -111,7 +111,7 @@ def class_labels(
     Args:
         columns: The table.
         name: The label column.
-        classes: Class names in order; by default all that occur, sorted.
+        classes: Class names in order; by default all that occur, sorted (by size if all are numbers).
         uncertain: What -1 means where it is not a class: class 1 (``ones``), class 0 (``zeros``), no label
             (``ignore``), or leave the row out (``drop``).
         blank: The same for empty cells.
@@ -121,6 +121,8 @@ def class_labels(
     """
     cells = columns[name]
     order = list(classes) if classes is not None else sorted({cell for cell in cells if cell and not _uncertain(cell)})
+    if classes is None and all(_number(label) is not None for label in order):
+        order.sort(key=float)  # 0, 1, 2, 10; as text 10 would be the third
     number = {label: position for position, label in enumerate(order)}
     codes = np.empty(len(cells))
     unknown: Counter[str] = Counter()

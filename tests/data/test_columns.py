@@ -61,6 +61,14 @@ def test_classes_are_sorted_where_none_are_given():
     assert class_labels(columns(label=["b", "a", ""]), "label", None, "ignore", "ignore").space.names == ("a", "b")
 
 
+def test_classes_that_are_numbers_are_sorted_by_size():
+    labels = class_labels(columns(grade=["10", "2", "0", "1", "-1", "11"]), "grade", None, "ignore", "ignore")
+    assert labels.space.names == ("0", "1", "2", "10", "11")
+    same(labels.values, [3, 2, 0, 1, -1, 4])
+    mixed = class_labels(columns(grade=["10", "2", "x"]), "grade", None, "ignore", "ignore")
+    assert mixed.space.names == ("10", "2", "x")
+
+
 def test_classes_may_be_written_as_numbers():
     labels = class_labels(columns(ill=["1.0", "0", "-1", ""]), "ill", ["no", "yes"], "ignore", "ignore")
     same(labels.values, [1, 0, -1, -1])

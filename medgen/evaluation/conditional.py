@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medgen.labels import LabelSpace
+
+
+logger = logging.getLogger(__name__)
+
+_FOLDS = 5
+"""Parts of the cross-validation that chooses the regularisation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +57,23 @@ def roc_auc(scores: Tensor, positive: Tensor, *, resamples: int = 2000, seed: in
 
     Source: Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve": the share of pairs in order.
     """
-    above, below = scores[positive].double(), scores[~positive].double()
+    levels, ranks = np.unique(scores.double().numpy(), return_inverse=True)
+    truth = positive.numpy()
+    above, below = ranks[truth], ranks[~truth]
     if not len(above) or not len(below):
         raise ValueError(
             f"a ROC curve needs images of both kinds; there are {len(above)} positive, {len(below)} negative"
         )
-    order = ((above[:, None] > below).double() + 0.5 * (above[:, None] == below).double()).numpy()
+
+    def area(above: NDArray[np.int64], below: NDArray[np.int64]) -> float:
+        higher, lower = (np.bincount(part, minlength=len(levels)) for part in (above, below))
+        wins = np.cumsum(lower) - 0.5 * lower  # a tie is half a win
+        return float(higher @ wins / (len(above) * len(below)))
+
     random = np.random.default_rng(seed)
-    up = _resampled_weights(random, len(above), resamples)
-    down = _resampled_weights(random, len(below), resamples)
-    low, high = np.quantile(((up @ order) * down).sum(1), [0.025, 0.975])
-    return Auc(value=float(order.mean()), low=float(low), high=float(high))
-
-
-def _resampled_weights(random: np.random.Generator, n: int, resamples: int) -> NDArray[np.float64]:
-    """Share of each of `n` items in each resample with replacement, (resamples, n)."""
-    weights: NDArray[np.float64] = random.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    return weights
+    resampled = [area(random.choice(above, len(above)), random.choice(below, len(below))) for _ in range(resamples)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Auc(value=area(above, below), low=float(low), high=float(high))
 
 
 def label_aucs(
@@ -86,7 +93,8 @@ def label_aucs(
 
     Returns:
         ``label_auc_generated`` and ``label_auc_real`` with 95 % intervals; with more than two classes one of each per
-        class or finding, its name behind a colon. `Score.real` is what the classifier learned from.
+        class or finding, its name behind a colon. `Score.real` is what the classifier learned from. Classes with too
+        few images in one of the sets are left out, with a warning.
 
     Raises:
         ValueError: If a set has no labels, or labels are not classes or findings.
@@ -99,6 +107,18 @@ def label_aucs(
             raise ValueError(f"{part.name} has no labels")
     found = {}
     for position, suffix in _targets(space):
+        rare = [
+            part.name
+            for part, enough in ((train, _FOLDS), (generated, 1), (real, 1))
+            if _examples(part, network, position)[1].long().bincount(minlength=2).min() < enough
+        ]
+        if rare:
+            logger.warning(
+                "label_auc of %s is left out: %s has too few images with or without it",
+                space.names[position],
+                " and ".join(rare),
+            )
+            continue
         classifier = _LogisticRegression(*_examples(train, network, position))
         for kind, part in (("generated", generated), ("real", real)):
             features, positive = _examples(part, network, position)
@@ -137,7 +157,7 @@ class _LogisticRegression:
             from sklearn.preprocessing import StandardScaler
         except ImportError as error:
             raise ImportError('the label check needs scikit-learn; run: pip install "medgen[eval]"') from error
-        model = LogisticRegressionCV(Cs=np.logspace(-5, 0, 6).tolist(), cv=5, scoring="roc_auc", max_iter=500)
+        model = LogisticRegressionCV(Cs=np.logspace(-5, 0, 6).tolist(), cv=_FOLDS, scoring="roc_auc", max_iter=500)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of defaults that this two-class use does not touch
             self.model = make_pipeline(StandardScaler(), model).fit(features.numpy(), positive.numpy())

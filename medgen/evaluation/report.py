@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from medgen.images import save_png
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
+
+logger = logging.getLogger(__name__)
 
 CHECKS = ("label_auc", "memorisation", "controls")
 """What a report holds beside `METRICS`: does the label appear, are patients copied, what do real images get."""
@@ -64,7 +68,7 @@ def report(
         KeyError: If a metric, a network or a model is unknown.
         ValueError: If the sets do not go together or are too small.
     """
-    chosen = _chosen(metrics)
+    chosen = _chosen(metrics, datamodule, split)
     names = [name for name in chosen if name in METRICS]
     where = device or _best_device()
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network, weights=weights)
@@ -78,27 +82,60 @@ def report(
         opened, datamodule, networks, n=n, split=split, seed=seed, batch_size=batch_size, options=options
     )
     scores = [*measure(generated, real, judge, names).values()]
+
+    def write() -> None:
+        about = {"source": str(source), "split": split, "seed": seed, "options": options}
+        write_scores(scores, out, medgen_version=medgen.__version__, **about)
+
+    write()  # an error below loses nothing of what took long
     if {"label_auc", "memorisation"} & set(chosen):
         train = real_features(RealImages(datamodule, "train"), networks, batch_size=batch_size)
-        has_labels = generated.labels is not None and datamodule.label_space.kind in ("single", "multi")
-        if "label_auc" in chosen and (has_labels or metrics is not None):
+        if "label_auc" in chosen and (generated.labels is not None or metrics is not None):
             scores += label_aucs(train, generated, real, judge, datamodule.label_space).values()
         if "memorisation" in chosen:
             scores += _memorisation(generated, train, real, networks, Path(out))
     if "controls" in chosen:
         for control in controls(datamodule, judge, names, n=generated.n, split=split, seed=seed).values():
             scores += control.values()
-    write_scores(
-        scores, out, medgen_version=medgen.__version__, source=str(source), split=split, seed=seed, options=options
-    )
+    write()
     return scores
 
 
-def _chosen(metrics: Sequence[str] | None) -> list[str]:
+def _chosen(metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str) -> list[str]:
+    """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
+
+    Raises:
+        KeyError: If a name is unknown.
+        ValueError: If a check was asked for that the data do not allow.
+        ImportError: If it needs a package that is missing.
+    """
     known = [*METRICS, *CHECKS]
     if unknown := [name for name in metrics or () if name not in known]:
         raise KeyError(f"metric {unknown[0]!r} is unknown; use {', '.join(known)}")
-    return known if metrics is None else list(metrics)
+    chosen = []
+    for name in known if metrics is None else metrics:
+        obstacle = _obstacle(name, datamodule, split) if name in CHECKS else None
+        if obstacle is None:
+            chosen.append(name)
+        elif metrics is not None:
+            raise obstacle
+        else:
+            logger.warning("%s is left out: %s", name, obstacle)
+    return chosen
+
+
+def _obstacle(check: str, datamodule: ImageDataModule, split: str) -> Exception | None:
+    """Why the data do not allow a check."""
+    if "train" in split.split("+"):
+        return ValueError(f"split is {split!r}; {check} compares with training images, so leave train out of split")
+    if not len(datamodule.table.rows("train")):
+        return ValueError(f"the data have no train split; {check} needs it")
+    if check == "label_auc":
+        if datamodule.label_space.kind not in ("single", "multi"):
+            return ValueError(f"the data's labels are {datamodule.label_space.kind!r}; label_auc asks for classes")
+        if find_spec("sklearn") is None:
+            return ImportError('label_auc needs scikit-learn; run: pip install "medgen[eval]"')
+    return None
 
 
 def _memorisation(

@@ -96,6 +96,16 @@ def test_images_with_unknown_labels_are_left_out(separable, network):
     assert scores["label_auc_real:Edema"].value > 0.99
 
 
+@pytest.mark.parametrize("where", ["train", "generated", "test"])
+def test_a_finding_that_a_set_lacks_is_left_out_with_a_warning(separable, network, where, caplog):
+    sets = [separable("train", 200, 0), separable("generated", 60, 1), separable("test", 60, 2)]
+    (lacking,) = (part for part in sets if part.name == where)
+    lacking.labels[:, 0] = 0
+    scores = label_aucs(*sets, network, LabelSpace("multi", ("Hernia", "Effusion")))
+    assert set(scores) == {"label_auc_generated:Effusion", "label_auc_real:Effusion"}
+    assert f"label_auc of Hernia is left out: {where} has too few images" in caplog.text
+
+
 def test_sets_without_labels_are_refused_by_name(separable, network):
     train, unlabelled = separable("train", 20, 0), feature_set("some folder", torch.zeros(4, 3), None)
     with pytest.raises(ValueError, match="some folder has no labels"):

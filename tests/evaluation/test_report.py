@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from medgen.cli import main
 from medgen.evaluation.report import report
 from medgen.evaluation.sets import RealImages
 from medgen.images import save_images
+from medgen.labels import LabelSpace
 
 
 @pytest.fixture
@@ -32,6 +34,28 @@ def test_copies_in_a_folder_are_counted(folder, datamodule, network, tmp_path):
     found = report(folder, datamodule, tmp_path, ["memorisation"], network=network, device="cpu")
     scores = {score.name: score.value for score in found}
     assert scores["near_train_share_pixels"] >= 0.5
+
+
+def test_checks_that_need_other_training_images_are_left_out_by_default(folder, datamodule, network, tmp_path, caplog):
+    scores = report(folder, datamodule, tmp_path / "out", network=network, split="train", device="cpu")
+    assert {score.name for score in scores} == {"fd_quarters", "precision", "recall", "f1"}
+    assert "memorisation is left out: split is 'train'; memorisation compares with training images" in caplog.text
+
+
+def test_checks_that_the_data_do_not_allow_are_refused_before_anything_is_drawn(folder, datamodule, tmp_path):
+    with pytest.raises(ValueError, match=r"split is 'val\+train'; controls compares with training images"):
+        report(folder, datamodule, tmp_path, ["controls"], network="no such network", split="val+train")
+    datamodule.__dict__["table"] = replace(datamodule.table, label_space=LabelSpace("none"), labels=None)
+    with pytest.raises(ValueError, match="the data's labels are 'none'; label_auc asks for classes"):
+        report(folder, datamodule, tmp_path, ["label_auc"], network="no such network")
+
+
+def test_an_error_in_a_check_loses_no_score(folder, datamodule, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("medgen.evaluation.report.nearest_training", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report(folder, datamodule, tmp_path / "out", network=network, device="cpu")
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row["name"] for row in written["scores"]} == {"fd_quarters", "precision", "recall", "f1"}
 
 
 def test_an_unknown_metric_is_refused_with_all_names(folder, datamodule, tmp_path):

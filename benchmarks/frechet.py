@@ -35,8 +35,8 @@ def load_generator(checkpoint: Path) -> Generator:
     return medgen.load(str(checkpoint))
 
 
-def real_images(generator: Generator, batch_size: int = 16) -> TableDataModule:
-    """The images of `cxr` whose classes the generator knows, as it sees them."""
+def real_images(generator: Generator, **options: Any) -> TableDataModule:
+    """The images of `cxr` whose classes the generator knows, as it sees them, with more options of the data module."""
     config = generator.config
     names = list(config.label_names)
     return TableDataModule(
@@ -51,7 +51,7 @@ def real_images(generator: Generator, batch_size: int = 16) -> TableDataModule:
         image_size=config.image_size,
         channels=config.channels,
         intensity_window=config.intensity_window,
-        batch_size=batch_size,
+        **options,
     )
 
 

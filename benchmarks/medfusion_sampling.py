@@ -1,14 +1,14 @@
 """How much of the machine's convolution rate a Medfusion sample of the published size achieves.
 
-    python benchmarks/medfusion_sampling.py [--checkpoint checkpoints/medfusion-cxr --n 258]
+    python benchmarks/medfusion_sampling.py [--checkpoint checkpoints/medfusion-cxr] [--n 258]
 
 256 px, 8 latent channels, a UNet of 194M parameters, random weights. `Generator.sample` runs with 4 steps and the
 decoder alone; from the two follows a whole sample of 150 steps. Weights are prepared before the clock starts
 (`prepare_s`, once per process). Operations are those of all convolutions and linear layers of the networks as published
 (a multiply-add is two), also where the same result is computed with fewer of them.
 
-The peer is a step of the same network as plain PyTorch runs it: NCHW, autocast for bf16. With a checkpoint, its samples
-in float32 and in bf16 are compared with real validation and test images (MEDGEN_DATA), too.
+The peer is a step of the same network as plain PyTorch runs it: NCHW, autocast for bf16. The samples of a trained
+checkpoint in float32 and in bf16 are compared with real validation and test images (MEDGEN_DATA), too.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.generator import Precision
 
+CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "medfusion-cxr"
 STEPS = 150
 TIMED_STEPS = 4
 TYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -120,13 +121,11 @@ def quality(checkpoint: Path, n: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="folder of a checkpoint whose bf16 samples to judge")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="checkpoint whose bf16 samples to judge")
     parser.add_argument("--n", type=int, default=258, help="number of its samples")
     parser.add_argument("--repeats", type=int, default=3, help="runs per timing; the median counts")
     args = parser.parse_args()
-    result = speed(args.repeats)
-    if args.checkpoint is not None:
-        result |= quality(args.checkpoint, args.n)
+    result = speed(args.repeats) | quality(args.checkpoint, args.n)
     rounded = {name: round(value, 3) for name, value in result.items()}
     print(
         json.dumps(

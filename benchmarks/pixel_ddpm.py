@@ -3,9 +3,9 @@
 Trains diffusers' UNet2DModel (8 M parameters, class-conditional) on the train split that medfusion-cxr was trained on,
 with what its recipes use: bfloat16 autocast, shifted copies, warm-up and cosine, an average of the weights. Then it
 draws as many images as val and test have, with 50 deterministic steps of DDIM (at full noise it would need many more),
-and measures the Fréchet distance in EfficientNet-Lite0 features for both models. CPU minutes are those of all threads of the process, so that a busy machine
-does not count against either; the default is what `medgen fit` took for both stages, as the model card says. The last
-line is one JSON object.
+and measures the Fréchet distance in EfficientNet-Lite0 features for both models. CPU minutes are those of all threads
+of the process, so that a busy machine does not count against either; the default is what `medgen fit` took for both
+stages, as the model card says. The last line is one JSON object.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from medgen.checkpoint import About, read_checkpoint, write_checkpoint
 from medgen.labels import Label, LabelKind, LabelSpace
-from medgen.noise import NoiseSource
+from medgen.noise import NoiseSource, whole_number
 
 Precision = Literal["float32", "bf16"]
 
@@ -115,7 +115,7 @@ class Generator(nn.Module, ABC):
         self.config = config
         self.about = About()
         self.source = ""  # where the weights came from, for file lists: a path, a zoo name or org/repo
-        self.revision = ""  # sha256 of the weights or Hub commit
+        self.revision = ""  # which weights: sha256 of the file, or the Hub's commit
 
     @property
     def label_space(self) -> LabelSpace:
@@ -169,7 +169,7 @@ class Generator(nn.Module, ABC):
                 `medgen.labels.LabelSpace.resolve`.
             seed: Seed of the run; None draws a new one each time.
             first_index: Number of the first image in the run, for drawing a long run in parts.
-            batch_size: Images drawn together; changes memory and speed, not the images.
+            batch_size: Images drawn together; changes memory and speed, not the images (in bf16: up to rounding).
             precision: ``bf16`` runs the networks in bfloat16, faster on GPUs and recent CPUs.
             **options: Options of the family, such as ``steps`` and ``guidance`` of a diffusion model.
 
@@ -189,7 +189,7 @@ class Generator(nn.Module, ABC):
             raise ValueError(f"precision is {precision!r}; use 'float32' or 'bf16'")
         self.check_options(options)
         condition = self.label_space.resolve(label, n)
-        seed = secrets.randbits(31) if seed is None else seed
+        seed = secrets.randbits(31) if seed is None else whole_number("seed", seed)
         device = self.device
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -236,7 +236,8 @@ class Generator(nn.Module, ABC):
         """Load a generator from a checkpoint folder or a Hub repository.
 
         Args:
-            source: A folder with ``config.json`` and ``model.safetensors``, or ``org/repo`` on the Hub.
+            source: A folder with ``config.json`` and ``model.safetensors``, or ``org/repo`` on the Hub. A `Path` is
+                always a folder.
             revision: Commit, tag or branch on the Hub.
 
         Returns:
@@ -244,14 +245,21 @@ class Generator(nn.Module, ABC):
 
         Raises:
             FileNotFoundError: If there is no checkpoint at ``source``.
-            ValueError: If a file is damaged, foreign or of a newer format, or a weight is missing or left over.
+            ValueError: If a file is damaged, foreign or of a newer format, a weight is missing or left over, or a
+                revision of a folder is asked for.
         """
         from medgen.families import family_class
         from medgen.hub import pull
 
         folder = Path(source)
-        if not folder.is_dir():
-            folder = pull(str(source), revision=revision)
+        pulled = isinstance(source, str) and not folder.is_dir()
+        if pulled:
+            try:
+                folder = pull(str(source), revision=revision)
+            except (FileNotFoundError, ConnectionError) as error:  # a mistyped folder looks like a repository
+                raise type(error)(f"{error}. There is no folder {source} here either") from error
+        elif revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {source} is a folder, which has none; leave revision out")
         checkpoint = read_checkpoint(folder)
         family = family_class(checkpoint.family)
         with _SkipInitialisation():
@@ -259,7 +267,8 @@ class Generator(nn.Module, ABC):
         load_strictly(generator, checkpoint.state, where=str(folder))
         generator.about = checkpoint.about
         generator.source = str(source)
-        generator.revision = revision or checkpoint.files["model.safetensors"][:12]
+        # A branch or tag moves on, so it does not say which weights these are; the Hub's cache names folders by commit.
+        generator.revision = folder.name if pulled else checkpoint.files["model.safetensors"][:12]
         return generator.eval()
 
     def push_to_hub(self, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint") -> str:

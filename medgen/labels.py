@@ -8,10 +8,14 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LabelKind: TypeAlias = Literal["none", "single", "multi", "continuous"]
-Label: TypeAlias = "int | str | float | Sequence[int | str | float | Sequence[int | str | float]] | Tensor | None"
+_Item: TypeAlias = int | str | float
+_Plain: TypeAlias = "_Item | Sequence[_Item | Sequence[_Item]] | Tensor | None"
+Label: TypeAlias = "_Plain | NDArray[Any] | np.generic"
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class LabelSpace:
             label: ``None`` for images without a condition. For ``single``: a class (name or number) for all images,
                 or a sequence with one class per image. For ``multi``: one finding, a sequence of findings that all
                 images share, or a sequence with one sequence of findings per image. For ``continuous``: one number
-                per condition, or a sequence with one such sequence per image. A tensor already in the result's shape
-                is checked and taken as it is.
+                per condition, or a sequence with one such sequence per image. A tensor or array already in the
+                result's shape is checked and taken as it is.
             n: Number of images.
 
         Returns:
@@ -81,11 +85,10 @@ class LabelSpace:
             return None
         if self.kind == "none":
             raise ValueError(f"label is {label!r}, but this model is unconditional; leave label out")
-        if self.kind == "single":
-            return self._classes(label, n)
-        return self._vectors(label, n)
+        plain = _without_numpy(label)
+        return self._classes(plain, n) if self.kind == "single" else self._vectors(plain, n)
 
-    def _classes(self, label: Label, n: int) -> Tensor:
+    def _classes(self, label: _Plain, n: int) -> Tensor:
         import torch
 
         if isinstance(label, (int, str, float)):
@@ -96,7 +99,7 @@ class LabelSpace:
             raise ValueError(f"label has {len(items)} entries for {n} images; give one label, or one per image")
         return torch.tensor([self.index(item) for item in items], dtype=torch.int64)
 
-    def _vectors(self, label: Label, n: int) -> Tensor:
+    def _vectors(self, label: _Plain, n: int) -> Tensor:
         import torch
 
         if isinstance(label, torch.Tensor):
@@ -142,3 +145,14 @@ class LabelSpace:
                 "|".join(name for name, on in zip(self.names, row, strict=True) if on) for row in condition.tolist()
             ]
         return ["|".join(f"{k}={v:g}" for k, v in zip(self.names, row, strict=True)) for row in condition.tolist()]
+
+
+def _without_numpy(label: Label) -> _Plain:
+    """Arrays of numbers as tensors, scalars and arrays of names as plain Python values; anything else as it is."""
+    import numpy as np
+    import torch
+
+    if not isinstance(label, (np.ndarray, np.generic)):
+        return label
+    plain: _Plain = label.tolist()
+    return torch.tensor(plain) if label.ndim and label.dtype.kind in "biuf" else plain

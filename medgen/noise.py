@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
 
-def stream_seed(*key: int | str) -> int:
+def stream_seed(*key: SupportsIndex | str) -> int:
     """A 63-bit seed that depends on every part of ``key``; neighbouring keys give unrelated seeds."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else whole_number("a part of the seed", part) for part in key)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def whole_number(name: str, value: SupportsIndex) -> int:
+    """A whole number of any library (``np.int64(3)``) as the int it equals, whose text is the same everywhere.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; use a whole number") from None
 
 
 class Noise(Protocol):

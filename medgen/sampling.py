@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from medgen.generator import Generator, Precision
 from medgen.images import from_uint8, image_grid, save_png
+from medgen.noise import whole_number
 
 RUN_FILE = "run.json"
 TABLE_FILE = "samples.csv"
@@ -41,6 +42,9 @@ class SamplingRun:
     labels: tuple[str, ...] = ()
     precision: Precision = "float32"
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     def label_of(self, index: int) -> str | None:
         """Label of image ``index``."""

@@ -1,7 +1,9 @@
 """The base class: configs and strict loading. What every family must do is in tests/contracts."""
 
 from dataclasses import FrozenInstanceError, dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,12 +25,21 @@ class GreyGenerator(Generator, family="grey"):
         self.level = nn.Parameter(torch.tensor(3.0))
 
     def _sample(self, label, noise, *, steps=5, sharpness=1.0):
+        if sharpness == 0:
+            return noise.normal(self.config.channels, *self.config.image_size)
         return self.level.expand(len(noise), self.config.channels, *self.config.image_size)
 
 
 def test_values_beyond_the_range_of_the_network_are_clipped():
     images = GreyGenerator(GreyConfig()).sample(2)
     assert images.unique().tolist() == [1.0]
+
+
+def test_a_seed_of_numpy_is_the_same_seed():
+    generator = GreyGenerator(GreyConfig())
+    assert torch.equal(generator.sample(2, seed=np.int64(0), sharpness=0), generator.sample(2, seed=0, sharpness=0))
+    with pytest.raises(ValueError, match=r"seed is 0\.5; use a whole number"):
+        generator.sample(1, seed=0.5)
 
 
 def test_lists_of_yaml_and_json_become_tuples():
@@ -88,6 +99,32 @@ def test_an_unknown_option_is_answered_with_those_there_are():
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config.json, so it is not a medgen checkpoint"):
         Generator.from_pretrained(tmp_path)
+
+
+def test_a_path_is_a_folder_and_never_goes_to_the_hub(monkeypatch, tmp_path):
+    import medgen.hub
+
+    monkeypatch.setattr(medgen.hub, "pull", lambda *args, **options: pytest.fail("went to the Hub"))
+    with pytest.raises(FileNotFoundError, match="no checkpoint folder runs/nowhere"):
+        Generator.from_pretrained(Path("runs/nowhere"))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, ConnectionError])
+def test_a_mistyped_folder_that_looks_like_a_repository_is_named_as_both(monkeypatch, error):
+    import medgen.hub
+
+    def fail(repo, revision):
+        raise error(f"no repository {repo}")
+
+    monkeypatch.setattr(medgen.hub, "pull", fail)
+    with pytest.raises(error, match=r"no repository runs/nowhere\. There is no folder runs/nowhere here either"):
+        Generator.from_pretrained("runs/nowhere")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_has_no_revisions(tmp_path, kind):
+    with pytest.raises(ValueError, match=r"revision is 'v1', but .* is a folder, which has none; leave revision out"):
+        Generator.from_pretrained(kind(tmp_path), revision="v1")
 
 
 def test_weights_that_do_not_fit_are_counted_and_the_first_five_named():

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,13 @@ CONTINUOUS = LabelSpace("continuous", ("age", "dose"))
 NONE = LabelSpace()
 
 
-@pytest.mark.parametrize("label", [1, "Pneumonia", "pneumonia", "1", torch.tensor([1, 1, 1]), [1, "Pneumonia", "1"]])
+@pytest.mark.parametrize(
+    "label",
+    [
+        *(1, "Pneumonia", "pneumonia", "1", torch.tensor([1, 1, 1]), [1, "Pneumonia", "1"]),
+        *(np.int64(1), np.str_("Pneumonia"), np.array(1), np.array([1, 1, 1]), np.array(["1", "Pneumonia", "1"])),
+    ],
+)
 def test_a_class_goes_by_number_or_name_in_any_case(label):
     condition = SINGLE.resolve(label, 3)
     assert condition.dtype == torch.int64
@@ -18,6 +25,10 @@ def test_a_class_goes_by_number_or_name_in_any_case(label):
 
 def test_each_image_can_have_its_own_class():
     assert SINGLE.resolve([0, "pneumonia", 0], 3).tolist() == [0, 1, 0]
+
+
+def test_class_0_of_numpy_is_a_class():
+    assert SINGLE.resolve(np.int64(0), 2).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +41,10 @@ def test_each_image_can_have_its_own_class():
         ([], [[0, 0, 0]] * 2),
         (torch.tensor([1, 0, 1]), [[1, 0, 1]] * 2),
         (torch.tensor([[1.0, 0, 1], [0, 1, 0]]), [[1, 0, 1], [0, 1, 0]]),
+        (np.array([1, 0, 1]), [[1, 0, 1]] * 2),  # as a tensor; a list would name the findings 1, 0 and 1
+        (np.array([[True, False, True], [False, True, False]]), [[1, 0, 1], [0, 1, 0]]),
+        (np.array(["Edema", "fracture"]), [[1, 0, 1]] * 2),
+        (np.int64(2), [[0, 0, 1]] * 2),
     ],
 )
 def test_findings_are_sets_shared_by_all_images_or_one_per_image(label, rows):
@@ -40,13 +55,18 @@ def test_findings_are_sets_shared_by_all_images_or_one_per_image(label, rows):
 
 @pytest.mark.parametrize(
     ("label", "rows"),
-    [([63, 0.5], [[63, 0.5]] * 2), ([[63, 0.5], [20, 1]], [[63, 0.5], [20, 1]]), (torch.tensor([5, 6]), [[5, 6]] * 2)],
+    [
+        ([63, 0.5], [[63, 0.5]] * 2),
+        ([[63, 0.5], [20, 1]], [[63, 0.5], [20, 1]]),
+        (torch.tensor([5, 6]), [[5, 6]] * 2),
+        (np.array([5, 6]), [[5, 6]] * 2),
+    ],
 )
 def test_numbers_are_given_for_every_condition(label, rows):
     assert CONTINUOUS.resolve(label, 2).tolist() == rows
 
 
-@pytest.mark.parametrize("label", [63, 63.5])
+@pytest.mark.parametrize("label", [63, 63.5, np.float32(63.5)])
 def test_a_single_condition_takes_a_bare_number(label):
     assert LabelSpace("continuous", ("age",)).resolve(label, 2).tolist() == [[label], [label]]
 

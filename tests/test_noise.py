@@ -1,3 +1,5 @@
+import numpy as np
+import pytest
 import torch
 
 from medgen.noise import NoiseSource, stream_seed
@@ -53,3 +55,14 @@ def test_stream_seeds_are_the_same_on_every_machine():
 
 def test_stream_seeds_tell_words_from_numbers():
     assert stream_seed("1", 2) != stream_seed(1, 2)
+
+
+def test_whole_numbers_of_any_library_give_the_same_seed():
+    for zero in (np.int64(0), np.uint8(0), torch.tensor(0)):
+        assert stream_seed("image", zero, 0) == stream_seed("image", 0, 0)
+
+
+@pytest.mark.parametrize("part", [0.5, 1.0, None])
+def test_what_is_no_whole_number_is_no_seed(part):
+    with pytest.raises(ValueError, match=rf"a part of the seed is {part}; use a whole number"):
+        stream_seed("image", part)

@@ -145,12 +145,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(whole, generator, run, tmp_
     assert contents(folder) == contents(whole)
 
 
-def test_what_a_kill_left_half_written_is_replaced(whole, generator, run):
+def test_what_a_kill_left_half_written_does_not_count(whole, generator, run):
     expected = contents(whole)
     (whole / "000004.png").unlink()
-    (whole / "000004.png.part").write_bytes(b"\x89PNG half")
+    partial = whole / "000004.png.123.part"  # of another process, which may be at work still
+    partial.write_bytes(b"\x89PNG half")
     sample_to_folder(generator, 6, whole, run, batch_size=4, progress=False)
+    partial.unlink()
     assert_same_pictures(contents(whole), expected)
+
+
+def test_a_seed_of_numpy_is_written_as_a_number(generator, tmp_path):
+    sample_to_folder(generator, 1, tmp_path, SamplingRun(seed=np.int64(5), options=STEPS), progress=False)
+    assert json.loads((tmp_path / "run.json").read_text())["seed"] == 5
 
 
 def test_a_longer_run_keeps_what_is_there(whole, generator, run):

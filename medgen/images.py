@@ -53,7 +53,7 @@ def save_png(image: Tensor | Image.Image, path: Path, text: Mapping[str, str] | 
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
-    partial = path.with_name(path.name + ".part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same picture
     try:
         picture.save(partial, format="PNG", pnginfo=info)
         os.replace(partial, path)  # noqa: PTH105  Path.replace is the same call; os.replace reads as the idiom

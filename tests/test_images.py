@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,21 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert np.array(Image.open(tmp_path / "a.png")).max() == 0
+
+
+def test_two_processes_may_write_the_same_picture_at_once(tmp_path, monkeypatch):
+    real = Image.Image.save
+
+    def save(self, path, **options):
+        real(self, path, **options)
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # the other process begins and ends while this one is half way
+        save_png(torch.zeros(1, 2, 2), tmp_path / "a.png")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    save_png(torch.ones(1, 2, 2), tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert np.array(Image.open(tmp_path / "a.png")).min() == 255
 
 
 def test_the_grid_places_images_row_by_row():

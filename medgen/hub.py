@@ -7,11 +7,12 @@ only, ``HF_ENDPOINT`` for a mirror.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -45,18 +46,33 @@ def pull(repo: str, revision: str | None = None) -> Path:
     """
     advice = f"run `hf download {repo} --local-dir FOLDER` on a machine with network, then medgen.load('FOLDER') here"
     folder = _download(repo, CONFIG_FILE, revision, advice=advice).parent
-    info = read_info(folder)
-    for name in info.files:
-        _download(repo, name, folder.name, advice=advice)  # the cache names the folder after the commit
     try:
+        info = read_info(folder)
+        for name in info.files:
+            _download(repo, name, folder.name, advice=advice)  # the cache names the folder after the commit
         verify_files(info)
     except CheckpointError:
-        for name in info.files:  # else the cache would hand out the damaged file for ever
-            if sha256_of(folder / name) != info.files[name]:
-                (folder / name).resolve().unlink()
-                (folder / name).unlink(missing_ok=True)
+        _evict_damaged(folder)
         raise
     return folder
+
+
+def _evict_damaged(folder: Path) -> None:
+    """Remove the damaged files of a checkpoint from the Hub's cache, which would hand them out for ever."""
+    with suppress(CheckpointError):
+        for name, digest in read_info(folder).files.items():
+            if (folder / name).is_file() and sha256_of(folder / name) != digest:
+                _evict(folder / name)
+    config = folder / CONFIG_FILE
+    content = config.read_bytes()
+    # The cache keeps small files under git's hash of them. One that has it is sound, such as that of another library.
+    if config.resolve().name != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
+        _evict(config)
+
+
+def _evict(file: Path) -> None:
+    file.resolve().unlink()
+    file.unlink(missing_ok=True)
 
 
 def push(
@@ -107,8 +123,9 @@ def fetch_official(
     """The checkpoint folder converted from a file that authors keep in a Hub Space.
 
     The first call fetches the file, converts it without running anything in it, and keeps the result in medgen's cache
-    folder under the commit it came from. Later calls use that and need no network. The authors' commits are not known
-    to medgen: without a `revision`, the one found at the first fetch stays the one that is used on this machine.
+    folder under the commit it came from. Later calls use that and need no network, unless it is damaged. The authors'
+    commits are not known to medgen: without a `revision`, the one found at the first fetch stays the one that is used
+    on this machine.
 
     Args:
         space: ``org/name`` of the Space.
@@ -116,7 +133,7 @@ def fetch_official(
         image_size: Height and width of the images, which the file does not state.
         label_names: Names of its classes, which the file does not state either.
         about: Licence and data of the weights; the source is filled in.
-        revision: Commit of the Space; the main branch by default.
+        revision: Commit, tag or branch of the Space; the main branch by default.
 
     Raises:
         FileNotFoundError: If no file matches, or several do; what was found is listed.
@@ -131,10 +148,16 @@ def fetch_official(
     home = default_cache_folder() / "official" / space.replace("/", "--")
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):  # processes that start together convert once
-        if converted := _already_converted(home, patterns, revision):
+        converted = _already_converted(home, patterns, revision)
+        if converted and _is_sound(converted):
             return converted
+        if converted:
+            logger.warning("%s is damaged and will be made again", converted)
+            revision = converted.parent.name  # the same weights as before
         file, commit, name = _download_official(space, patterns, revision, home)
         folder = home / commit / name.replace("/", "--")
+        if folder != converted and _is_sound(folder):  # a branch or tag of a commit that is here already
+            return folder
         source = f"https://huggingface.co/spaces/{space}/blob/{commit}/{name}"
         logger.info("converting %s of %s at commit %s into %s", name, space, commit, folder)
         about = replace(about or About(), source=source)
@@ -149,6 +172,14 @@ def _already_converted(home: Path, patterns: Sequence[str], revision: str | None
         and (folder / CONFIG_FILE).is_file()
     ]
     return min(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def _is_sound(folder: Path) -> bool:
+    try:
+        verify_files(read_info(folder))
+    except (CheckpointError, FileNotFoundError):
+        return False
+    return True
 
 
 def _download_official(space: str, patterns: Sequence[str], revision: str | None, home: Path) -> tuple[Path, str, str]:
@@ -180,8 +211,7 @@ def _download_official(space: str, patterns: Sequence[str], revision: str | None
     blob = file.resolve()
     # The cache keeps large files under the sha256 that the Hub states for them, but does not compare it.
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
-        blob.unlink()
-        file.unlink(missing_ok=True)
+        _evict(file)
         raise CheckpointError(
             f"{name} of the Space {space} was damaged on its way: its sha256 is not {blob.name}; try again"
         )
@@ -196,7 +226,7 @@ def _download(repo: str, name: str, revision: str | None, *, advice: str, kind: 
     repo_type = "space" if kind == "Space" else "model"
     with _plain_errors(repo, revision, advice=advice, kind=kind, file=name):
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
-        if isinstance(cached, str) and revision in Path(cached).parts:  # a commit never changes
+        if isinstance(cached, str) and Path(cached).parents[name.count("/")].name == revision:  # a commit never changes
             return Path(cached)
         try:  # once, since the download itself goes on trying for half a minute
             get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, repo_type=repo_type))

@@ -66,6 +66,10 @@ class HubServer:
         self._server.server_close()
 
 
+def git_hash(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 def is_lfs(name: str) -> bool:
     return name.endswith((".safetensors", ".ckpt"))
 
@@ -161,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             repository, oid = found
             entries = []
             for file, content in sorted(repository.commits[oid].items()):
-                entry = {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                entry = {"type": "file", "path": file, "size": len(content), "oid": git_hash(content)}
                 if is_lfs(file):
                     entry["lfs"] = {
                         "oid": hashlib.sha256(content).hexdigest(),
@@ -222,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
             linked = {"X_Linked_Etag": f'"{sha256}"', "X_Linked_Size": str(len(content)), "X_Repo_Commit": oid}
             self.reply(302, b"", Location=f"{self.hub.url.replace('127.0.0.1', 'localhost')}/_lfs/{sha256}", **linked)
         else:
-            self.send_file(self.hub.blobs.get(sha256, content), hashlib.sha1(content).hexdigest(), X_Repo_Commit=oid)
+            self.send_file(self.hub.blobs.get(sha256, content), git_hash(content), X_Repo_Commit=oid)
 
     def send_file(self, data: bytes, etag: str, **headers: str) -> None:
         headers |= {"ETag": f'"{etag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 import medgen
 from medgen.checkpoint import About, CheckpointError, read_checkpoint, read_info, write_checkpoint
@@ -106,6 +106,15 @@ def test_a_commit_in_the_cache_needs_no_request(hub: HubServer, pushed: str) -> 
     assert hub.log == []
 
 
+def test_a_branch_is_looked_up_even_if_the_cache_lies_below_a_folder_of_its_name(
+    hub: HubServer, pushed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point_client_to(hub.url, tmp_path / "main" / "hf", monkeypatch)
+    assert pull(REPO, "main").name == pushed
+    later = hub.repositories["models", REPO].commit({"notes.txt": b""})
+    assert pull(REPO, "main").name == later
+
+
 def test_a_branch_in_the_cache_is_used_when_the_hub_is_gone(hub: HubServer, pushed: str) -> None:
     first = pull(REPO)
     hub.close()
@@ -120,6 +129,17 @@ def test_a_tampered_file_is_refused_by_its_hash(hub: HubServer, pushed: str, fil
         pull(REPO)
     hub.damage(REPO, file, content)  # the server is mended: the damaged file must not have stayed in the cache
     assert read_checkpoint(pull(REPO)).family == "medfusion"
+
+
+@pytest.mark.parametrize("damage", [b"{", b'{"format_version": 1}', None])
+def test_a_damaged_description_does_not_stay_in_the_cache(pushed: str, damage: bytes | None) -> None:
+    config = pull(REPO, pushed) / "config.json"
+    content = config.read_bytes()
+    stated = read_info(config.parent).files["model.safetensors"].encode()
+    config.resolve().write_bytes(content.replace(stated, b"0" * 64) if damage is None else damage)
+    with pytest.raises(CheckpointError, match=r"is damaged"):
+        pull(REPO, pushed)
+    assert (pull(REPO, pushed) / "config.json").read_bytes() == content
 
 
 def test_a_transfer_that_breaks_off_is_refused(hub: HubServer, pushed: str) -> None:
@@ -148,6 +168,7 @@ def test_a_repository_of_another_library_is_refused(hub: HubServer) -> None:
     hub.create(REPO, {"config.json": b'{"architectures": ["Bert"]}', "model.safetensors": b""})
     with pytest.raises(CheckpointError, match="is not from medgen"):
         pull(REPO)
+    assert try_to_load_from_cache(REPO, "config.json")  # the other library needs it
 
 
 def test_a_name_that_leads_out_of_the_folder_is_refused(hub: HubServer, pushed: str) -> None:
@@ -277,6 +298,26 @@ def test_the_second_fetch_needs_no_request(hub: HubServer, official: Case) -> No
     assert hub.log == []
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_a_damaged_conversion_is_made_again_from_the_same_commit(hub: HubServer, official: Case, file: str) -> None:
+    folder = fetch(official)
+    content = (folder / file).read_bytes()
+    hub.repositories["spaces", SPACE].commit({CHEST: b"something else"})
+    (folder / file).write_bytes(content[:-9])
+    assert fetch(official) == folder
+    assert (folder / file).read_bytes() == content
+
+
+def test_a_branch_of_the_space_is_converted_once_for_each_commit(hub: HubServer, official: Case) -> None:
+    first = fetch(official, revision="main")
+    written = (first / "model.safetensors").stat().st_ctime_ns
+    assert fetch(official, revision="main") == fetch(official) == first
+    assert (first / "model.safetensors").stat().st_ctime_ns == written
+    hub.repositories["spaces", SPACE].commit({CHEST: b"something else"})
+    with pytest.raises(CheckpointError):
+        fetch(official, revision="main")
+
+
 def test_a_pattern_finds_the_one_file_that_matches(official: Case) -> None:
     folder = fetch(official, "runs/*fundus*/last.ckpt", "runs/*eye*diffusion*/last.ckpt")
     assert "eye" in read_info(folder).about.source
@@ -330,6 +371,12 @@ def test_a_generator_goes_to_the_hub_and_comes_back_with_the_same_images(hub: Hu
     commit = generator.push_to_hub("clinic/tiny")
     back = medgen.load(f"clinic/tiny@{commit}")
     assert torch.equal(back.sample(2, label=1, seed=3), generator.sample(2, label=1, seed=3))
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_generator_of_a_branch_knows_its_commit(hub: HubServer, revision: str | None) -> None:
+    commit = MedfusionGenerator(MedfusionConfig.tiny()).push_to_hub("clinic/tiny")
+    assert Generator.from_pretrained("clinic/tiny", revision=revision).revision == commit
 
 
 def test_a_fresh_process_finds_the_hub_by_its_environment(hub: HubServer, tmp_path: Path) -> None:

@@ -135,7 +135,8 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
     """Get a generator, ready to sample.
 
     Args:
-        name: A name of `list_models`, a checkpoint folder, ``org/repo`` or ``org/repo@revision`` on the Hub.
+        name: A name of `list_models`, a checkpoint folder, ``org/repo`` or ``org/repo@revision`` on the Hub. A `Path`
+            is always a folder.
         revision: Commit, tag or branch on the Hub; another way to write ``@revision``.
 
     Returns:
@@ -143,9 +144,10 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
 
     Raises:
         KeyError: If there is no such name or folder.
-        FileNotFoundError: If there is no such repository or revision, or a file is missing.
+        FileNotFoundError: If there is no such repository, revision or `Path`, or a file is missing.
         ConnectionError: If the weights have to be fetched and there is no network; says how to go on offline.
-        ValueError: If the files are damaged, foreign or of a newer format.
+        ValueError: If the files are damaged, foreign or of a newer format, or the revision is of no use: two of them
+            that differ, or one of weights that come with medgen or lie in a folder.
 
     Example:
         >>> import medgen
@@ -155,33 +157,41 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
     """
     from medgen.generator import Generator
 
-    text = str(name)
-    if text in ZOO:
-        generator = _load_entry(text, ZOO[text])
-        generator.source = text
+    if isinstance(name, Path):
+        return Generator.from_pretrained(name, revision=revision)
+    if name in ZOO:
+        generator = _load_entry(name, ZOO[name], revision)
+        generator.source = name
         return generator
-    if text and Path(text).is_dir():
-        return Generator.from_pretrained(text)
-    repo, _, at = text.partition("@")
+    if name and Path(name).is_dir():
+        return Generator.from_pretrained(name, revision=revision)
+    repo, _, at = name.partition("@")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
         raise KeyError(
-            f"no checkpoint {text!r}: it is neither one of {', '.join(ZOO)}, nor a folder, nor org/repo on the Hub"
+            f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)}, nor a folder, nor org/repo on the Hub"
         )
+    if revision and at and revision != at:
+        raise ValueError(f"revision is {revision!r}, but {name!r} names another one; give one of them")
     return Generator.from_pretrained(repo, revision=revision or at or None)
 
 
-def _load_entry(name: str, entry: ModelEntry | OfficialEntry) -> Generator:
+def _load_entry(name: str, entry: ModelEntry | OfficialEntry, revision: str | None) -> Generator:
     from medgen.generator import Generator
 
     if isinstance(entry, ModelEntry):
         if entry.repo:
-            return Generator.from_pretrained(entry.repo, revision=entry.revision)
-        return Generator.from_pretrained(bundled_folder(name))
+            return Generator.from_pretrained(entry.repo, revision=revision or entry.revision)
+        return Generator.from_pretrained(bundled_folder(name), revision=revision)
     from medgen.checkpoint import About
     from medgen.hub import fetch_official
 
     about = About(title=name, licence=entry.licence, data=entry.data)
     folder = fetch_official(
-        entry.space, entry.patterns, image_size=entry.image_size, label_names=entry.label_names, about=about
+        entry.space,
+        entry.patterns,
+        image_size=entry.image_size,
+        label_names=entry.label_names,
+        about=about,
+        revision=revision,
     )
     return Generator.from_pretrained(folder)

@@ -109,6 +109,45 @@ def test_names_of_the_hub_are_taken_apart(monkeypatch, name, repo, revision):
     )
     load(name)
     assert asked == {"source": repo, "revision": revision}
+    load(name, revision=revision)
+    assert asked == {"source": repo, "revision": revision}
+
+
+def test_two_revisions_that_differ_are_refused():
+    with pytest.raises(ValueError, match="revision is 'v2', but 'org/name@v1' names another one; give one of them"):
+        load("org/name@v1", revision="v2")
+
+
+@pytest.mark.parametrize("name", ["mine", Path("mine"), "medfusion-cxr"])
+def test_folders_and_bundled_weights_have_no_revision(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    generator().save_pretrained("mine")
+    with pytest.raises(ValueError, match=r"revision is 'v1', but .* is a folder, which has none; leave revision out"):
+        load(name, revision="v1")
+
+
+def test_the_revision_of_an_official_file_is_the_one_asked_for(monkeypatch, tmp_path):
+    import medgen.hub
+
+    asked = []
+
+    def fetch(*args, revision=None, **options):
+        asked.append(revision)
+        return generator().save_pretrained(tmp_path / "converted")
+
+    monkeypatch.setattr(medgen.hub, "fetch_official", fetch)
+    assert load("medfusion-chexpert", revision="abc123").source == "medfusion-chexpert"
+    assert asked == ["abc123"]
+
+
+@pytest.mark.parametrize("name", ["medfusion-cxr", "org/name"])
+def test_a_path_that_is_no_folder_is_nothing_else(monkeypatch, tmp_path, name):
+    import medgen.hub
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(medgen.hub, "pull", lambda *args, **options: pytest.fail("went to the Hub"))
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint folder {name}"):
+        load(Path(name))
 
 
 @pytest.mark.parametrize("name", ["medfusion-cxt", "no/such/folder", "", "../model"])

@@ -66,6 +66,16 @@ def test_a_bundled_checkpoint_is_small_and_has_a_card(name):
     assert (bundled / "README.md").is_file()
 
 
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_checkpoint_has_the_shape_of_its_recipes(name):
+    yaml = pytest.importorskip("yaml")
+    config = read_info(bundled_folder(name)).config
+    shape = yaml.safe_load((REPOSITORY / "checkpoints" / name / "model.yaml").read_text())
+    assert {key: config[key] for key in shape} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in shape.items()
+    }
+
+
 def test_there_are_recipes():
     assert RECIPES
 

@@ -62,9 +62,13 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder."""
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        """Settle the folder, unless `RecipeCLI` did."""
+        self.settle(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def settle(self, trainer: Trainer) -> None:
+        """Say where the checkpoint is; before `setup`, Lightning would look for ``last`` in the logger's folder."""
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM over from Lightning.
@@ -135,6 +139,14 @@ class RecipeCLI(LightningCLI):
         """Hand the recipe's seed to the module and the data."""
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that finds its last checkpoint whatever its logger."""
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, LastCheckpoint):
+                callback.settle(trainer)
+        return trainer
 
 
 _NO_CONCERN_OF_A_USER = (

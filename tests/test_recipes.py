@@ -170,6 +170,15 @@ def test_gradients_that_are_being_accumulated_are_not_lost(recipe, arguments, tr
     assert_same_weights(stopped.with_suffix(""), straight)
 
 
+@both_stages
+def test_the_last_checkpoint_is_found_with_the_default_logger(recipe):
+    once = recipe("run", trainer={"max_epochs": 1, "logger": True})
+    batches = weights_of(fit(once))["batches_seen"]
+    again = recipe("run", trainer={"max_epochs": 2, "logger": True})
+    assert weights_of(fit(again, "--ckpt_path", "last"))["batches_seen"] == 2 * batches
+    assert len(list((again.with_suffix("") / "lightning_logs").iterdir())) == 2
+
+
 @pytest.mark.parametrize("stage", [DIFFUSION])
 def test_a_second_stage_goes_on_without_the_first(run, recipe, straight, stage, tmp_path):
     first = shutil.copy(run.first_stage, tmp_path / "first.ckpt")

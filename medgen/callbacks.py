@@ -31,8 +31,8 @@ class EvaluateGenerator(Callback):
     """Logs the metrics of the averaged generator, such as ``val/fd_efficientnet_lite0`` and ``val/precision``.
 
     Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of an epoch
-    that has none. Processes share the sampling and all log the same. Training goes on as if
-    nothing had happened: neither random states nor train and eval modes change.
+    that has none. Processes share the sampling and all log the same. Training goes on as if nothing had happened:
+    neither random states nor train and eval modes change.
 
     Args:
         metrics: Names of `medgen.evaluation.METRICS`; by default all.

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 _TILE_ROWS = 16
 """Rows of an AMX tile. A convolution fills them with the pixels of one output row, a matrix product with any pixels."""
-_SAMPLED = 64
-"""Values of each weight that are looked at for changes."""
+_SAMPLED = 4
+"""Values along each side of a weight that are looked at for changes, at least where there are as many."""
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
 """Layers that keep their parameters and statistics in float32 whatever they are applied to."""
 
@@ -66,8 +66,7 @@ def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
 
     The count alone misses what fused optimisers and writes to ``.data`` do; inference tensors have none.
     """
-    values = weight.detach().flatten()
-    some = values[:: max(1, len(values) // _SAMPLED)]
+    some = weight.detach()[tuple(slice(None, None, max(1, side // _SAMPLED)) for side in weight.shape)]  # never a copy
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version, float(some.sum(dtype=torch.float64))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -101,7 +102,7 @@ class AutoencoderModule(AdversarialModule):
     @property
     def trained_with(self) -> tuple[str, ...]:
         """Feature networks of the loss."""
-        return (self.hparams["perceptual"],) if self.hparams["perceptual"] else ()
+        return _loss_networks(self.hparams)
 
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
@@ -386,7 +387,7 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
             raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
         content = torch.load(source, map_location="cpu", weights_only=True)
         settings = content.get("hyper_parameters", {})
-        trained_with: tuple[str, ...] = (settings["perceptual"],) if settings.get("perceptual") else ()
+        trained_with = _loss_networks(settings)
         config = settings.get("config")
         config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
         weights, prefix = content.get("state_dict", {}), "autoencoder."
@@ -402,6 +403,11 @@ def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
     _check_shape(generator.config, config, source, _FIRST_STAGE)
     load_strictly(generator.autoencoder, state, where=source)
     generator.about = dataclasses.replace(generator.about, trained_with=trained_with)
+
+
+def _loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Feature networks in the loss of a first stage with these hyper-parameters."""
+    return (settings["perceptual"],) if settings.get("perceptual") else ()
 
 
 def start_from(generator: MedfusionGenerator, source: str) -> None:

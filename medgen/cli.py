@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,13 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_USER_ERRORS = (ValueError, KeyError, OSError, ImportError)
+_USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def _fail(verb: str, error: BaseException) -> int:
     """Say what was wrong in one line; returns the exit status."""
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    print(f"medgen {verb}: {message}", file=sys.stderr)
+    print(f"medgen {verb}: {error}", file=sys.stderr)
     return 1
 
 
@@ -95,7 +95,7 @@ def _info(args: Sequence[str]) -> None:
         print(f"{name}: {entry.description}\nfamily: {entry.family}\nlicence: {entry.licence}\nsource: {entry.where}")
         return
     if not entry and not Path(name).is_dir():
-        raise KeyError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
+        raise ValueError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
     info = read_info(bundled_folder(name) if entry else Path(name))
     about = info.about
     print(f"{about.title or name}\nfamily: {info.family}\nlicence: {about.licence}\ndata: {about.data}")
@@ -243,6 +243,9 @@ def _train(verb: str, args: Sequence[str]) -> int:
 
     try:
         run(verb, args)
+    except ArgumentError as error:
+        print(f"medgen {verb}: {error}\n`medgen {verb} --help` lists all arguments", file=sys.stderr)
+        return 2
     except _USER_ERRORS as error:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:

@@ -179,7 +179,7 @@ class Generator(nn.Module, ABC):
         Raises:
             ValueError: If an argument is out of range or unknown to this model.
         """
-        if n < 1:
+        if whole_number("n", n) < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; use at least 1")

@@ -46,11 +46,11 @@ def load_official(component: str, weights: Mapping[str, Tensor], config: Mapping
         config: The keyword arguments of the official constructor.
 
     Raises:
-        KeyError: If there is no such component.
-        ValueError: If an argument cannot be built, or a weight is missing, unknown or of another shape.
+        ValueError: If there is no such component, an argument cannot be built, or a weight is missing, unknown or of
+            another shape.
     """
     if component not in COMPONENTS:
-        raise KeyError(f"component {component!r} is unknown; use one of {', '.join(COMPONENTS)}")
+        raise ValueError(f"component {component!r} is unknown; use one of {', '.join(COMPONENTS)}")
     network = COMPONENTS[component].build(config)
     COMPONENTS[component].load(network, weights)
     return network.eval()

@@ -174,5 +174,6 @@ def run(verb: str, args: Sequence[str]) -> None:
             "plugins": {"class_path": "medgen.recipes.AtomicCheckpointIO"},
         },
         save_config_kwargs={"overwrite": True},
+        parser_kwargs={"exit_on_error": False},  # `medgen.cli` says it in a line; the usage fills a screen
         args=[verb, *args],
     )

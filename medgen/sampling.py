@@ -245,6 +245,6 @@ def write_grid(table: Path, *, columns: int = 8) -> Path:
         rows = list(csv.DictReader(handle))
     images = torch.stack([from_uint8(pil_to_tensor(Image.open(table.parent / row["file"]))) for row in rows])
     path = table.parent / "grid.png"
-    scale = max(1, 128 // images.shape[-1])
-    save_png(image_grid(images, columns=columns, captions=[row["label"] for row in rows], scale=scale), path)
+    labels, scale = [row["label"] for row in rows], max(1, 128 // images.shape[-1])
+    save_png(image_grid(images, columns=min(columns, len(rows)), captions=labels, scale=scale), path)
     return path

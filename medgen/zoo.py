@@ -143,11 +143,10 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
         The generator in evaluation mode on the CPU; move it with ``.to("cuda")``.
 
     Raises:
-        KeyError: If there is no such name or folder.
         FileNotFoundError: If there is no such repository, revision or `Path`, or a file is missing.
         ConnectionError: If the weights have to be fetched and there is no network; says how to go on offline.
-        ValueError: If the files are damaged, foreign or of a newer format, or the revision is of no use: two of them
-            that differ, or one of weights that come with medgen or lie in a folder.
+        ValueError: If there is no such name or folder, the files are damaged, foreign or of a newer format, or the
+            revision is of no use: two of them that differ, or one of weights that come with medgen or lie in a folder.
 
     Example:
         >>> import medgen
@@ -167,7 +166,7 @@ def load(name: str | Path, *, revision: str | None = None) -> Generator:
         return Generator.from_pretrained(name, revision=revision)
     repo, _, at = name.partition("@")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
-        raise KeyError(
+        raise ValueError(
             f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)}, nor a folder, nor org/repo on the Hub"
         )
     if revision and at and revision != at:

@@ -204,5 +204,5 @@ def test_official_networks_load_by_the_name_of_their_component(component: str) -
 
 
 def test_an_unknown_component_is_named() -> None:
-    with pytest.raises(KeyError, match="'medfusion_gan' is unknown; use one of medfusion_unet"):
+    with pytest.raises(ValueError, match="'medfusion_gan' is unknown; use one of medfusion_unet"):
         load_official("medfusion_gan", {}, {})

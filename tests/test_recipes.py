@@ -340,6 +340,21 @@ def test_data_that_the_config_does_not_describe_is_refused_in_one_line(recipe, d
     assert re.search(message, error)
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "the following arguments are required: fit.data, fit.model"),
+        (["--config", "none.yaml"], "File does not exist: "),
+        (["--data", "medgen.data.TableDataModule", "--data.init_args.cvs", "x"], "cvs"),
+    ],
+)
+def test_a_wrong_argument_is_named_without_a_screen_of_usage(args, message, capsys):
+    assert main(["fit", *args]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "usage:" not in error
+
+
 @pytest.mark.parametrize("stage", [AUTOENCODER])
 def test_what_medgen_did_not_foresee_keeps_its_trace(recipe, monkeypatch):
     monkeypatch.setattr("medgen.recipes.RecipeCLI", lambda *args, **options: json.loads("{"))

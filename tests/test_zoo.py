@@ -162,7 +162,7 @@ def test_a_path_that_is_no_folder_is_nothing_else(monkeypatch, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["medfusion-cxt", "no/such/folder", "", "../model"])
 def test_a_name_that_is_nothing_lists_the_choices(name):
-    with pytest.raises(KeyError, match=r"neither one of medfusion-cxr, .*, nor a folder, nor org/repo on the Hub"):
+    with pytest.raises(ValueError, match=r"neither one of medfusion-cxr, .*, nor a folder, nor org/repo on the Hub"):
         load(name)
 
 

@@ -139,7 +139,7 @@ def class_labels(
         listed = ", ".join(f"{label!r} ({count} rows)" for label, count in unknown.most_common(5))
         raise ValueError(
             f"column {name!r} of {columns.path} holds labels that are not in label_names {order}: {listed}; add them, "
-            f"or leave their rows out with where: {{{name}: {order}}}"
+            f"spell both alike, or leave their rows out with where: {{{name}: {order}}}"
         )
     values, keep = _settle(codes[:, None], name, uncertain, blank, binary=len(order) == 2)
     numbers = np.nan_to_num(values[:, 0], nan=-1).astype(np.int64)
@@ -179,7 +179,7 @@ def listed_labels(
     if unknown:
         raise ValueError(
             f"column {name!r} of {columns.path} holds findings that are not in label_names {order}: "
-            f"{', '.join(unknown[:5])}"
+            f"{', '.join(unknown[:5])}; add them or spell both alike"
         )
     values = np.array([[float(finding in items) if items else np.nan for finding in order] for items in lists])
     values, keep = _settle(values, name, "ignore", blank, binary=True)

@@ -202,8 +202,7 @@ def feature_network(name: str = DEFAULT_NETWORK, *, weights: str | Path | None =
         weights: For a timm network, a file with its weights; None downloads them.
 
     Raises:
-        KeyError: If there is no such network.
-        ValueError: If `weights` is given for a network that brings its own.
+        ValueError: If there is no such network, or `weights` is given for a network that brings its own.
         FileNotFoundError: If there is no file `weights`.
         ConnectionError: If the weights cannot be downloaded.
         ImportError: If a package with weights is missing.
@@ -211,7 +210,7 @@ def feature_network(name: str = DEFAULT_NETWORK, *, weights: str | Path | None =
     if name.startswith("timm:"):
         return _timm_network(name, None if weights is None else Path(weights))
     if name not in FEATURES:
-        raise KeyError(f"feature network {name!r} is unknown; use one of {', '.join(FEATURES)}, or 'timm:NAME'")
+        raise ValueError(f"feature network {name!r} is unknown; use one of {', '.join(FEATURES)}, or 'timm:NAME'")
     if weights is not None:
         raise ValueError(f"weights is {str(weights)!r}, but {name} brings its own; leave weights out")
     return FEATURES[name]()
@@ -222,7 +221,7 @@ def _timm_network(name: str, weights: Path | None) -> FeatureNetwork:
 
     model = name.removeprefix("timm:")
     if not timm.is_model(model.split(".")[0]):
-        raise KeyError(f"feature network {name!r} is unknown; timm {timm.__version__} has no model {model!r}")
+        raise ValueError(f"feature network {name!r} is unknown; timm {timm.__version__} has no model {model!r}")
     if weights is None:
         try:
             network = timm.create_model(model, pretrained=True)

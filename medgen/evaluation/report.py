@@ -65,8 +65,7 @@ def report(
         The scores, those of the controls last.
 
     Raises:
-        KeyError: If a metric, a network or a model is unknown.
-        ValueError: If the sets do not go together or are too small.
+        ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
     """
     chosen = _chosen(metrics, datamodule, split)
     names = [name for name in chosen if name in METRICS]
@@ -105,13 +104,12 @@ def _chosen(metrics: Sequence[str] | None, datamodule: ImageDataModule, split: s
     """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
 
     Raises:
-        KeyError: If a name is unknown.
-        ValueError: If a check was asked for that the data do not allow.
+        ValueError: If a name is unknown, or a check was asked for that the data do not allow.
         ImportError: If it needs a package that is missing.
     """
     known = [*METRICS, *CHECKS]
     if unknown := [name for name in metrics or () if name not in known]:
-        raise KeyError(f"metric {unknown[0]!r} is unknown; use {', '.join(known)}")
+        raise ValueError(f"metric {unknown[0]!r} is unknown; use {', '.join(known)}")
     chosen = []
     for name in known if metrics is None else metrics:
         obstacle = _obstacle(name, datamodule, split) if name in CHECKS else None

@@ -165,7 +165,7 @@ def measure(
     """The numbers of metrics on two sets that `compare` made, by name.
 
     Raises:
-        KeyError: If a metric is unknown.
+        ValueError: If a metric is unknown.
     """
     check_metrics(metrics)
     scores = {}
@@ -183,10 +183,10 @@ def check_metrics(metrics: Iterable[str]) -> None:
     """Refuse names of metrics that there are not, before anything is computed.
 
     Raises:
-        KeyError: Naming those there are.
+        ValueError: Naming those there are.
     """
     if unknown := [name for name in metrics if name not in METRICS]:
-        raise KeyError(f"metric {unknown[0]!r} is unknown; use {', '.join(METRICS)}")
+        raise ValueError(f"metric {unknown[0]!r} is unknown; use {', '.join(METRICS)}")
 
 
 def accumulator_device(network: FeatureNetwork) -> torch.device:
@@ -254,8 +254,7 @@ def evaluate(
         Scores by name, such as ``fd_efficientnet_lite0``, ``precision``, ``recall`` and ``f1``.
 
     Raises:
-        ValueError: If the sets do not go together or are too small.
-        KeyError: If a metric, a network or a model is unknown.
+        ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
     """
     check_metrics(metrics)
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network)

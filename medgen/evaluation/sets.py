@@ -223,7 +223,7 @@ def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder
     """What a user names on the command line: a checkpoint folder, a name of the zoo or the Hub, or a folder of images.
 
     Raises:
-        KeyError: If it is none of these.
+        ValueError: If it is none of these.
         FileNotFoundError: If a folder holds neither a checkpoint nor images.
     """
     from medgen.zoo import load

@@ -142,7 +142,7 @@ class VGGPerceptualLoss(_FeatureDistance):
         heads: The learned weight of every channel (``lin0.model.1.weight``), or None to count all channels alike.
 
     Raises:
-        KeyError: If a weight is missing.
+        ValueError: If a weight is missing.
 
     Source: Zhang et al. 2018, "The unreasonable effectiveness of deep features as a perceptual metric".
     """
@@ -156,7 +156,7 @@ class VGGPerceptualLoss(_FeatureDistance):
             network = vgg16(weights=None).features[: self._TAPS[-1] + 1]
         by_place = {match[1]: tensor for key, tensor in weights.items() if (match := re.search(_VGG_KEY, key))}
         if missing := sorted(set(network.state_dict()) - set(by_place)):
-            raise KeyError(f"weights of VGG16 are missing for features.{', features.'.join(missing)}")
+            raise ValueError(f"weights of VGG16 are missing for features.{', features.'.join(missing)}")
         network.load_state_dict({key: by_place[key] for key in network.state_dict()}, assign=True)
         super().__init__(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
         self.calibrated = heads is not None
@@ -164,7 +164,7 @@ class VGGPerceptualLoss(_FeatureDistance):
             key = f"lin{level}.model.1.weight"
             found = next((tensor for name, tensor in (heads or {}).items() if name.endswith(key)), None)
             if found is None:
-                raise KeyError(f"heads have no {key}")
+                raise ValueError(f"heads have no {key}")
             self.register_buffer(f"head{level}", found, persistent=False)
 
     @classmethod

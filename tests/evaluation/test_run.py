@@ -97,7 +97,7 @@ def test_an_unknown_metric_is_refused_before_anything_is_drawn(datamodule, netwo
         def _sample(self, label, noise):
             raise AssertionError("sampled")
 
-    with pytest.raises(KeyError, match="'fid' is unknown; use frechet_distance, precision_recall"):
+    with pytest.raises(ValueError, match="'fid' is unknown; use frechet_distance, precision_recall"):
         evaluate(Untouchable(), datamodule, ["fid"], network=network)
 
 

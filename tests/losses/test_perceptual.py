@@ -113,12 +113,12 @@ def test_learned_heads_of_all_ones_change_nothing(vgg_weights: dict[str, Tensor]
 
 def test_missing_vgg_weights_are_named(vgg_weights: dict[str, Tensor]) -> None:
     damaged = {key: value for key, value in vgg_weights.items() if key != "features.7.bias"}
-    with pytest.raises(KeyError, match=r"missing for features\.7\.bias"):
+    with pytest.raises(ValueError, match=r"missing for features\.7\.bias"):
         VGGPerceptualLoss(damaged)
 
 
 def test_missing_heads_are_named(vgg_weights: dict[str, Tensor]) -> None:
-    with pytest.raises(KeyError, match=r"heads have no lin0\.model\.1\.weight"):
+    with pytest.raises(ValueError, match=r"heads have no lin0\.model\.1\.weight"):
         VGGPerceptualLoss(vgg_weights, {"lin1.model.1.weight": torch.ones(1, 128, 1, 1)})
 
 

@@ -84,6 +84,8 @@ class MedfusionConfig(GeneratorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_levels("autoencoder")
+        self._check_levels("unet")
         factor = math.prod(self.autoencoder_strides)
         if any(side % factor for side in self.image_size):
             raise ValueError(
@@ -97,6 +99,23 @@ class MedfusionConfig(GeneratorConfig):
             )
         if self.autoencoder not in ("kl", "vq"):
             raise ValueError(f"autoencoder is {self.autoencoder!r}; use 'kl' or 'vq'")
+
+    def _check_levels(self, network: Literal["autoencoder", "unet"]) -> None:
+        """Refuse in the first stage already what would only fail when the second is built."""
+        channels: tuple[int, ...] = getattr(self, f"{network}_channels")
+        for name in (f"{network}_strides", f"{network}_attention"):
+            values = getattr(self, name)
+            if not isinstance(values, str) and len(values) != len(channels):
+                raise ValueError(
+                    f"{name} {values} has {len(values)} entries, {network}_channels {channels} has {len(channels)}; "
+                    "give one per level"
+                )
+        groups = getattr(self, f"{network}_groups")
+        if odd := [width for width in channels if width % groups]:
+            raise ValueError(
+                f"{network}_groups is {groups}, which does not divide {', '.join(map(str, odd))} of "
+                f"{network}_channels {channels}; use a number that divides them all"
+            )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

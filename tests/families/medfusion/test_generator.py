@@ -1,5 +1,7 @@
 """What Medfusion's generator adds to the contract: its sampling options and its latent space."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -171,8 +173,15 @@ def test_the_config_chooses_the_first_stage(kind, expected):
         ({"image_size": (16, 17)}, r"image_size \(16, 17\) is not divisible by 2, the autoencoder's total stride"),
         ({"image_size": (16, 18)}, r"\(16, 18\) is not divisible by 4, the total stride of the autoencoder times"),
         ({"autoencoder": "vae"}, "autoencoder is 'vae'; use 'kl' or 'vq'"),
+        (
+            {"unet_channels": (8, 16)},
+            r"unet_strides \(1, 2, 2\) has 3 entries, unet_channels \(8, 16\) has 2; give one",
+        ),
+        ({"autoencoder_strides": (1, 2)}, "autoencoder_strides .* has 2 entries, autoencoder_channels .* has 3"),
+        ({"unet_attention": ("none", "linear")}, "unet_attention .* has 2 entries"),
+        ({"unet_groups": 3}, r"unet_groups is 3, which does not divide 8, 8, 16 of unet_channels \(8, 8, 16\)"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(changes, message):
+def test_shapes_that_do_not_fit_are_refused_before_the_first_stage_is_trained(changes, message):
     with pytest.raises(ValueError, match=message):
-        generator(**changes)
+        dataclasses.replace(MedfusionConfig.tiny(), **changes)

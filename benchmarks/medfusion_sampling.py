@@ -3,9 +3,9 @@
     python benchmarks/medfusion_sampling.py [--checkpoint checkpoints/medfusion-cxr] [--n 258]
 
 256 px, 8 latent channels, a UNet of 194M parameters, random weights. `Generator.sample` runs with 4 steps and the
-decoder alone; from the two follows a whole sample of 150 steps. Weights are prepared before the clock starts
-(`prepare_s`, once per process). Operations are those of all convolutions and linear layers of the networks as published
-(a multiply-add is two), also where the same result is computed with fewer of them.
+decoder alone, the best of several runs each, as the peak is; from the two follows a whole sample of 150 steps. Weights
+are prepared before the clock starts (`prepare_s`, once per process). Operations are those of all convolutions and
+linear layers of the networks as published (a multiply-add is two), also where fewer of them give the same result.
 
 The peer is a step of the same network as plain PyTorch runs it: NCHW, autocast for bf16. The samples of a trained
 checkpoint in float32 and in bf16 are compared with real validation and test images (MEDGEN_DATA), too.
@@ -13,7 +13,6 @@ checkpoint in float32 and in bf16 are compared with real validation and test ima
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,10 +65,10 @@ def measure(generator: MedfusionGenerator, precision: Precision, batch: int, rep
     start = time.perf_counter()
     sample()
     first = time.perf_counter() - start
-    whole = statistics.median(seconds(sample, repeats))
+    whole = min(seconds(sample, repeats))
     with torch.inference_mode(), autocast(precision):
-        decode = statistics.median(seconds(lambda: generator.decode(latent), repeats))
-        plain = statistics.median(seconds(lambda: generator.unet(latent, t), 2))
+        decode = min(seconds(lambda: generator.decode(latent), repeats))
+        plain = min(seconds(lambda: generator.unet(latent, t), repeats))
     return {"step": (whole - decode) / TIMED_STEPS, "decode": decode, "plain_step": plain, "prepare": first - whole}
 
 
@@ -123,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="checkpoint whose bf16 samples to judge")
     parser.add_argument("--n", type=int, default=258, help="number of its samples")
-    parser.add_argument("--repeats", type=int, default=3, help="runs per timing; the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per timing; the best counts")
     args = parser.parse_args()
     result = speed(args.repeats) | quality(args.checkpoint, args.n)
     rounded = {name: round(value, 3) for name, value in result.items()}

@@ -78,10 +78,10 @@ def train(
 
 
 @torch.inference_mode()
-def draw(network: UNet2DModel, scheduler: DDPMScheduler, labels: torch.Tensor, first_seed: int = 0) -> torch.Tensor:
+def draw(network: UNet2DModel, scheduler: DDPMScheduler, labels: torch.Tensor) -> torch.Tensor:
     scheduler.set_timesteps(SAMPLING_STEPS)
     parts = []
-    for seed, part in enumerate(labels.split(DRAWN_AT_ONCE), start=first_seed):
+    for seed, part in enumerate(labels.split(DRAWN_AT_ONCE)):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(len(part), 1, 64, 64, generator=generator)
         for t in scheduler.timesteps:

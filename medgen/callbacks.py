@@ -13,8 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from medgen.evaluation import METRICS, feature_network
-from medgen.evaluation.features import DEFAULT_NETWORK
+from medgen.evaluation import feature_network
+from medgen.evaluation.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
 from medgen.images import image_grid, save_png
 
@@ -35,7 +35,7 @@ class EvaluateGenerator(Callback):
     neither random states nor train and eval modes change.
 
     Args:
-        metrics: Names of `medgen.evaluation.METRICS`; by default all.
+        metrics: Names of `medgen.evaluation.METRICS`; by default all for which there are enough images.
         every_n_epochs: Epochs between evaluations; ``trainer.validate`` always evaluates.
         n: Number of generated images; by default as many as real ones.
         split: The real images, and the first part of the logged names.
@@ -56,8 +56,8 @@ class EvaluateGenerator(Callback):
         batch_size: int = 16,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.metrics = tuple(METRICS if metrics is None else metrics)
-        check_metrics(self.metrics)
+        self.metrics = None if metrics is None else tuple(metrics)
+        check_metrics(self.metrics or ())
         self.every_n_epochs = _checked_interval(every_n_epochs)
         self.n = n
         self.split = split

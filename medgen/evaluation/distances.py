@@ -10,25 +10,25 @@ from torch import Tensor
 
 _BLOCK = 2**24
 """Distances held in memory at once (64 MiB of float32), whatever the number of vectors."""
+_COLUMNS = 1024
+"""Vectors that are moved to the origin at once, so that no copy of a whole set is needed."""
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Squared Euclidean distances between (N, D) and (M, D), a block of rows at a time: which rows, and (rows, M).
 
-    Close pairs lose digits to cancellation unless both sets lie around the origin; see `centred`.
+    Both sets are moved so that `b` has mean zero, which changes no distance but keeps digits of small ones. They are of
+    the type of `a`.
     """
-    b_norm = b.square().sum(1)
+    centre = b.mean(0, dtype=a.dtype)
     step = max(1, _BLOCK // max(1, len(b)))
     for start in range(0, len(a), step):
-        part = a[start : start + step]
-        squared = torch.addmm(b_norm, part, b.T, alpha=-2).add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
-        yield slice(start, start + len(part)), squared
-
-
-def centred(reference: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """All sets moved so that the first has mean zero, which changes no distance."""
-    centre = reference.mean(0)
-    return tuple(vectors - centre for vectors in (reference, *others))
+        part = a[start : start + step] - centre
+        squared = torch.empty(len(part), len(b), dtype=part.dtype, device=part.device)
+        for left in range(0, len(b), _COLUMNS):
+            other = b[left : left + _COLUMNS] - centre
+            torch.addmm(other.square().sum(1), part, other.T, alpha=-2, out=squared[:, left : left + _COLUMNS])
+        yield slice(start, start + len(part)), squared.add_(part.square().sum(1, keepdim=True)).clamp_(min=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,6 @@ def nearest(queries: Tensor, reference: Tensor) -> Neighbours:
         raise ValueError(
             f"queries {tuple(queries.shape)} and reference {tuple(reference.shape)} need vectors of one length"
         )
-    reference, queries = centred(reference, queries)
     indices = torch.cat([block.argmin(1) for _, block in squared_distances(queries, reference)])
     # The winner's distance is taken from the difference itself: an exact copy is at exactly zero.
     return Neighbours(distance=(queries - reference[indices]).norm(dim=1), index=indices)

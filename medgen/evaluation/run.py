@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from medgen.data.image_table import SPLITS
 from medgen.evaluation import METRICS
-from medgen.evaluation.features import DEFAULT_NETWORK, FeatureNetwork, feature_network
+from medgen.evaluation.features import FeatureNetwork
+from medgen.evaluation.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.scores import Score, score
 from medgen.evaluation.sets import (
     FeatureSet,
     GeneratedImages,
     ImageFolder,
     ImageSet,
+    Picked,
     RealImages,
     Source,
     batches,
@@ -37,36 +39,34 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Score:
-    """One number with what it was measured on; numbers of different settings do not compare.
+class Opened:
+    """What is judged, before anything of it was drawn.
 
     Attributes:
-        name: Such as ``fd_efficientnet_lite0`` or ``precision``.
-        value: The number.
-        low: Lower end of its 95 % confidence interval; None where none was made.
-        high: Upper end.
-        network: The feature network.
-        resize: How images reached it.
-        generated: What was judged: the checkpoint or the folder.
-        n_generated: How many images of it.
-        real: The real images it was compared with, such as ``val+test``.
-        n_real: How many.
+        name: The checkpoint or the folder.
+        images: The images.
+        labels: Their labels in the data's label space; None where there are none.
+        n: How many.
+        generator: What draws them; None for given images.
     """
 
     name: str
-    value: float
-    low: float | None = None
-    high: float | None = None
-    network: str
-    resize: str
-    generated: str
-    n_generated: int
-    real: str
-    n_real: int
+    images: ImageSet
+    labels: Tensor | None
+    n: int
+    generator: Generator | None = None
+
+    def conditions(self, rows: slice) -> Tensor | None:
+        """What the generator is asked for, in its own label space; None without a condition."""
+        return (
+            self.images.labels[rows]
+            if isinstance(self.images, GeneratedImages) and self.images.labels is not None
+            else None
+        )
 
 
 def compare(
-    source: Source,
+    source: Source | Opened,
     datamodule: ImageDataModule,
     networks: Sequence[FeatureNetwork],
     *,
@@ -80,10 +80,12 @@ def compare(
     """Features of generated and of real images, drawn and read in one pass for all networks.
 
     Args:
-        source: A generator; images (n, C, H, W) in [0, 1]; or, as text, what `open_source` opens.
+        source: A generator; images (n, C, H, W) in [0, 1]; as text, what `open_source` opens; or what `opened` gave,
+            which settles `n`, `seed` and `options`.
         datamodule: The real data.
         networks: What sees the images.
-        n: Number of generated images; by default as many as real ones, and for given images all of them.
+        n: Number of generated images; by default as many as real ones, and for given images all of them, of which fewer
+            are drawn at random by `seed`.
         split: The real images; see `RealImages`.
         seed: Seed of the generated images.
         batch_size: Images drawn and seen together.
@@ -98,22 +100,32 @@ def compare(
         ValueError: If image sizes or channels differ, labels cannot be matched, or `n` does not go with `source`.
     """
     real = RealImages(datamodule, split)
-    found, images, labels, n = _open(source, datamodule, real, n, seed, options or {})
-    name = name or found
-    rows = shard(n)
+    found = source if isinstance(source, Opened) else opened(source, datamodule, real, n=n, seed=seed, options=options)
+    rows = shard(found.n)
     parts: list[list[Tensor]] = [[torch.zeros(0, network.dim)] for network in networks]
-    expected = (datamodule.channels, *datamodule.image_size)
-    for batch in batches(images, rows, batch_size):
-        if batch.shape[1:] != expected:
-            raise ValueError(
-                f"{name} has images {_sides(batch.shape[1:])}, the data {_sides(expected)} (channels x height x "
-                "width); set image_size and channels of the data to the generator's"
-            )
+    for batch in batches(found.images, rows, batch_size):
+        check_size(batch, datamodule, name or found.name)
         for network, part in zip(networks, parts, strict=True):
             part.append(network(batch).cpu())
     features = {network.name: torch.cat(part) for network, part in zip(networks, parts, strict=True)}
-    generated = FeatureSet(name=name, images=images, features=features, labels=labels, n=n, rows=rows)
+    generated = FeatureSet(
+        name=name or found.name, images=found.images, features=features, labels=found.labels, n=found.n, rows=rows
+    )
     return generated, real_features(real, networks, batch_size=batch_size)
+
+
+def check_size(images: Tensor, datamodule: ImageDataModule, name: str) -> None:
+    """Refuse generated images (B, C, H, W) of another shape than the data's.
+
+    Raises:
+        ValueError: Naming both shapes.
+    """
+    expected = (datamodule.channels, *datamodule.image_size)
+    if images.shape[1:] != expected:
+        raise ValueError(
+            f"{name} has images {_sides(images.shape[1:])}, the data {_sides(expected)} (channels x height x width); "
+            "set image_size and channels of the data to the generator's"
+        )
 
 
 def real_features(real: RealImages, networks: Sequence[FeatureNetwork], *, batch_size: int = 16) -> FeatureSet:
@@ -123,15 +135,20 @@ def real_features(real: RealImages, networks: Sequence[FeatureNetwork], *, batch
     return FeatureSet(name=real.split, images=real, features=features, labels=real.labels, n=len(real), rows=rows)
 
 
-def _open(
+def opened(
     source: Source,
     datamodule: ImageDataModule,
     real: RealImages,
-    n: int | None,
-    seed: int,
-    options: Mapping[str, Any],
-) -> tuple[str, ImageSet, Tensor | None, int]:
-    """What is judged: its name, images, labels in the data's label space, and how many images of it."""
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Opened:
+    """What is judged, with labels distributed as those of the real images.
+
+    Raises:
+        ValueError: If labels cannot be matched, or `n` or `options` do not go with `source`.
+    """
     if n is not None and n < 2:
         raise ValueError(f"n is {n}; statistics need at least two images")
     if isinstance(source, (str, Path)):
@@ -142,17 +159,29 @@ def _open(
         if source.label_space.kind != "none" and real.labels is not None:
             labels = matched_labels(real.labels, n)
             conditions = translated_labels(labels, datamodule.label_space, source.label_space)
-        generated = GeneratedImages(source, n, conditions, seed=seed, options=options)
-        return source.source or type(source).__name__, generated, labels, n
+        drawn = GeneratedImages(source, n, conditions, seed=seed, options=options or {})
+        return Opened(name=source.source or type(source).__name__, images=drawn, labels=labels, n=n, generator=source)
     if options:
         raise ValueError(f"sampling options {', '.join(options)} are for generators, but images were given")
     if n is not None and n > len(source):
         raise ValueError(f"n is {n}, but there are {len(source)} images")
-    n = len(source) if n is None else n
+    total, n = len(source), len(source) if n is None else n
+    if n < 2:
+        raise ValueError(f"there is {n} image; statistics need at least two")
+    name, labels = "images", None
     if isinstance(source, ImageFolder):
+        name = _apart(str(source.folder), real.split)
         labels = source.labels(datamodule.label_space)
-        return str(source.folder), source, None if labels is None else labels[:n], n
-    return "images", source, None, n
+    if n == total:
+        return Opened(name=name, images=source, labels=labels, n=n)
+    # Not the first ones: a folder may hold one class after the other.
+    rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].sort().values
+    return Opened(name=name, images=Picked(source, rows), labels=None if labels is None else labels[rows], n=n)
+
+
+def _apart(folder: str, split: str) -> str:
+    """A folder's name that is not taken for that of real images."""
+    return f"{folder}/" if folder in (split, *SPLITS) else folder
 
 
 def _sides(shape: Sequence[int]) -> str:
@@ -160,23 +189,37 @@ def _sides(shape: Sequence[int]) -> str:
 
 
 def measure(
-    generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, metrics: Iterable[str] = tuple(METRICS)
+    generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, metrics: Iterable[str] | None = None
 ) -> dict[str, Score]:
-    """The numbers of metrics on two sets that `compare` made, by name.
+    """The numbers of metrics on two sets that `compare` made, by name; by default of all the sets are large enough for.
 
     Raises:
-        ValueError: If a metric is unknown.
+        ValueError: If a metric is unknown, or named and needs more images.
     """
+    if metrics is None:
+        fewest = min(generated.n, real.n)
+        metrics = measurable(METRICS, fewest)
+        if left_out := [name for name in METRICS if name not in metrics]:
+            logger.warning("%s are left out: %d images are too few for them", ", ".join(left_out), fewest)
     check_metrics(metrics)
     scores = {}
     for metric_name in metrics:
         metric = METRICS[metric_name](network.dim).to(accumulator_device(network))
         metric.update(real.features[network.name].to(metric.device), real=True)
         metric.update(generated.features[network.name].to(metric.device), real=False)
-        for name, value in metric.compute().items():
+        numbers = {name: float(value) for name, value in metric.compute().items()}
+        for name, value in numbers.items():
+            if name.endswith(("_low", "_high")):
+                continue
             label = f"{name}_{network.slug}" if metric.network_in_name else name
-            scores[label] = score(label, float(value), generated, real, network)
+            interval = (numbers[f"{name}_low"], numbers[f"{name}_high"]) if f"{name}_low" in numbers else None
+            scores[label] = score(label, value, generated, real, network, interval=interval)
     return scores
+
+
+def measurable(metrics: Iterable[str], n: int) -> list[str]:
+    """The metrics for which sets of `n` images are large enough."""
+    return [name for name in metrics if n >= METRICS[name].least]
 
 
 def check_metrics(metrics: Iterable[str]) -> None:
@@ -195,34 +238,10 @@ def accumulator_device(network: FeatureNetwork) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def score(
-    name: str,
-    value: float,
-    generated: FeatureSet,
-    real: FeatureSet,
-    network: FeatureNetwork,
-    *,
-    interval: tuple[float, float] | None = None,
-) -> Score:
-    """A number with the two sets and the network it was measured with."""
-    return Score(
-        name=name,
-        value=value,
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
-        network=network.name,
-        resize=network.resize,
-        generated=generated.name,
-        n_generated=generated.n,
-        real=real.name,
-        n_real=real.n,
-    )
-
-
 def evaluate(
     source: Source,
     datamodule: ImageDataModule,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] | None = None,
     *,
     n: int | None = None,
     split: str = "test",
@@ -240,12 +259,12 @@ def evaluate(
         source: A generator; images (n, C, H, W) in [0, 1]; or, as text, a checkpoint folder, a name of the zoo or a
             folder of images.
         datamodule: The real data, at the generator's image size.
-        metrics: Names of `METRICS`.
+        metrics: Names of `METRICS`; by default all for which there are enough images.
         n: Number of generated images; by default as many as real ones. Fréchet distances of different numbers of images
             do not compare.
         split: The real images: ``train``, ``val``, ``test``, or several joined by ``+``.
         seed: Seed of the generated images.
-        network: The feature network or its name; see `medgen.evaluation.features.feature_network`.
+        network: The feature network or its name; see `medgen.evaluation.networks.feature_network`.
         batch_size: Images drawn and seen together.
         trained_with: Names of the networks in the model's training losses; one that judges its own pupil is warned of.
         **options: Sampling options of the family, such as ``steps``.
@@ -256,7 +275,7 @@ def evaluate(
     Raises:
         ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
     """
-    check_metrics(metrics)
+    check_metrics(metrics or ())
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network)
     if isinstance(source, Generator):
         judge = judge.to(source.device)
@@ -265,28 +284,10 @@ def evaluate(
     return measure(*sets, judge, metrics)
 
 
-def warn_of_bias(judge: str, trained_with: Iterable[str]) -> None:
-    """Warn where a network judges images that were trained to please it."""
-    if judge in trained_with:
-        logger.warning(
-            "%s was in the training loss of the model it judges, so its numbers flatter; choose another network",
-            judge,
-        )
-
-
-def write_scores(scores: Iterable[Score], folder: str | Path, **about: object) -> None:
-    """Write ``metrics.json`` and ``metrics.csv``.
-
-    Args:
-        scores: The numbers.
-        folder: Where to; made if missing.
-        **about: What else the JSON file says, such as the source, the seed and the sampling options.
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    rows = [dataclasses.asdict(item) for item in scores]
-    (target / "metrics.json").write_text(json.dumps({**about, "scores": rows}, indent=2) + "\n")
-    with (target / "metrics.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in dataclasses.fields(Score)])
-        writer.writeheader()
-        writer.writerows(rows)
+def warn_of_bias(judge: str, trained_with: Iterable[str]) -> list[str]:
+    """Warn where a network judges images that were trained to please it; the warning, if there is one."""
+    if judge not in trained_with:
+        return []
+    warning = f"{judge} was in the training loss of the model it judges, so its numbers flatter; choose another network"
+    logger.warning(warning)
+    return [warning]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from medgen.data.base import ImageDataModule
 from medgen.data.cache import content_key, open_or_build
 from medgen.data.image_table import SPLITS, Split
 from medgen.data.readers import RASTER_SUFFIXES, read_image
-from medgen.evaluation.features import FeatureNetwork
+from medgen.evaluation.features import FeatureNetwork, check_images
+from medgen.images import from_uint8, to_uint8
 from medgen.sampling import TABLE_FILE
 
 if TYPE_CHECKING:
@@ -61,6 +63,31 @@ class FeatureSet:
     n: int
     rows: range
 
+    def subset(self, rows: Tensor, name: str = "") -> FeatureSet:
+        """Some rows (m,), under another name if one is given."""
+        return FeatureSet(
+            name=name or self.name,
+            images=Picked(self.images, rows),
+            features={key: value[rows] for key, value in self.features.items()},
+            labels=None if self.labels is None else self.labels[rows],
+            n=len(rows),
+            rows=range(len(rows)),
+        )
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some rows of a set of images."""
+
+    images: ImageSet | Tensor
+    picked: Tensor
+
+    def __len__(self) -> int:
+        return len(self.picked)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return torch.cat([self.images[row : row + 1] for row in self.picked[rows].tolist()])
+
 
 class RealImages:
     """The images of one or several splits as they are in the files: in order, not augmented.
@@ -95,6 +122,14 @@ class RealImages:
         """Labels as in `Batch`, (n,) or (n, K); None for data without."""
         labels = [part.labels for part in self.parts if part.labels is not None]
         return torch.cat(labels) if labels else None
+
+    @cached_property
+    def patients(self) -> list[str] | None:
+        """The patient of each image; None where the data do not say."""
+        table = self.datamodule.table
+        if table.patients is None:
+            return None
+        return [table.patients[row] for part in _splits(self.split) for row in table.rows(part)]
 
     def features(self, network: FeatureNetwork, *, batch_size: int = 32) -> Tensor:
         """Features (n, D) of all images; kept on disk by data and network, so that they are made once.
@@ -213,6 +248,47 @@ class ImageFolder:
         return torch.tensor(values, dtype=torch.float32)
 
 
+class StoredImages:
+    """Images kept as bytes in a file, so that what was drawn once is drawn no more.
+
+    Rounding to 8 bits changes no number: every judge rounds.
+
+    Args:
+        images: What to keep.
+        n: How many of them.
+        path: File to write; memory-mapped, so that any number of images fits.
+        batch_size: Images drawn together.
+        check: Called with each batch as it comes, to refuse it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | Tensor,
+        n: int,
+        path: Path,
+        *,
+        batch_size: int = 16,
+        check: Callable[[Tensor], None] = check_images,
+    ) -> None:
+        self._array: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+        start = 0
+        for batch in tqdm(batches(images, range(n), batch_size), total=-(-n // batch_size), desc="images", leave=False):
+            check(batch)
+            if self._array is None:
+                self._array = np.memmap(path, dtype=np.uint8, mode="w+", shape=(n, *batch.shape[1:]))
+            self._array[start : start + len(batch)] = to_uint8(batch).numpy()
+            start += len(batch)
+        assert self._array is not None  # n is at least 2
+
+    def __len__(self) -> int:
+        assert self._array is not None
+        return len(self._array)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        assert self._array is not None
+        return from_uint8(torch.from_numpy(np.array(self._array[rows])))
+
+
 def batches(images: ImageSet | Tensor, rows: range, batch_size: int) -> Iterator[Tensor]:
     """Images of a range of rows, `batch_size` at a time."""
     for start in range(rows.start, rows.stop, batch_size):
@@ -237,14 +313,20 @@ def matched_labels(labels: Tensor, n: int) -> Tensor:
     """`n` labels distributed as the given ones: each class within one image of its share, for any kind of label.
 
     Args:
-        labels: Classes (N,), -1 for unknown, or conditions (N, K), NaN for unknown. Unknown ones are left out.
+        labels: Classes (N,), -1 for unknown, or conditions (N, K), NaN for unknown. Unknown ones are left out; where
+            no image has all conditions known, unknown ones count as 0.
         n: Number of labels wanted; with as many as are known, each is taken once.
 
     Raises:
         ValueError: If no label is known.
     """
     rows = labels if labels.dim() == 2 else labels[:, None]
-    known = rows[(rows >= 0).all(1)] if labels.dim() == 1 else rows[rows.isfinite().all(1)]
+    if labels.dim() == 1:
+        known = rows[(rows >= 0).all(1)]
+    elif bool(rows.isfinite().all(1).any()):
+        known = rows[rows.isfinite().all(1)]
+    else:  # no image has all findings stated, as in tables with uncertain labels: what is not stated is not asked for
+        known = rows[rows.isfinite().any(1)].nan_to_num(0.0)
     if not len(known):
         raise ValueError("the reference set has no image with a known label; generated labels cannot follow it")
     order = np.lexsort(known.numpy().T[::-1])
@@ -275,3 +357,19 @@ def shard(n: int) -> range:
         return range(n)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return range(rank * n // world, (rank + 1) * n // world)
+
+
+def patients_of(part: FeatureSet) -> Tensor:
+    """A number for the patient of each image, (n,); each image is its own patient where the data do not say."""
+    names = part.images.patients if isinstance(part.images, RealImages) else None
+    if names is None:
+        return torch.arange(part.n)
+    number = {name: i for i, name in enumerate(sorted(set(names)))}
+    return torch.tensor([number[name] for name in names])
+
+
+def known_and_positive(labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Of which images it is known whether they show class or finding `k`, and whether they do, (n,) bool both."""
+    if labels.dim() == 1:
+        return labels >= 0, labels == k
+    return labels[:, k].isfinite(), labels[:, k] == 1

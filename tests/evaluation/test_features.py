@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 
-from medgen.evaluation.features import FEATURES, FeatureNetwork, feature_network
+from medgen.evaluation.features import FeatureNetwork
+from medgen.evaluation.networks import FEATURES, feature_network
 
 
 class ChannelMeans(nn.Module):
@@ -110,8 +114,8 @@ def test_any_timm_network_works_with_weights_from_a_file(tmp_path):
 
 
 def test_unknown_network_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match="efficientnet_lite0"):
-        feature_network("inception")
+    with pytest.raises(ValueError, match=r"efficientnet_lite0.*inception"):
+        feature_network("fid")
     with pytest.raises(ValueError, match="no model 'resnet_of_nobody'"):
         feature_network("timm:resnet_of_nobody")
 
@@ -135,3 +139,76 @@ def test_failed_download_says_how_to_go_on_offline(monkeypatch):
     monkeypatch.setattr(timm, "create_model", no_network)
     with pytest.raises(ConnectionError, match=r"no route to host.*give the file as weights"):
         feature_network("timm:resnet10t")
+
+
+@pytest.fixture(scope="module")
+def inception_weights(tmp_path_factory):
+    """The FID's Inception-v3 with random weights, as a file like the published one."""
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save({}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        random = extractor("random", ["2048"], feature_extractor_weights_path=str(path))
+    for module in random.modules():
+        if isinstance(module, torch.nn.Conv2d):  # else hardly anything is left after 90 layers
+            torch.nn.init.kaiming_normal_(module.weight)
+    torch.save(random.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 64), (3, 320)])
+def test_inception_features_are_those_of_torch_fidelity(inception_weights, channels, side):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    theirs = FeatureExtractorInceptionV3("fid", ["2048"], feature_extractor_weights_path=str(inception_weights))
+    images = torch.randint(256, (2, channels, side, side), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    with torch.no_grad():
+        (expected,) = theirs(images.expand(-1, 3, -1, -1))
+    network = feature_network("inception", weights=inception_weights)
+    torch.testing.assert_close(network(images / 255), expected, rtol=1e-4, atol=1e-4)
+    assert network.dim == 2048
+    assert expected.std() > 1e-3
+
+
+def test_a_pickle_that_runs_code_is_refused_as_weights(tmp_path):
+    pytest.importorskip("torch_fidelity")
+
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"weight": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(ValueError, match="nothing was run"):
+        feature_network("inception", weights=tmp_path / "hostile.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+class PickledDenseNet(torch.nn.Module):
+    """torchxrayvision publishes whole modules, pickled."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = torchvision.models.densenet121(weights=None).features
+        self.features.conv0 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.classifier = torch.nn.Linear(1024, 18)
+
+
+def test_a_pickled_module_of_torchxrayvision_is_read_without_running_it(tmp_path):
+    module = PickledDenseNet().eval()
+    torch.save(module, tmp_path / "densenet.pt")
+    network = feature_network("xrv:densenet121-res224-nih", weights=tmp_path / "densenet.pt")
+    images = torch.rand(2, 1, 224, 224).mul(255).round() / 255
+    with torch.no_grad():
+        expected = module.features((2 * images - 1) * 1024).relu().mean((2, 3))
+    torch.testing.assert_close(network(images), expected, rtol=1e-3, atol=1e-4)
+    assert network.dim == 1024
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    torch.save({"features.conv0.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt does not hold the weights of torchxrayvision's DenseNet-121"):
+        feature_network("xrv:densenet121-res224-nih", weights=tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="use one of xrv:densenet121-res224-all"):
+        feature_network("xrv:resnet", weights=tmp_path / "other.pt")

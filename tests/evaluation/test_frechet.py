@@ -2,7 +2,12 @@ import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 
-from medgen.evaluation.frechet import FrechetDistance, frechet_distance
+from medgen.evaluation.frechet import (
+    FrechetDistance,
+    FrechetDistanceToInfinity,
+    frechet_distance,
+    frechet_distance_to_infinity,
+)
 
 
 def gaussian(n, mean, scale, seed):
@@ -87,3 +92,24 @@ def test_nan_features_are_refused():
 def test_vectors_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 5\); expected \(B, 4\)"):
         FrechetDistance(4).update(torch.zeros(2, 5), real=True)
+
+
+def test_followed_to_infinity_few_images_come_nearer_to_the_truth():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(20_000, 8, generator=generator, dtype=torch.float64)
+    found = []
+    for _ in range(8):
+        generated = torch.randn(200, 8, generator=generator, dtype=torch.float64)  # of the same distribution
+        plain = filled(real, generated).compute()["fd"].item()
+        found.append((plain, frechet_distance_to_infinity(real, generated).item()))
+    plain, infinite = torch.tensor(found).mean(0).tolist()
+    assert plain > 0.08
+    assert abs(infinite) < plain / 4
+
+
+def test_too_few_images_for_a_line_are_refused():
+    metric = FrechetDistanceToInfinity(6)
+    metric.update(torch.randn(50, 6), real=True)
+    metric.update(torch.randn(19, 6), real=False)
+    with pytest.raises(ValueError, match="generated set has 19 images; FrechetDistanceToInfinity needs at least 20"):
+        metric.compute()

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 from medgen.evaluation import METRICS
-from medgen.evaluation.run import compare, evaluate, write_scores
+from medgen.evaluation.run import compare, evaluate
+from medgen.evaluation.scores import write_scores
 from medgen.evaluation.sets import RealImages
+from medgen.images import save_images
 from tests.evaluation.conftest import DotConfig, DotGenerator
 
 
 def test_every_number_says_what_it_was_measured_on(generator, datamodule, network):
     scores = evaluate(generator, datamodule, n=30, split="val+test", network=network)
-    assert set(scores) == {"fd_quarters", "precision", "recall", "f1"}
+    assert {"fd_quarters", "fd_infinity_quarters", "kd_quarters", "precision", "recall", "f1", "coverage"} <= set(
+        scores
+    )
     for name, score in scores.items():
         assert score.name == name
         assert (score.network, score.resize) == ("quarters", "bicubic 8x8")
@@ -47,8 +51,6 @@ def test_labels_go_by_name_where_the_orders_differ(datamodule, network):
 
 
 def test_a_saved_folder_gets_the_numbers_of_its_generator(generator, datamodule, network, tmp_path):
-    from medgen.images import save_images
-
     generated, _ = compare(generator, datamodule, [network], n=20)
     save_images(generated.images[0:20], tmp_path / "saved")
     from_folder = evaluate(str(tmp_path / "saved"), datamodule, network=network)
@@ -92,13 +94,45 @@ def test_more_images_than_there_are_is_refused(datamodule, network):
         evaluate(torch.rand(5, 1, 8, 8), datamodule, n=9, network=network)
 
 
+def test_fewer_images_of_a_folder_are_drawn_at_random_with_their_labels(datamodule, network, tmp_path):
+    images = torch.arange(40)[:, None, None, None].expand(40, 1, 8, 8) / 255  # one class after the other, as in folders
+    names = [path.name for path in save_images(images, tmp_path)]
+    lines = ["file,label", *(f"{name},{'dark' if i < 20 else 'bright'}" for i, name in enumerate(names))]
+    (tmp_path / "samples.csv").write_text("\n".join(lines))
+    generated, _ = compare(str(tmp_path), datamodule, [network], n=12, seed=3)
+    numbers = (generated.images[0:12].mean((1, 2, 3)) * 255).round().int()
+    assert len(numbers.unique()) == 12
+    assert numbers.tolist() != list(range(12))
+    assert generated.labels.tolist() == [int(number >= 20) for number in numbers]
+    again, _ = compare(str(tmp_path), datamodule, [network], n=12, seed=3)
+    torch.testing.assert_close(again.images[0:12], generated.images[0:12])
+
+
+def test_a_folder_named_like_a_split_is_not_taken_for_it(datamodule, network, tmp_path, monkeypatch):
+    save_images(torch.rand(8, 1, 8, 8), tmp_path / "test")
+    monkeypatch.chdir(tmp_path)
+    generated, real = compare("test", datamodule, [network])
+    assert (generated.name, real.name) == ("test/", "test")
+
+
 def test_an_unknown_metric_is_refused_before_anything_is_drawn(datamodule, network):
     class Untouchable(DotGenerator):
         def _sample(self, label, noise):
             raise AssertionError("sampled")
 
-    with pytest.raises(ValueError, match="'fid' is unknown; use frechet_distance, precision_recall"):
+    with pytest.raises(ValueError, match=r"'fid' is unknown; use frechet_distance, .*precision_recall"):
         evaluate(Untouchable(), datamodule, ["fid"], network=network)
+
+
+def test_metrics_that_need_more_images_are_left_out_by_default_and_refused_by_name(
+    generator, datamodule, network, caplog
+):
+    scores = evaluate(generator, datamodule, n=10, network=network)
+    assert "fd_quarters" in scores
+    assert "fd_infinity_quarters" not in scores
+    assert "frechet_distance_to_infinity are left out: 10 images are too few" in caplog.text
+    with pytest.raises(ValueError, match="generated set has 10 images; FrechetDistanceToInfinity needs at least 20"):
+        evaluate(generator, datamodule, ["frechet_distance_to_infinity"], n=10, network=network)
 
 
 def test_a_generator_that_diverged_is_refused(datamodule, network):
@@ -120,9 +154,9 @@ def test_scores_are_written_as_json_and_csv(generator, datamodule, network, tmp_
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_takes_images_or_their_features(name, network):
-    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     from_images, from_features = METRICS[name](network), METRICS[name](network.dim)
-    for rows, real in ((slice(0, 6), True), (slice(6, 12), False)):
+    for rows, real in ((slice(0, 20), True), (slice(20, 40), False)):
         from_images.update(images[rows], real=real)
         from_features.update(network(images[rows]), real=real)
     assert from_images.compute() == from_features.compute()

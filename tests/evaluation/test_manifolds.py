@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from medgen.evaluation import distances
-from medgen.evaluation.precision_recall import PrecisionRecall, precision_recall
+from medgen.evaluation.manifolds import DensityCoverage, PrecisionRecall, crowding, precision_recall
 
 
 def line(*positions):
@@ -78,20 +78,54 @@ def test_the_block_size_does_not_change_the_result(monkeypatch):
 
 
 def test_f1_is_the_harmonic_mean():
-    metric = PrecisionRecall(1, k=1)
+    metric = PrecisionRecall(1, ks=[1])
     metric.update(line(0, 1, 2, 3), real=True)
     metric.update(line(4, 6), real=False)
     metric.update(line(9, 12), real=False)
-    assert metric.compute()["f1"].item() == pytest.approx(2 * (1 / 4) * (1 / 2) / (1 / 4 + 1 / 2))
+    assert metric.compute()["f1_k1"].item() == pytest.approx(2 * (1 / 4) * (1 / 2) / (1 / 4 + 1 / 2))
 
 
 def test_f1_of_sets_far_apart_is_zero():
-    metric = PrecisionRecall(1, k=1)
+    metric = PrecisionRecall(1, ks=[1])
     metric.update(line(0, 1), real=True)
     metric.update(line(100, 101), real=False)
-    assert metric.compute() == {"precision": 0, "recall": 0, "f1": 0}
+    numbers = metric.compute()
+    assert numbers["precision_k1"] == numbers["recall_k1"] == numbers["f1_k1"] == 0
 
 
 def test_a_set_too_small_for_k_is_refused():
     with pytest.raises(ValueError, match="generated set has 3 images; k = 3 neighbours need at least 4"):
         precision_recall(torch.zeros(10, 2), torch.zeros(3, 2), k=3)
+
+
+def test_density_and_coverage_of_points_on_a_line():
+    real = line(0, 1, 2, 3, 4, 20, 21)  # k = 1: radius 1 each
+    generated = line(2.5, 3.5, 20.25)
+    hits = crowding(real, generated, k=1)
+    assert hits.crowd.tolist() == [2, 2, 2]  # balls of 2 and 3, of 3 and 4, of 20 and 21
+    assert hits.reached.tolist() == [False, False, True, True, True, True, True]
+
+
+def test_an_outlier_inflates_precision_but_not_density():
+    generator = torch.Generator().manual_seed(0)
+    real = torch.cat([torch.randn(100, 2, generator=generator), torch.tensor([[30.0, 0.0]])])
+    beside = 15 + 0.1 * torch.randn(100, 2, generator=generator)
+    numbers = {}
+    for metric in (PrecisionRecall(2, ks=[5]), DensityCoverage(2)):
+        metric.update(real, real=True)
+        metric.update(beside, real=False)
+        numbers |= {name: float(value) for name, value in metric.compute().items()}
+    assert numbers["precision_k5"] > 0.9  # the ball of the outlier is huge
+    assert numbers["density"] < 0.25
+    assert numbers["coverage"] < 0.05
+
+
+def test_real_images_have_density_and_coverage_near_one():
+    generator = torch.Generator().manual_seed(0)
+    metric = DensityCoverage(4)
+    for real in (True, False):
+        metric.update(torch.randn(600, 4, generator=generator), real=real)
+    numbers = metric.compute()
+    assert numbers["density"].item() == pytest.approx(1, abs=0.1)
+    assert numbers["coverage"].item() == pytest.approx(1 - 1 / 2**5, abs=0.03)  # eq. 7 of the paper
+    assert numbers["density_low"] < numbers["density"] < numbers["density_high"]

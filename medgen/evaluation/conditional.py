@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from medgen.evaluation.features import FeatureNetwork
-from medgen.evaluation.run import Score, score
-from medgen.evaluation.sets import FeatureSet
+from medgen.evaluation.intervals import bootstrap
+from medgen.evaluation.prevalence import prevalence, youden_threshold
+from medgen.evaluation.roc import roc_auc
+from medgen.evaluation.scores import Score, score
+from medgen.evaluation.sets import FeatureSet, known_and_positive, patients_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,68 +31,61 @@ _FOLDS = 5
 """Parts of the cross-validation that chooses the regularisation."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Auc:
-    """Area under the ROC curve: 0.5 is chance, 1 is perfect.
+class LabelReaders:
+    """Classifiers that tell the labels of images, learned from real training images, one for each class or finding.
 
-    Attributes:
-        value: The area.
-        low: Lower end of its 95 % bootstrap interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-def roc_auc(scores: Tensor, positive: Tensor, *, resamples: int = 2000, seed: int = 0) -> Auc:
-    """Area under the ROC curve with a percentile bootstrap interval, positives and negatives resampled apart.
-
-    Args:
-        scores: Larger where the classifier thinks positive, (n,).
-        positive: The truth, (n,) bool.
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: If there is no positive or no negative image.
-
-    Source: Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve": the share of pairs in order.
-    """
-    levels, ranks = np.unique(scores.double().numpy(), return_inverse=True)
-    truth = positive.numpy()
-    above, below = ranks[truth], ranks[~truth]
-    if not len(above) or not len(below):
-        raise ValueError(
-            f"a ROC curve needs images of both kinds; there are {len(above)} positive, {len(below)} negative"
-        )
-
-    def area(above: NDArray[np.int64], below: NDArray[np.int64]) -> float:
-        higher, lower = (np.bincount(part, minlength=len(levels)) for part in (above, below))
-        wins = np.cumsum(lower) - 0.5 * lower  # a tie is half a win
-        return float(higher @ wins / (len(above) * len(below)))
-
-    random = np.random.default_rng(seed)
-    resampled = [area(random.choice(above, len(above)), random.choice(below, len(below))) for _ in range(resamples)]
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Auc(value=area(above, below), low=float(low), high=float(high))
-
-
-def label_aucs(
-    train: FeatureSet, generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, space: LabelSpace
-) -> dict[str, Score]:
-    """How well a classifier trained on real images tells the labels of generated and of held-out real images.
-
-    The classifier is a logistic regression on the network's features, one per class or finding, its strength of
-    regularisation chosen by cross-validation on the training images.
+    Each is a logistic regression on the network's features, its strength of regularisation chosen by cross-validation
+    between patients. It is fitted when it is first asked for, and kept.
 
     Args:
         train: Real training images.
+        network: The feature network of all sets.
+        space: What the labels mean.
+
+    Raises:
+        ValueError: If `train` has no labels, or labels are not classes or findings.
+    """
+
+    def __init__(self, train: FeatureSet, network: FeatureNetwork, space: LabelSpace) -> None:
+        if space.kind not in ("single", "multi"):
+            raise ValueError(f"labels are {space.kind!r}; whether a label appears is asked of classes and findings")
+        _check_labels(train)
+        self.train = train
+        self.network = network
+        self.space = space
+        self._fitted: dict[int, _LogisticRegression] = {}
+
+    def usable(self, *tested: FeatureSet) -> Iterator[tuple[int, str, _LogisticRegression]]:
+        """Position, suffix of scores and classifier of each label that all sets have enough images with and without."""
+        for part in tested:
+            _check_labels(part)
+        for position, suffix in _targets(self.space):
+            rare = [
+                part.name
+                for part, enough in ((self.train, _FOLDS), *((part, 1) for part in tested))
+                if _fewest_patients(part, self.network, position) < enough
+            ]
+            if rare:
+                where = " and ".join(rare)
+                logger.warning(
+                    "the label check of %s is left out: %s has too few images with or without it",
+                    self.space.names[position],
+                    where,
+                )
+                continue
+            if position not in self._fitted:
+                features, positive = _examples(self.train, self.network, position)
+                self._fitted[position] = _LogisticRegression(features, positive, _patients(self.train, position))
+            yield position, suffix, self._fitted[position]
+
+
+def label_aucs(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -> dict[str, Score]:
+    """How well classifiers trained on real images tell the labels of generated and of held-out real images.
+
+    Args:
+        readers: The classifiers.
         generated: Generated images with the labels that were asked for.
         real: Held-out real images, for comparison: a model can hardly show a label more clearly than they do.
-        network: The feature network of the sets.
-        space: What the labels mean.
 
     Returns:
         ``label_auc_generated`` and ``label_auc_real`` with 95 % intervals; with more than two classes one of each per
@@ -97,35 +93,80 @@ def label_aucs(
         few images in one of the sets are left out, with a warning.
 
     Raises:
-        ValueError: If a set has no labels, or labels are not classes or findings.
+        ValueError: If a set has no labels.
         ImportError: If scikit-learn is missing.
     """
-    if space.kind not in ("single", "multi"):
-        raise ValueError(f"labels are {space.kind!r}; whether a label appears is asked of classes and findings")
-    for part in (train, generated, real):
-        if part.labels is None:
-            raise ValueError(f"{part.name} has no labels")
     found = {}
-    for position, suffix in _targets(space):
-        rare = [
-            part.name
-            for part, enough in ((train, _FOLDS), (generated, 1), (real, 1))
-            if _examples(part, network, position)[1].long().bincount(minlength=2).min() < enough
-        ]
-        if rare:
-            logger.warning(
-                "label_auc of %s is left out: %s has too few images with or without it",
-                space.names[position],
-                " and ".join(rare),
-            )
-            continue
-        classifier = _LogisticRegression(*_examples(train, network, position))
+    for position, suffix, reader in readers.usable(generated, real):
         for kind, part in (("generated", generated), ("real", real)):
-            features, positive = _examples(part, network, position)
-            auc = roc_auc(classifier.scores(features), positive)
+            features, positive = _examples(part, readers.network, position)
+            auc = roc_auc(reader.scores(features), positive, groups=_patients(part, position))
             name = f"label_auc_{kind}{suffix}"
-            found[name] = score(name, auc.value, part, train, network, interval=(auc.low, auc.high))
+            found[name] = score(name, auc, part, readers.train, readers.network)
     return found
+
+
+def label_prevalences(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -> dict[str, Score]:
+    """How often the same classifiers see each label in generated and in held-out real images.
+
+    Returns:
+        ``prevalence_generated``, ``prevalence_real`` and ``prevalence_difference`` with 95 % intervals, named like
+        those of `label_aucs`. A label whose difference lies below 0 is dropped by the generator, where the labels that
+        were asked for are distributed as the real ones.
+
+    Source: Segal et al. 2021, "Evaluating the clinical realism of synthetic chest X-rays generated using progressively
+    growing GANs", figure 6.
+    """
+    found = {}
+    train, network = readers.train, readers.network
+    for _, suffix, reader in readers.usable():
+        answers = [reader.scores(part.features[network.name]) >= reader.threshold for part in (real, generated)]
+        result = prevalence(answers[0], answers[1], patients=patients_of(real))
+        for kind, interval, part in (
+            ("real", result.real, real),
+            ("generated", result.generated, generated),
+            ("difference", result.difference, generated),
+        ):
+            name = f"prevalence_{kind}{suffix}"
+            found[name] = score(name, interval, part, train if kind != "difference" else real, network)
+    return found
+
+
+def inception_scores(
+    train: FeatureSet, generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, space: LabelSpace
+) -> list[Score]:
+    """How clearly a classifier of real images recognises the images, and how evenly the classes come.
+
+    The classifier is a multinomial logistic regression of the data's own classes on the network's features: those of
+    ImageNet, which the paper took, say little of medical images. The largest possible value is the number of classes.
+
+    Returns:
+        ``inception_score`` of the generated and of the real images, with bootstrap intervals; none but for classes.
+
+    Source: Salimans et al. 2016, "Improved techniques for training GANs", section 4.
+    """
+    if space.kind != "single" or train.labels is None:
+        return []
+    known = train.labels >= 0
+    patients = patients_of(train)[known].numpy()
+    classifier = _LogisticRegression(train.features[network.name][known], train.labels[known], patients)
+    scores = []
+    for part in (generated, real):
+        posterior = classifier.probabilities(part.features[network.name])
+
+        def statistic(counts: NDArray[np.float64], p: NDArray[np.float64] = posterior) -> NDArray[np.float64]:
+            share = counts / counts.sum(1, keepdims=True)
+            marginal = share @ p
+            found: NDArray[np.float64] = np.exp(share @ (p * np.log(p)).sum(1) - (marginal * np.log(marginal)).sum(1))
+            return found
+
+        scores.append(score("inception_score", bootstrap(statistic, patients_of(part).numpy()), part, train, network))
+    return scores
+
+
+def _check_labels(part: FeatureSet) -> None:
+    if part.labels is None:
+        raise ValueError(f"{part.name} has no labels")
 
 
 def _targets(space: LabelSpace) -> Iterator[tuple[int, str]]:
@@ -138,29 +179,60 @@ def _targets(space: LabelSpace) -> Iterator[tuple[int, str]]:
 
 def _examples(part: FeatureSet, network: FeatureNetwork, position: int) -> tuple[Tensor, Tensor]:
     """Features of the images with a known label, and whether each shows the class or finding."""
-    labels = part.labels
-    assert labels is not None  # checked by the only caller
-    if labels.dim() == 1:
-        known, positive = labels >= 0, labels == position
-    else:
-        known, positive = labels[:, position].isfinite(), labels[:, position] == 1
+    assert part.labels is not None  # checked by `LabelReaders`
+    known, positive = known_and_positive(part.labels, position)
     return part.features[network.name][known], positive[known]
 
 
-class _LogisticRegression:
-    """Ridge-penalised logistic regression on standardised features."""
+def _fewest_patients(part: FeatureSet, network: FeatureNetwork, position: int) -> int:
+    """How many patients have images with, and how many without the class or finding: the fewer of the two."""
+    _, positive = _examples(part, network, position)
+    patients = _patients(part, position)
+    return min(len(np.unique(patients[positive.numpy() == kind])) for kind in (True, False))
 
-    def __init__(self, features: Tensor, positive: Tensor) -> None:
+
+def _patients(part: FeatureSet, position: int) -> NDArray[np.int64]:
+    assert part.labels is not None
+    known, _ = known_and_positive(part.labels, position)
+    return patients_of(part)[known].numpy()
+
+
+class _LogisticRegression:
+    """Ridge-penalised logistic regression on standardised features; no patient is in two folds of its tuning."""
+
+    def __init__(self, features: Tensor, positive: Tensor, patients: NDArray[np.int64]) -> None:
         try:
             from sklearn.linear_model import LogisticRegressionCV
+            from sklearn.model_selection import StratifiedGroupKFold
             from sklearn.pipeline import make_pipeline
             from sklearn.preprocessing import StandardScaler
         except ImportError as error:
             raise ImportError('the label check needs scikit-learn; run: pip install "medgen[eval]"') from error
-        model = LogisticRegressionCV(Cs=np.logspace(-5, 0, 6).tolist(), cv=_FOLDS, scoring="roc_auc", max_iter=500)
+        scoring = "roc_auc" if len(positive.unique()) == 2 else "neg_log_loss"
+        self.features, self.positive = features.numpy(), positive.numpy()
+        self.folds = list(StratifiedGroupKFold(_FOLDS).split(self.features, self.positive, patients))
+        model = LogisticRegressionCV(Cs=np.logspace(-5, 0, 6).tolist(), cv=self.folds, scoring=scoring, max_iter=500)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of defaults that this two-class use does not touch
-            self.model = make_pipeline(StandardScaler(), model).fit(features.numpy(), positive.numpy())
+            self.model = make_pipeline(StandardScaler(), model).fit(self.features, self.positive)
 
     def scores(self, features: Tensor) -> Tensor:
         return torch.from_numpy(self.model.decision_function(features.numpy()))
+
+    def probabilities(self, features: Tensor) -> NDArray[np.float64]:
+        """Of each class that there is, (n, K); none is 0."""
+        found: NDArray[np.float64] = np.clip(self.model.predict_proba(features.numpy()), 1e-12, None)
+        return found
+
+    @cached_property
+    def threshold(self) -> float:
+        """Youden's threshold from scores of training images that each fold's classifier had not seen."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import cross_val_predict
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        strength = float(np.atleast_1d(self.model[-1].C_)[0])
+        fold = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
+        unseen = cross_val_predict(fold, self.features, self.positive, cv=self.folds, method="decision_function")
+        return youden_threshold(torch.from_numpy(unseen), torch.from_numpy(self.positive))

@@ -199,6 +199,12 @@ class MedfusionGenerator(Generator, family="medfusion"):
         self.register_buffer("latent_mean", torch.zeros(config.latent_channels, 1, 1))
         self.register_buffer("latent_std", torch.ones(config.latent_channels, 1, 1))
 
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the autoencoder keeps of images, (B, C, H, W) in [0, 1] both."""
+        mean = self.autoencoder.encode_mean(images * 2 - 1)
+        return (self.autoencoder.decode(mean).clamp(-1, 1) + 1) / 2
+
     def decode(self, latent: Tensor) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of normalised latents (B, c, h, w)."""
         decoder = for_inference(self.autoencoder.decoder)

@@ -4,8 +4,14 @@ import torch
 
 from medgen.evaluation import distances
 from medgen.evaluation.distances import nearest
-from medgen.evaluation.features import feature_network
-from medgen.evaluation.memorisation import memorisation_scores, nearest_pictures, nearest_training
+from medgen.evaluation.networks import feature_network
+from medgen.evaluation.privacy import (
+    authenticity,
+    copying_z,
+    memorisation_scores,
+    nearest_pictures,
+    nearest_training,
+)
 from medgen.evaluation.sets import FeatureSet
 
 
@@ -98,3 +104,29 @@ def test_pictures_show_the_nearest_sample_beside_its_training_image(pixels, text
     shown = np.unique(np.asarray(picture)[:128])
     assert 204 in shown  # grey level 0.8, in the first pair
     assert 102 not in shown  # grey level 0.4, farther from the training images
+
+
+def test_authenticity_on_a_line():
+    train = torch.tensor([[0.0], [1.0], [5.0]])  # own neighbours at 1, 1, 4
+    generated = nearest(torch.tensor([[0.2], [-1.5], [7.0], [10.0]]), train)
+    assert authenticity(generated, train).tolist() == [False, True, False, True]
+
+
+def test_copying_is_a_z_score_of_fresh_images_and_far_below_zero_for_copies():
+    generator = torch.Generator().manual_seed(0)
+    train, held_out, fresh = (torch.randn(300, 4, generator=generator) for _ in range(3))
+    copies = train[:150] + 0.01 * torch.randn(150, 4, generator=generator)
+    unseen = nearest(held_out, train).distance
+    assert abs(copying_z(nearest(fresh, train).distance, unseen)) < 3
+    assert copying_z(nearest(copies, train).distance, unseen) < -10
+    assert np.isnan(copying_z(torch.rand(5), unseen))
+
+
+def test_copying_in_one_cell_is_seen_though_the_rest_is_far():
+    held_out, cells = torch.rand(100), torch.arange(100) % 2
+    generated = torch.where(torch.arange(100) % 2 == 0, torch.rand(100) * 0.01, 2 + torch.rand(100))
+    both = torch.cat([cells, cells])
+    copied, rest = both.clone(), both.clone()
+    rest[both == 0], copied[both == 1] = torch.arange(100) + 10, torch.arange(100) + 10  # too small to count
+    assert copying_z(generated, held_out, cells=copied) < -5
+    assert copying_z(generated, held_out, cells=rest) > 5

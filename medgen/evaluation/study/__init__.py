@@ -1,0 +1,1 @@
+"""Reader study: can people tell synthetic images from real ones? Drawn, served on this machine, and scored."""

@@ -25,6 +25,7 @@ Generative models for 2-D medical images.
   info NAME                    what a checkpoint is, and its licence
   sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
   evaluate NAME --data FILE    measure synthetic images against real ones
+  study make | serve | score   let people tell synthetic images from real ones
   fit --config FILE            train from a recipe; --ckpt_path last goes on where it stopped
   validate, test               the loss of a trained recipe on the val or test split; --ckpt_path last
   convert CKPT DIR             turn an official or a training checkpoint into a medgen checkpoint
@@ -238,6 +239,12 @@ def _evaluate(args: Sequence[str]) -> None:
     evaluate(args)
 
 
+def _study(args: Sequence[str]) -> None:
+    from medgen.evaluation.study.command import main as study
+
+    study(args)
+
+
 def _train(verb: str, args: Sequence[str]) -> int:
     from medgen.recipes import run
 
@@ -264,6 +271,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "info": _info,
     "sample": _sample,
     "evaluate": _evaluate,
+    "study": _study,
     "convert": _convert,
     "push": _push,
 }

@@ -1,11 +1,13 @@
-"""The verb ``medgen evaluate``: how synthetic images compare with real ones, as JSON, CSV and PNG."""
+"""The verb ``medgen evaluate``: how synthetic images compare with real ones, as a page, JSON, CSV and pictures."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 _ARGUMENTS = {
-    *("source", "data", "out", "metrics", "n", "split", "seed", "network", "weights", "batch_size", "device", "help"),
+    *("sources", "data", "out", "metrics", "n", "split", "seed", "network", "weights", "batch_size", "device", "help"),
+    *("recipe", "folds", "seeds", "hide", "patients"),
 }
 
 
@@ -21,22 +23,47 @@ def main(args: Sequence[str]) -> None:
         prog="medgen evaluate",
         description="Measure synthetic images against real ones. Sampling options, such as --steps 50, come through.",
     )
-    parser.add_argument("source", type=str, help="a name of medgen list, a checkpoint folder, or a folder of images")
+    parser.add_argument(
+        "sources", type=str, nargs="+", help="names of medgen list, checkpoint folders, or folders of images"
+    )
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="YAML file of the data, or its class")
-    parser.add_argument("--out", type=str, required=True, help="folder for metrics.json, metrics.csv and pictures")
-    parser.add_argument("--metrics", type=str, nargs="+", default=None, help="by default all that the data allow")
+    parser.add_argument(
+        "--out", type=str, required=True, help="folder for index.html, metrics.json, metrics.csv and pictures"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=str,
+        nargs="+",
+        default=None,
+        help="metrics and checks; by default all that the data allow",
+    )
     parser.add_argument("--n", type=int | None, default=None, help="generated images; by default as many as real ones")
     parser.add_argument("--split", type=str, default="test", help="real images: train, val, test, or val+test")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated images")
-    parser.add_argument("--network", type=str, default="efficientnet_lite0", help="feature network, or timm:NAME")
-    parser.add_argument("--weights", type=str | None, default=None, help="weights file of a timm network")
+    parser.add_argument("--network", type=str, default="efficientnet_lite0", help="or inception, timm:NAME, xrv:NAME")
+    parser.add_argument("--weights", type=str | None, default=None, help="weights file of such a network")
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn and seen together")
+    parser.add_argument("--recipe", type=str, default="small", help="classifiers of utility and bias")
+    parser.add_argument("--folds", type=int, default=8, help="their repetitions, each without a part of the patients")
+    parser.add_argument("--seeds", type=int, default=1, help="repetitions of each fold")
+    parser.add_argument(
+        "--hide",
+        type=list[tuple[float, float, float, float]],
+        default=[],
+        help="boxes that bias hides: [[left, top, right, bottom], ...], shares of width and height; default: borders",
+    )
+    parser.add_argument(
+        "--patients",
+        type=bool,
+        default=True,
+        help="false leaves out pictures of real images, for a report to be shared",
+    )
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
     own, options = split_options(args, _ARGUMENTS)
     cfg = parser.parse_args(own)
     datamodule = parser.instantiate(cfg).data
     scores = report(
-        cfg.source,
+        cfg.sources,
         datamodule,
         cfg.out,
         cfg.metrics,
@@ -47,9 +74,15 @@ def main(args: Sequence[str]) -> None:
         weights=cfg.weights,
         batch_size=cfg.batch_size,
         device=cfg.device,
+        recipe=cfg.recipe,
+        folds=cfg.folds,
+        seeds=cfg.seeds,
+        hide=cfg.hide,
+        patients=cfg.patients,
+        command=shlex.join(["medgen", "evaluate", *args]),
         **options,
     )
     for item in scores:
         sets = f"{item.generated} ({item.n_generated}) : {item.real} ({item.n_real})"
-        interval = "" if item.low is None else f" [{item.low:.3f}, {item.high:.3f}]"
+        interval = "" if item.low is None else f" [{item.low:.4g}, {item.high:.4g}]"
         print(f"{sets}  {item.name} {item.value:.4g}{interval}")

@@ -1,37 +1,69 @@
-"""Everything there is to say about a generator or a folder of images, in one call: scores, checks and pictures."""
+"""Everything there is to say about generators or folders of images, side by side, in one call."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from importlib.util import find_spec
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 import medgen
 from medgen.evaluation import METRICS
-from medgen.evaluation.conditional import label_aucs
-from medgen.evaluation.controls import controls
-from medgen.evaluation.features import DEFAULT_NETWORK, FeatureNetwork, feature_network
-from medgen.evaluation.memorisation import memorisation_scores, nearest_pictures, nearest_training
-from medgen.evaluation.run import Score, compare, measure, real_features, warn_of_bias, write_scores
-from medgen.evaluation.sets import FeatureSet, RealImages, open_source
+from medgen.evaluation.checks import Case, Findings, Settings
+from medgen.evaluation.classifier import RECIPES, ClassifierRecipe
+from medgen.evaluation.features import FeatureNetwork
+from medgen.evaluation.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.page import all_scores, write_page
+from medgen.evaluation.run import Opened, check_size, compare, measurable, measure, opened, warn_of_bias
+from medgen.evaluation.saliency import Box, checked_boxes
+from medgen.evaluation.scores import Score
+from medgen.evaluation.sets import RealImages, StoredImages, known_and_positive, open_source
+from medgen.evaluation.suite import CHECKS, obstacle
 from medgen.generator import Generator
-from medgen.images import save_png
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
+    from medgen.data.image_table import Split
 
 logger = logging.getLogger(__name__)
 
-CHECKS = ("label_auc", "memorisation", "controls")
-"""What a report holds beside `METRICS`: does the label appear, are patients copied, what do real images get."""
+FEW = 1000
+"""Below this number of images, Fréchet distances depend much on the number itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What was found about one generator or folder of images.
+
+    Attributes:
+        name: The checkpoint or the folder.
+        case: What was measured.
+        findings: Of all checks, by name; metrics on features stand under ``metrics``.
+    """
+
+    name: str
+    case: Case
+    findings: dict[str, Findings]
+
+    @property
+    def scores(self) -> list[Score]:
+        """All numbers."""
+        return [score for found in self.findings.values() for score in found.scores]
+
+    @property
+    def warnings(self) -> list[str]:
+        """All warnings."""
+        return [warning for found in self.findings.values() for warning in found.warnings]
 
 
 def report(
-    source: str | Path,
+    sources: str | Path | Sequence[str | Path],
     datamodule: ImageDataModule,
     out: str | Path,
     metrics: Sequence[str] | None = None,
@@ -43,111 +75,202 @@ def report(
     weights: str | None = None,
     batch_size: int = 16,
     device: str | None = None,
+    recipe: str | ClassifierRecipe = "small",
+    folds: int = 8,
+    seeds: int = 1,
+    hide: Sequence[Box] = (),
+    patients: bool = True,
+    command: str = "",
     **options: Any,
 ) -> list[Score]:
-    """Measure, and write ``metrics.json``, ``metrics.csv`` and pictures of the nearest training images.
+    """Measure, and write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures.
+
+    Images are drawn once and kept in a temporary file. After each check what was found so far is written, so that an
+    error loses nothing of what took long.
 
     Args:
-        source: A checkpoint folder, a name of the zoo or the Hub, or a folder of images.
+        sources: Checkpoint folders, names of the zoo or the Hub, or folders of images; one or several.
         datamodule: The real data.
         out: Folder to write into; made if missing.
         metrics: Names of `METRICS` and `CHECKS`; by default all that the data allow.
         n: Number of generated images; by default as many as real ones.
         split: The real images to compare with.
-        seed: Seed of the generated images.
+        seed: Seed of everything drawn.
         network: The feature network or its name.
-        weights: File with the weights, for a timm network by name.
+        weights: File with the weights, for a network that does not bring its own.
         batch_size: Images drawn and seen together.
         device: Where networks run; by default the best there is.
+        recipe: How classifiers of ``utility`` and ``bias`` are trained, or its name in `RECIPES`.
+        folds: Their repetitions, each on other training patients.
+        seeds: Repetitions of each fold.
+        hide: Boxes that ``bias`` hides, each left, top, right and bottom as shares of width and height; without any it
+            hides the borders.
+        patients: Whether the report shows real images; without them it can be shared where the data may not.
+        command: What the page says how to get it again.
         **options: Sampling options of the family, such as ``steps``.
 
     Returns:
-        The scores, those of the controls last.
+        The scores, in the order of the sources.
 
     Raises:
         ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
     """
-    chosen = _chosen(metrics, datamodule, split)
-    names = [name for name in chosen if name in METRICS]
+    names = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{twice} is given twice; give each once")
+    if not names:
+        raise ValueError("there is nothing to judge; give a checkpoint or a folder of images")
+    check_names(metrics)
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown; use {', '.join(RECIPES)}")
     where = device or _best_device()
+    real = RealImages(datamodule, split)
+    found = []
+    for name in names:
+        thing = open_source(name, channels=datamodule.channels)
+        own = options if isinstance(thing, Generator) else {}
+        found.append(opened(thing, datamodule, real, n=n, seed=seed, options=own))
+    chosen = [_chosen(metrics, datamodule, split, min(item.n, len(real)), item.generator) for item in found]
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network, weights=weights)
-    judge = judge.to(where)
-    networks = [judge, feature_network("pixels").to(where)] if "memorisation" in chosen else [judge]
-    opened = open_source(source, channels=datamodule.channels)
-    if isinstance(opened, Generator):
-        opened.to(where)
-        warn_of_bias(judge.name, getattr(opened.about, "trained_with", ()))
-    generated, real = compare(
-        opened, datamodule, networks, n=n, split=split, seed=seed, batch_size=batch_size, options=options
+    settings = Settings(
+        judge=judge.to(where),
+        split=split,
+        seed=seed,
+        batch_size=batch_size,
+        recipe=RECIPES[recipe] if isinstance(recipe, str) else recipe,
+        folds=folds,
+        seeds=seeds,
+        hide=checked_boxes(hide),
     )
-    scores = [*measure(generated, real, judge, names).values()]
+    judged: list[Judged] = []
+    about = {
+        "medgen_version": medgen.__version__,
+        "torch_version": torch.__version__,
+        "command": command,
+        "split": split,
+        "seed": seed,
+        "options": options,
+        "revisions": {item.name: item.generator.revision for item in found if item.generator is not None},
+        "data": {part: datamodule.fingerprint(cast("Split", part)) for part in split.split("+")},
+    }
+    with tempfile.TemporaryDirectory(prefix="medgen-report-") as folder:
+        for i, (item, names_of_checks) in enumerate(zip(found, chosen, strict=True)):
+            bias = []
+            if item.generator is not None:
+                item.generator.to(where)
+                bias = warn_of_bias(judge.name, getattr(item.generator.about, "trained_with", ()))
+            path = Path(folder) / f"{i}.raw"
+            fewest = min(item.n, len(real))
+            # Controls and the like, asked for alone, still need metrics.
+            asked = [name for name in names_of_checks if name in METRICS]
+            chosen_metrics = asked or measurable(METRICS, fewest)
+            case = _case(
+                item, datamodule, replace(settings, metrics=chosen_metrics), path, options if item.generator else {}
+            )
+            judged.append(Judged(name=case.generated.name, case=case, findings={"metrics": _metrics(case, asked)}))
+            warnings = judged[-1].findings["metrics"].warnings
+            warnings += bias
+            if item.n != found[0].n:
+                warnings.append(
+                    f"{item.n} images beside {found[0].n} of {found[0].name}: their Fréchet distances do not compare"
+                )
+            write_page(judged, out, about, patients=patients)
+            for name in names_of_checks:
+                if name in CHECKS and not (i and CHECKS[name].shared):
+                    judged[-1].findings[name] = _findings(name, case, asked=name in (metrics or ()))
+                    write_page(judged, out, about, patients=patients)
+    return all_scores(judged)
 
-    def write() -> None:
-        about = {"source": str(source), "split": split, "seed": seed, "options": options}
-        write_scores(scores, out, medgen_version=medgen.__version__, **about)
 
-    write()  # an error below loses nothing of what took long
-    if {"label_auc", "memorisation"} & set(chosen):
-        train = real_features(RealImages(datamodule, "train"), networks, batch_size=batch_size)
-        if "label_auc" in chosen and (generated.labels is not None or metrics is not None):
-            scores += label_aucs(train, generated, real, judge, datamodule.label_space).values()
-        if "memorisation" in chosen:
-            scores += _memorisation(generated, train, real, networks, Path(out))
-    if "controls" in chosen:
-        for control in controls(datamodule, judge, names, n=generated.n, split=split, seed=seed).values():
-            scores += control.values()
-    write()
-    return scores
+def _findings(name: str, case: Case, *, asked: bool) -> Findings:
+    """What a check finds; one that was not asked for by name and turns out impossible is only warned of."""
+    try:
+        return _finite(CHECKS[name].run(case))
+    except ValueError as error:
+        if asked:
+            raise
+        logger.warning("%s is left out: %s", name, error)
+        return Findings(warnings=[f"{name} is left out: {error}"])
 
 
-def _chosen(metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str) -> list[str]:
-    """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
+def _finite(found: Findings) -> Findings:
+    """Findings without numbers that could not be computed, which are warned of instead."""
+    lost = [score.name for score in found.scores if not math.isfinite(score.value)]
+    found.scores = [score for score in found.scores if math.isfinite(score.value)]
+    found.warnings += [f"{name} could not be computed: too few or equal images" for name in lost]
+    return found
+
+
+def _case(
+    found: Opened, datamodule: ImageDataModule, settings: Settings, path: Path, options: Mapping[str, Any]
+) -> Case:
+    """Draw the images and keep them."""
+    check = partial(check_size, datamodule=datamodule, name=found.name)
+    stored = StoredImages(found.images, found.n, path, batch_size=settings.batch_size, check=check)
+    pixels = feature_network("pixels").to(settings.judge.mean.device)
+    generated, real = compare(
+        replace(found, images=stored),
+        datamodule,
+        [settings.judge, pixels],
+        split=settings.split,
+        batch_size=settings.batch_size,
+    )
+    return Case(
+        opened=found, generated=generated, real=real, datamodule=datamodule, settings=settings, options=dict(options)
+    )
+
+
+def _metrics(case: Case, metrics: Sequence[str]) -> Findings:
+    found = Findings(scores=list(measure(case.generated, case.real, case.judge, metrics).values()))
+    found = _finite(found)
+    fewest = min(case.generated.n, case.real.n)
+    if fewest < FEW:
+        found.warnings.append(
+            f"{fewest} images are few: Fréchet distances are inflated, and compare only with others of {fewest} images"
+        )
+    for k, name in enumerate(case.space.names if case.space.kind in ("single", "multi") else ()):
+        for part in (case.generated, case.real):
+            if part.labels is not None and not bool(known_and_positive(part.labels, k)[1].any()):
+                found.warnings.append(f"there is no image of {name} among the {part.name} images")
+    return found
+
+
+def check_names(metrics: Sequence[str] | None) -> None:
+    """Refuse names that are neither metrics nor checks, before anything is opened.
 
     Raises:
-        ValueError: If a name is unknown, or a check was asked for that the data do not allow.
-        ImportError: If it needs a package that is missing.
+        ValueError: Naming those there are.
     """
     known = [*METRICS, *CHECKS]
     if unknown := [name for name in metrics or () if name not in known]:
         raise ValueError(f"metric {unknown[0]!r} is unknown; use {', '.join(known)}")
+
+
+def _chosen(
+    metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str, fewest: int, generator: Generator | None
+) -> list[str]:
+    """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
+
+    Raises:
+        ValueError: If a check was asked for that the data or the number of images do not allow.
+        ImportError: If it needs a package that is missing.
+    """
+    asked = [*METRICS, *CHECKS] if metrics is None else metrics
+    has_train = "train" in datamodule.table.splits
     chosen = []
-    for name in known if metrics is None else metrics:
-        obstacle = _obstacle(name, datamodule, split) if name in CHECKS else None
-        if obstacle is None:
+    for name in asked:
+        blocked: Exception | None = None
+        if name in CHECKS:
+            blocked = obstacle(name, datamodule.label_space.kind, split, has_train, generator is not None)
+        elif fewest < METRICS[name].least:
+            blocked = ValueError(f"{name} needs at least {METRICS[name].least} images in each set; there are {fewest}")
+        if blocked is None:
             chosen.append(name)
         elif metrics is not None:
-            raise obstacle
+            raise blocked
         else:
-            logger.warning("%s is left out: %s", name, obstacle)
+            logger.warning("%s is left out: %s", name, blocked)
     return chosen
-
-
-def _obstacle(check: str, datamodule: ImageDataModule, split: str) -> Exception | None:
-    """Why the data do not allow a check."""
-    if "train" in split.split("+"):
-        return ValueError(f"split is {split!r}; {check} compares with training images, so leave train out of split")
-    if not len(datamodule.table.rows("train")):
-        return ValueError(f"the data have no train split; {check} needs it")
-    if check == "label_auc":
-        if datamodule.label_space.kind not in ("single", "multi"):
-            return ValueError(f"the data's labels are {datamodule.label_space.kind!r}; label_auc asks for classes")
-        if find_spec("sklearn") is None:
-            return ImportError('label_auc needs scikit-learn; run: pip install "medgen[eval]"')
-    return None
-
-
-def _memorisation(
-    generated: FeatureSet, train: FeatureSet, held_out: FeatureSet, networks: Sequence[FeatureNetwork], out: Path
-) -> list[Score]:
-    """Scores of the check in each network's space, with one picture for each."""
-    out.mkdir(parents=True, exist_ok=True)
-    scores: list[Score] = []
-    for network in networks:
-        found = nearest_training(generated, train, held_out, network)
-        scores += memorisation_scores(found, generated, held_out, network).values()
-        picture = nearest_pictures(found, generated, train)
-        save_png(picture, out / f"nearest_train_{network.slug}.png")
-    return scores
 
 
 def _best_device() -> str:

@@ -1,14 +1,21 @@
 import json
+import re
 from dataclasses import replace
+from functools import partial
+from html import unescape
 
 import pytest
 import torch
 
 from medgen.cli import main
-from medgen.evaluation.report import report
+from medgen.evaluation.classifier import ClassifierRecipe
+from medgen.evaluation.report import report as full_report
+from medgen.evaluation.scores import SECTIONS, meaning
 from medgen.evaluation.sets import RealImages
 from medgen.images import save_images
 from medgen.labels import LabelSpace
+
+report = partial(full_report, recipe=ClassifierRecipe(steps=2, checks=1), folds=2)
 
 
 @pytest.fixture
@@ -23,23 +30,133 @@ def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, t
     scores = report(folder, datamodule, tmp_path / "out", network=network, device="cpu")
     judged = {score.name for score in scores if score.generated == str(folder)}
     assert {"fd_quarters", "precision", "recall", "f1", "near_train_share_pixels"} <= judged
-    assert {score.generated for score in scores} == {str(folder), "train", "train, blurred by 1 pixel"}
+    assert {score.generated for score in scores} == {
+        str(folder),
+        "test",
+        "train",
+        "train, blurred by 1 pixel",
+        "half of the real images against the other",
+    }
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(written["scores"]) == len(scores)
     assert (tmp_path / "out" / "metrics.csv").is_file()
     assert (tmp_path / "out" / "nearest_train_quarters.png").is_file()
 
 
+def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+    monkeypatch.setattr("medgen.evaluation.comparisons.signed_rank_p", lambda *runs: 0.04)  # two folds are too few
+    scores = report("dots", datamodule, tmp_path, network=network, device="cpu", n=60)
+    sections = {meaning(score.name).section for score in scores}
+    assert sections == set(SECTIONS)
+    assert not [score.name for score in scores if not meaning(score.name).text]
+    values = {score.name: score.value for score in scores}
+    assert values["evaluations_per_image"] == 1  # its one layer is called once for all eight images
+    assert values["parameters_million"] == pytest.approx(1e-6)
+    assert {score.name for score in scores} >= {
+        "inception_score",
+        "prevalence_difference",
+        "utility_augmentation:real + 1 x synthetic",
+        "utility_gan_test:synthetic images",
+        "p_of_gan_train:synthetic only against real",
+        "p_of_features_without_borders:synthetic features against real features",
+        "border_saliency_generated:bright",
+        "seconds_per_image",
+        "steps_fd_quarters:20 steps",
+        "mean_image_jpeg_bytes:dark",
+    }
+    figures = {path.stem for path in tmp_path.iterdir() if path.suffix in (".svg", ".png")}
+    assert figures >= {"examples", "steps", "saliency", "utility_augmentation", "mean_images"}
+
+
+def test_page_needs_nothing_from_elsewhere_and_shows_every_number(folder, datamodule, network, tmp_path):
+    scores = report(folder, datamodule, tmp_path / "out", network=network, device="cpu", command="medgen evaluate x")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "medgen evaluate x" in page
+    for score in scores:
+        assert meaning(score.name).title in page
+        assert f"{score.value:.3g}" in page or f"{score.value:.0f}" in page
+
+
+def test_names_of_folders_cannot_inject_markup(datamodule, network, tmp_path):
+    folder = tmp_path / "<script>alert(1)<"
+    save_images(torch.rand(8, 1, 8, 8), folder)
+    report(folder, datamodule, tmp_path / "out", ["precision_recall"], network=network, device="cpu")
+    assert "<script>" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_report_to_be_shared_shows_no_real_image(folder, datamodule, network, tmp_path):
+    out = tmp_path / "out"
+    report(folder, datamodule, out, network=network, device="cpu")
+    assert {"near_copies.png", "nearest_train_quarters.png", "mean_images.png"} <= {path.name for path in out.iterdir()}
+    report(folder, datamodule, out, network=network, device="cpu", patients=False)
+    assert [path.name for path in out.glob("*.png")] == [
+        "examples.png"
+    ]  # six bright images: their mean is withheld, too
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/png") == 1
+    assert "Pictures of real images were left out" in page
+
+
+def test_several_sources_share_one_table_with_the_best_marked(folder, datamodule, network, tmp_path):
+    save_images(torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0)), tmp_path / "noise")
+    sources = [folder, tmp_path / "noise"]
+    scores = report(sources, datamodule, tmp_path / "out", ["frechet_distance"], network=network, device="cpu")
+    values = {score.generated: score.value for score in scores}
+    assert values[str(folder)] < values[str(tmp_path / "noise")]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r'class="judged best">([^ <]*) ✓', page) == [f"{values[str(folder)]:.3g}"]
+    with pytest.raises(ValueError, match="is given twice"):
+        report([folder, folder], datamodule, tmp_path / "out", network=network)
+
+
+def test_what_a_reader_must_know_is_said(datamodule, network, tmp_path):
+    train = RealImages(datamodule, "train")
+    dark = [i for i in range(60) if train.labels[i] == 0]
+    save_images(torch.cat([train[i : i + 1] for i in dark[:20]]), tmp_path / "dark")
+    lines = ["file,label", *(f"{path.name},dark" for path in sorted((tmp_path / "dark").iterdir()))]
+    (tmp_path / "dark" / "samples.csv").write_text("\n".join(lines))
+    save_images(train[0:8], tmp_path / "few")
+    report([tmp_path / "dark", tmp_path / "few"], datamodule, tmp_path / "out", network=network, device="cpu")
+    page = unescape((tmp_path / "out" / "index.html").read_text())
+    assert "20 images are few" in page
+    assert "there is no image of bright among the" in page
+    assert "20 generated images are near copies of training images" in page
+    assert "8 images beside 20 of" in page
+
+
+def test_bias_hides_the_boxes_that_are_given(generator, datamodule, network, tmp_path, monkeypatch):
+    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+    hide = partial(report, "dots", datamodule, tmp_path, ["bias"], network=network, device="cpu", n=60)
+    names = {score.name for score in hide(hide=[(0, 0, 0.5, 0.25)])}
+    assert "utility_gan_train_without_boxes:synthetic only" in names
+    assert not [name for name in names if "without_borders" in name]
+    assert "The given boxes were hidden." in (tmp_path / "index.html").read_text()
+    with pytest.raises(ValueError, match=r"box \(0, 0, 64, 64\) is not left < right"):
+        hide(hide=[(0, 0, 64, 64)])
+
+
 def test_copies_in_a_folder_are_counted(folder, datamodule, network, tmp_path):
-    found = report(folder, datamodule, tmp_path, ["memorisation"], network=network, device="cpu")
+    found = report(folder, datamodule, tmp_path, ["privacy"], network=network, device="cpu")
     scores = {score.name: score.value for score in found}
     assert scores["near_train_share_pixels"] >= 0.5
+    assert scores["near_copies"] == 0.5
+    assert (tmp_path / "near_copies.png").is_file()
 
 
 def test_checks_that_need_other_training_images_are_left_out_by_default(folder, datamodule, network, tmp_path, caplog):
     scores = report(folder, datamodule, tmp_path / "out", network=network, split="train", device="cpu")
-    assert {score.name for score in scores} == {"fd_quarters", "precision", "recall", "f1"}
-    assert "memorisation is left out: split is 'train'; memorisation compares with training images" in caplog.text
+    assert not [score for score in scores if meaning(score.name).section in ("privacy", "labels")]
+    assert "privacy is left out: split is 'train'; privacy compares with training images" in caplog.text
+
+
+def test_metrics_that_need_more_images_are_left_out_or_refused(folder, datamodule, network, tmp_path, caplog):
+    report(folder, datamodule, tmp_path / "out", network=network, n=10, device="cpu")
+    text = "frechet_distance_to_infinity needs at least 20 images in each set; there are 10"
+    assert text in caplog.text
+    with pytest.raises(ValueError, match=text):
+        report(folder, datamodule, tmp_path / "out", ["frechet_distance_to_infinity"], n=10)
 
 
 def test_checks_that_the_data_do_not_allow_are_refused_before_anything_is_drawn(folder, datamodule, tmp_path):
@@ -51,15 +168,15 @@ def test_checks_that_the_data_do_not_allow_are_refused_before_anything_is_drawn(
 
 
 def test_an_error_in_a_check_loses_no_score(folder, datamodule, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.report.nearest_training", lambda *args: 1 / 0)
+    monkeypatch.setattr("medgen.evaluation.suite.nearest_training", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(folder, datamodule, tmp_path / "out", network=network, device="cpu")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {row["name"] for row in written["scores"]} == {"fd_quarters", "precision", "recall", "f1"}
+    assert {"fd_quarters", "precision", "recall", "f1"} <= {row["name"] for row in written["scores"]}
 
 
 def test_an_unknown_metric_is_refused_with_all_names(folder, datamodule, tmp_path):
-    with pytest.raises(ValueError, match=r"'fid' is unknown; use frechet_distance.*label_auc, memorisation, controls"):
+    with pytest.raises(ValueError, match=r"'fid' is unknown; use frechet_distance.*label_auc, prevalence, privacy"):
         report(folder, datamodule, tmp_path, ["fid"])
 
 

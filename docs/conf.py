@@ -30,6 +30,7 @@ napoleon_custom_sections = ["Source"]
 html_theme = "pydata_sphinx_theme"
 html_title = f"medgen {release}"
 html_show_sourcelink = False
+html_extra_path = ["extra"]  # pages that are made elsewhere, such as reports
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
 
 

@@ -226,13 +226,26 @@ class _LogisticRegression:
 
     @cached_property
     def threshold(self) -> float:
-        """Youden's threshold from scores of training images that each fold's classifier had not seen."""
+        """Youden's threshold from scores of training images that each fold's classifier had not seen.
+
+        Strongly regularised classifiers differ in offset and scale of their scores by more than the classes do, so the
+        scores of each are measured from the mean of its own training images, in their standard deviations.
+        """
+        from sklearn.base import clone
         from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import cross_val_predict
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
         strength = float(np.atleast_1d(self.model[-1].C_)[0])
-        fold = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
-        unseen = cross_val_predict(fold, self.features, self.positive, cv=self.folds, method="decision_function")
-        return youden_threshold(torch.from_numpy(unseen), torch.from_numpy(self.positive))
+        fresh = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
+        unseen = np.zeros(len(self.positive))
+        for seen, left_out in self.folds:
+            fold = clone(fresh).fit(self.features[seen], self.positive[seen])
+            mean, spread = _mean_and_spread(fold.decision_function(self.features[seen]))
+            unseen[left_out] = (fold.decision_function(self.features[left_out]) - mean) / spread
+        mean, spread = _mean_and_spread(self.model.decision_function(self.features))
+        return mean + spread * youden_threshold(torch.from_numpy(unseen), torch.from_numpy(self.positive))
+
+
+def _mean_and_spread(scores: NDArray[np.float64]) -> tuple[float, float]:
+    return float(scores.mean()), float(scores.std()) or 1.0

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from medgen.evaluation import feature_network
 from medgen.evaluation.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
+from medgen.evaluation.sets import split_names
 from medgen.images import image_grid, save_png
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class EvaluateGenerator(Callback):
     ) -> None:
         self.metrics = None if metrics is None else tuple(metrics)
         check_metrics(self.metrics or ())
+        if n is not None and n < 2:
+            raise ValueError(f"n is {n}; statistics need at least two images")
+        split_names(split)  # refuses what is no split
         self.every_n_epochs = _checked_interval(every_n_epochs)
         self.n = n
         self.split = split

@@ -104,6 +104,12 @@ def test_two_processes_log_the_numbers_of_one(judge, datamodule, tmp_path):  # n
     assert shared == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.parametrize(("options", "text"), [({"n": 1}, "n is 1"), ({"split": "dev"}, "split 'dev' is unknown")])
+def test_what_would_fail_epochs_later_is_refused_at_once(options, text):
+    with pytest.raises(ValueError, match=text):
+        EvaluateGenerator(**options)
+
+
 def test_evaluation_comes_every_few_epochs_and_not_in_the_dry_run(judge, datamodule, tmp_path, counted):  # noqa: F811
     fit(Module(), datamodule, tmp_path, EvaluateGenerator(every_n_epochs=2, n=10), max_epochs=5)
     assert len(counted) == 2

@@ -28,6 +28,7 @@ class Outcome:
         baseline: What it is compared with; empty for the baseline itself.
         p: Two-sided Wilcoxon signed-rank test of the repetitions against the baseline's, Holm-corrected for the number
             of ways compared; NaN for the baseline, or with too few repetitions to differ.
+        synthetic: Synthetic images that a network saw, in training or in the test.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Outcome:
     runs: tuple[float, ...]
     baseline: str = ""
     p: float = float("nan")
+    synthetic: int = 0
 
 
 def folds_without_one(classes: Tensor, groups: Tensor, folds: int, *, seeds: int = 1) -> list[tuple[Tensor, int]]:

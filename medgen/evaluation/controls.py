@@ -102,10 +102,12 @@ class ClassDistances:
     Attributes:
         names: The sets, ``real: CLASS`` and ``generated: CLASS``.
         matrix: Distances, symmetric, (K, K).
+        n: Images of each set.
     """
 
     names: list[str]
     matrix: NDArray[np.float64]
+    n: int
 
 
 def class_distances(
@@ -138,7 +140,7 @@ def class_distances(
     matrix = np.zeros((len(sets), len(sets)))
     for i, j in itertools.combinations(range(len(sets)), 2):
         matrix[i, j] = matrix[j, i] = max(0.0, float(frechet_distance(*moments[i], *moments[j])))
-    return ClassDistances(names=list(sets), matrix=matrix)
+    return ClassDistances(names=list(sets), matrix=matrix, n=n)
 
 
 def pick_matched(images: RealImages, reference: RealImages, n: int, *, seed: int) -> Tensor:

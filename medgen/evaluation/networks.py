@@ -106,7 +106,10 @@ def _timm_network(name: str, weights: Path | None) -> FeatureNetwork:
         except Exception as error:  # each of the download libraries timm may use has exceptions of its own
             raise _no_download(name, error) from error
     else:
-        network = timm.create_model(model, checkpoint_path=str(weights))
+        try:
+            network = timm.create_model(model, checkpoint_path=str(weights))
+        except Exception as error:  # of whatever the file is taken for
+            raise ValueError(f"{weights} does not hold the weights of timm's {model}: {error}") from error
     data = cast("Mapping[str, Any]", network.pretrained_cfg)
     size = (int(data["input_size"][1]), int(data["input_size"][2]))
     pooled = _Pooled(network.eval())

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,7 +114,9 @@ def write_page(
         suffix = f"_{i + 1}" if len(judged) > 1 else ""
         shown: list[tuple[Figure, Markup]] = []
         found_figures = [figure for found in item.findings.values() for figure in found.figures]
-        for figure in (_examples(item.case.generated), *found_figures):
+        copied = any(score.name == "near_copies" and score.value > 0 for score in item.scores)
+        examples = replace(_examples(item.case.generated), patients=copied)  # copies of patients are pictures of them
+        for figure in (examples, *found_figures):
             if figure.patients and not patients:
                 continue
             kind, content = figure.content()
@@ -122,7 +124,10 @@ def write_page(
             (folder / files_written[-1]).write_bytes(content)
             shown.append((figure, _embedded(figure, kind, content)))
         figures.append(shown)
-    write_scores(scores, folder, sources=[item.name for item in judged], pictures=files_written, **about)
+    warnings = {item.name: item.warnings for item in judged}
+    write_scores(
+        scores, folder, sources=[item.name for item in judged], warnings=warnings, pictures=files_written, **about
+    )
     columns, judge = _columns(judged, scores), judged[0].case.judge.name
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("medgen.evaluation").joinpath("report.html.jinja").read_text())
@@ -144,9 +149,14 @@ def write_page(
 def _remove_pictures(folder: Path) -> None:
     """Take away what an earlier report wrote here: it may show what this one is not to show."""
     table = folder / "metrics.json"
-    if table.is_file():
-        for name in json.loads(table.read_text()).get("pictures", []):
-            (folder / Path(name).name).unlink(missing_ok=True)
+    if not table.is_file():
+        return
+    try:
+        names = [str(name) for name in json.loads(table.read_text())["pictures"]]
+    except (ValueError, KeyError, TypeError):  # not of a report
+        return
+    for name in names:
+        (folder / Path(name).name).unlink(missing_ok=True)
 
 
 def all_scores(judged: Sequence[Judged]) -> list[Score]:
@@ -185,6 +195,8 @@ def _section(scores: Sequence[Score], section: str, columns: Sequence[Column], j
             if column.kind == "judged" and column.name in by_column and math.isfinite(by_column[column.name].value)
         ]
         best = max(values, key=lambda value: what.better * value) if len(values) > 1 and what.better else None
+        if name.startswith("fd") and len({score.n_generated for score in by_column.values()}) > 1:
+            best = None  # they do not compare
         cells = [
             _cell(by_column[column.name], best if column.kind == "judged" else None)
             if column.name in by_column

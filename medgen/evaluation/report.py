@@ -121,16 +121,24 @@ def report(
     if not names:
         raise ValueError("there is nothing to judge; give a checkpoint or a folder of images")
     check_names(metrics)
+    for argument, value, least in (("batch_size", batch_size, 1), ("folds", folds, 2), ("seeds", seeds, 1)):
+        if value < least:
+            raise ValueError(f"{argument} is {value}; use at least {least}")
+    if Path(out).resolve() in [Path(name).resolve() for name in names]:
+        raise ValueError(f"out is {str(out)!r}, which is also what is judged; give another folder")
     if isinstance(recipe, str) and recipe not in RECIPES:
         raise ValueError(f"recipe {recipe!r} is unknown; use {', '.join(RECIPES)}")
     where = device or _best_device()
+    check_device(where)
     real = RealImages(datamodule, split)
     found = []
     for name in names:
         thing = open_source(name, channels=datamodule.channels)
         own = options if isinstance(thing, Generator) else {}
         found.append(opened(thing, datamodule, real, n=n, seed=seed, options=own))
-    chosen = [_chosen(metrics, datamodule, split, min(item.n, len(real)), item.generator) for item in found]
+    if options and all(item.generator is None for item in found):
+        raise ValueError(f"sampling options {', '.join(options)} are for generators, but images were given")
+    chosen = [_chosen(metrics, datamodule, split, min(item.n, len(real)), item) for item in found]
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network, weights=weights)
     settings = Settings(
         judge=judge.to(where),
@@ -247,7 +255,7 @@ def check_names(metrics: Sequence[str] | None) -> None:
 
 
 def _chosen(
-    metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str, fewest: int, generator: Generator | None
+    metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str, fewest: int, judged: Opened
 ) -> list[str]:
     """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
 
@@ -261,7 +269,8 @@ def _chosen(
     for name in asked:
         blocked: Exception | None = None
         if name in CHECKS:
-            blocked = obstacle(name, datamodule.label_space.kind, split, has_train, generator is not None)
+            kind, labelled = datamodule.label_space.kind, judged.labels is not None
+            blocked = obstacle(name, kind, split, has_train, judged.generator is not None, labelled)
         elif fewest < METRICS[name].least:
             blocked = ValueError(f"{name} needs at least {METRICS[name].least} images in each set; there are {fewest}")
         if blocked is None:
@@ -271,6 +280,18 @@ def _chosen(
         else:
             logger.warning("%s is left out: %s", name, blocked)
     return chosen
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {device!r}, which is not there ({str(error).splitlines()[0]}); use cpu") from error
 
 
 def _best_device() -> str:

@@ -164,7 +164,7 @@ def opened(
     if options:
         raise ValueError(f"sampling options {', '.join(options)} are for generators, but images were given")
     if n is not None and n > len(source):
-        raise ValueError(f"n is {n}, but there are {len(source)} images")
+        raise ValueError(f"n is {n}, but there are {len(source)} images; leave n out to take all")
     total, n = len(source), len(source) if n is None else n
     if n < 2:
         raise ValueError(f"there is {n} image; statistics need at least two")

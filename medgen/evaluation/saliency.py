@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -110,7 +111,8 @@ def without_boxes(images: Tensor, boxes: Sequence[Box]) -> Tensor:
     height, width = images.shape[-2:]
     covered = torch.zeros(height, width, dtype=torch.bool)
     for left, top, right, bottom in checked_boxes(boxes):
-        covered[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+        rows = slice(math.floor(top * height), math.ceil(bottom * height))
+        covered[rows, math.floor(left * width) : math.ceil(right * width)] = True
     return _covered(images, covered)
 
 

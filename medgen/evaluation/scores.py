@@ -77,7 +77,7 @@ MEANINGS: dict[str, Meaning] = {
     "kd": Meaning("fidelity", "Kernel distance", -1, "Distance of the distributions without a bias for few images."),
     "precision": Meaning("fidelity", "Precision", 1, "Share of generated images that lie among real ones."),
     "density": Meaning(
-        "fidelity", "Density", 0, "How densely real images lie around generated ones; 1 for real images."
+        "fidelity", "Density", 0, "How densely real images lie around generated ones; compare with the controls."
     ),
     "inception_score": Meaning(
         "fidelity", "Inception score", 1, "How clearly images show one class, and how evenly all classes come."
@@ -123,16 +123,19 @@ MEANINGS: dict[str, Meaning] = {
         "utility", "Feature extraction", 1, "AUC of a classifier with these features and a last layer of real images."
     ),
     "utility_gan_train": Meaning(
-        "utility", "GAN-train", 1, "AUC on real test patients of a classifier that saw generated images only."
+        "utility",
+        "GAN-train",
+        1,
+        "AUC on real test patients of classifiers of generated images, or of as many real ones.",
     ),
     "utility_gan_test": Meaning(
         "utility", "GAN-test", 1, "AUC of a classifier of real images: does it tell the asked-for labels?"
     ),
     "utility_features_without_borders": Meaning(
-        "bias", "Feature extraction without borders", 1, "The same with the outer 15 % on each side cut away."
+        "bias", "Feature extraction without borders", 1, "The same with the outer 15 % on each side hidden."
     ),
     "utility_gan_train_without_borders": Meaning(
-        "bias", "GAN-train without borders", 1, "The same with the outer 15 % on each side cut away."
+        "bias", "GAN-train without borders", 1, "The same with the outer 15 % on each side hidden."
     ),
     "utility_features_without_boxes": Meaning(
         "bias", "Feature extraction without boxes", 1, "The same with the given boxes hidden."
@@ -196,8 +199,13 @@ def score(
     *,
     judge: str = "",
     interval: tuple[float, float] | None = None,
+    n_generated: int | None = None,
+    n_real: int | None = None,
 ) -> Score:
-    """A number with the two sets, and the network or the judge, it was measured with."""
+    """A number with the two sets, and the network or the judge, it was measured with.
+
+    `n_generated` and `n_real` say of how many images, where it is not of all.
+    """
     if isinstance(value, Interval):
         interval = (value.low, value.high)
         value = value.value
@@ -211,9 +219,9 @@ def score(
         network=network.name if network else judge,
         resize=network.resize if network else "",
         generated=generated.name,
-        n_generated=generated.n,
+        n_generated=generated.n if n_generated is None else n_generated,
         real=real.name,
-        n_real=real.n,
+        n_real=real.n if n_real is None else n_real,
     )
 
 
@@ -228,7 +236,9 @@ def write_scores(scores: Iterable[Score], folder: str | Path, **about: object) -
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(item) for item in scores]
-    (target / "metrics.json").write_text(json.dumps({**about, "scores": rows}, indent=2, allow_nan=False) + "\n")
+    unfinished = target / "metrics.json.part"
+    unfinished.write_text(json.dumps({**about, "scores": rows}, indent=2, allow_nan=False) + "\n")
+    unfinished.replace(target / "metrics.json")
     with (target / "metrics.csv").open("w", newline="") as handle:
         writer = csv.DictWriter(handle, [field.name for field in dataclasses.fields(Score)])
         writer.writeheader()

@@ -100,7 +100,7 @@ class RealImages:
     def __init__(self, datamodule: ImageDataModule, split: str) -> None:
         self.datamodule = datamodule
         self.split = split
-        self.parts = [datamodule.dataset(part) for part in _splits(split)]
+        self.parts = [datamodule.dataset(part) for part in split_names(split)]
         ends = np.cumsum([len(part) for part in self.parts])
         self._bounds = [(int(end) - len(part), int(end)) for part, end in zip(self.parts, ends, strict=True)]
 
@@ -129,7 +129,7 @@ class RealImages:
         table = self.datamodule.table
         if table.patients is None:
             return None
-        return [table.patients[row] for part in _splits(self.split) for row in table.rows(part)]
+        return [table.patients[row] for part in split_names(self.split) for row in table.rows(part)]
 
     def features(self, network: FeatureNetwork, *, batch_size: int = 32) -> Tensor:
         """Features (n, D) of all images; kept on disk by data and network, so that they are made once.
@@ -146,14 +146,15 @@ class RealImages:
                 array[start : start + len(images)] = network(images).cpu().numpy()
                 start += len(images)
 
-        splits = [self.datamodule.fingerprint(part) for part in _splits(self.split)]
+        splits = [self.datamodule.fingerprint(part) for part in split_names(self.split)]
         key = content_key("features", splits, network.fingerprint)
         folder = self.datamodule.cache_folder
         cache = open_or_build(key, (len(self), network.dim), np.float32, fill, folder=folder)
         return torch.from_numpy(np.array(cache.array))
 
 
-def _splits(split: str) -> list[Split]:
+def split_names(split: str) -> list[Split]:
+    """The splits that ``val+test`` and the like name; refused where there is no such split."""
     parts = split.split("+")
     if unknown := [part for part in parts if part not in SPLITS]:
         raise ValueError(f"split {unknown[0]!r} is unknown; use {', '.join(SPLITS)}, or several joined by +")
@@ -203,6 +204,7 @@ class ImageFolder:
 
     Raises:
         FileNotFoundError: If there is no image.
+        ValueError: If ``samples.csv`` lacks a column.
     """
 
     def __init__(self, folder: str | Path, *, channels: int) -> None:
@@ -213,6 +215,8 @@ class ImageFolder:
         if table.is_file():
             with table.open(newline="") as handle:
                 rows = list(csv.DictReader(handle))
+            if rows and not {"file", "label"} <= rows[0].keys():
+                raise ValueError(f"{table} has the columns {', '.join(rows[0])}; it needs file and label")
             self.files = [self.folder / row["file"] for row in rows]
             self._label_texts = [row["label"] for row in rows]
         else:

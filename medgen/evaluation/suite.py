@@ -42,6 +42,8 @@ CLASS_LEAST = 20
 """Images a class needs on each side for numbers of its own."""
 
 
+HOW_TO_LABEL = "a folder of images gets them from a samples.csv with the columns file and label"
+
 CELL = 60
 """Images of each kind per cell of the training space, on average, where copies are tested for cell by cell."""
 
@@ -75,10 +77,13 @@ def _variety(case: Case) -> Findings:
     common = [name for name in real if name in generated]
     if not common:  # one side has no labels: all images stand against all
         common, real, generated = [""], {"": torch.arange(case.real.n)}, {"": torch.arange(case.generated.n)}
-    for part, classes in ((case.generated, generated), (case.real, real)):
+    # The mean of fewer images is less blurred, so both sides have as many.
+    counts = {name: min(len(real[name]), len(generated[name])) for name in common}
+    fewer = any(counts[name] < len(real[name]) for name in common)
+    beside = replace(case.real, name=f"{case.real.name}, as many as {case.generated.name}") if fewer else case.real
+    for part, classes in ((case.generated, generated), (beside, real)):
         for name in common:
-            # The mean of fewer images is less blurred, so both sides have as many.
-            count = min(len(real[name]), len(generated[name]))
+            count = counts[name]
             rows = classes[name][torch.randperm(len(classes[name]), generator=_generator(case))[:count]]
             suffix = f":{name}" if name else ""
             picture = mean_image(part.images, rows)
@@ -90,7 +95,9 @@ def _variety(case: Case) -> Findings:
             }
             if min(picture.shape[-2:]) >= LEAST_SIDE and len(rows) > 1:
                 numbers[f"ms_ssim{suffix}"] = pair_similarity(part.images, rows, seed=case.settings.seed)
-            found.scores += [score(key, value, part, case.real) for key, value in numbers.items()]
+            found.scores += [
+                score(key, value, part, case.real, n_generated=count, n_real=count) for key, value in numbers.items()
+            ]
     picture_grid = image_grid(
         torch.stack(means), columns=len(means) // 2 or 1, captions=captions, scale=max(1, 128 // means[0].shape[-1])
     )
@@ -100,7 +107,7 @@ def _variety(case: Case) -> Findings:
             title="Mean images",
             caption="The mean image of each class. Sharp edges say that images resemble each other (mode collapse).",
             image=picture_grid,
-            patients=case.real.n < CLASS_LEAST if case.real.labels is None else _few_real(case, case.real.labels),
+            patients=min(counts.values()) < CLASS_LEAST,  # the mean of few images shows a patient
         )
     )
     return found
@@ -120,7 +127,7 @@ def _classes(case: Case, part: FeatureSet) -> list[tuple[str, torch.Tensor]]:
 
 def _per_class(case: Case) -> Findings:
     if case.generated.labels is None:
-        raise ValueError(f"{case.generated.name} has no labels")
+        raise ValueError(f"{case.generated.name} has no labels; {HOW_TO_LABEL}")
     found = Findings()
     real = dict(_classes(case, case.real))
     for name, rows in _classes(case, case.generated):
@@ -165,7 +172,15 @@ def _class_distances(case: Case) -> Findings:
                 other = real[nearest].removeprefix("real: ")
                 warnings.append(f"generated images of {label} lie nearer to real {other} than to their own class")
     scores = [
-        score(f"class_distance:{a} to {b}", found.matrix[i, j], case.generated, case.real, case.judge)
+        score(
+            f"class_distance:{a} to {b}",
+            found.matrix[i, j],
+            case.generated,
+            case.real,
+            case.judge,
+            n_generated=found.n,
+            n_real=found.n,
+        )
         for (i, a), (j, b) in itertools.combinations(enumerate(found.names), 2)
     ]
     return Findings(
@@ -299,15 +314,14 @@ def _outcome_scores(case: Case, name: str, outcomes: Sequence[Outcome]) -> list[
     judge, test = case.settings.recipe.network, case.held_out("test")
     scores = []
     for item in outcomes:
-        scores.append(score(f"utility_{name}:{item.name}", item.value, case.generated, test, judge=judge))
-        scores += [
-            score(f"utility_{name}:{item.name}: {label}", auc, case.generated, test, judge=judge)
-            for label, auc in item.per_label.items()
-        ]
-    for item in outcomes:
+        numbers: dict[str, float | Interval] = {f"utility_{name}:{item.name}": item.value}
+        numbers |= {f"utility_{name}:{item.name}: {label}": auc for label, auc in item.per_label.items()}
         if item.p == item.p:  # NaN where there was no test
-            way = f"p_of_{name}:{item.name} against {item.baseline}"
-            scores.append(score(way, item.p, case.generated, test, judge=judge))
+            numbers[f"p_of_{name}:{item.name} against {item.baseline}"] = item.p
+        scores += [
+            score(key, value, case.generated, test, judge=judge, n_generated=item.synthetic)
+            for key, value in numbers.items()
+        ]
     return scores
 
 
@@ -348,9 +362,10 @@ def _bias(case: Case) -> Findings:
                 score(
                     f"border_saliency_{kind}:{label}",
                     border_share(saliency),
-                    case.generated if kind == "generated" else case.real,
+                    case.generated if kind == "generated" else case.held_out("test"),
                     case.train,
                     judge=setup.recipe.network,
+                    n_generated=int(known_and_positive(data.labels[data.rows], k)[1].sum()),
                 )
             )
     if pictures:
@@ -430,7 +445,9 @@ CHECKS: Mapping[str, Entry] = {
 """What a report holds beside the metrics on features."""
 
 
-def obstacle(name: str, case_labels: str, split: str, has_train: bool, is_generator: bool) -> Exception | None:
+def obstacle(
+    name: str, case_labels: str, split: str, has_train: bool, is_generator: bool, labelled: bool
+) -> Exception | None:
     """Why a check cannot be made of these data, or None.
 
     Args:
@@ -439,6 +456,7 @@ def obstacle(name: str, case_labels: str, split: str, has_train: bool, is_genera
         split: The real images.
         has_train: Whether the data have a train split.
         is_generator: Whether a generator is judged.
+        labelled: Whether the judged images have labels.
     """
     entry = CHECKS[name]
     if entry.train and "train" in split.split("+"):
@@ -447,6 +465,8 @@ def obstacle(name: str, case_labels: str, split: str, has_train: bool, is_genera
         return ValueError(f"the data have no train split; {name} needs it")
     if entry.labels and case_labels not in ("single", "multi"):
         return ValueError(f"the data's labels are {case_labels!r}; {name} asks for classes")
+    if entry.labels and not labelled:
+        return ValueError(f"the images have no labels, which {name} needs; {HOW_TO_LABEL}")
     if entry.generator and not is_generator:
         return ValueError(f"{name} needs a generator, but images were given")
     if missing := [module for module in entry.packages if find_spec(module) is None]:

@@ -7,7 +7,7 @@ its images add may be what was left out; for the strict answer, train it on the 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -148,10 +148,13 @@ def augmentation_utility(setup: UtilitySetup, ratios: Sequence[float] = (0.25, 0
         return setup.fit(f"mixed {ratio:g}", seed, [real, setup.picked(round(ratio * len(real)), seed)])
 
     most = max(len(real) for real, _ in setup.repetitions())
+    seen = {}
     for ratio in ratios:
         if 0.9 * ratio * most <= len(setup.synthetic):
-            ways[f"real + {ratio:g} x synthetic"] = partial(mixed, ratio=ratio)
-    return _compare(setup, ways)
+            name = f"real + {ratio:g} x synthetic"
+            ways[name] = partial(mixed, ratio=ratio)
+            seen[name] = min(round(ratio * most), len(setup.synthetic))
+    return _compare(setup, ways, seen)
 
 
 def feature_utility(setup: UtilitySetup) -> list[Outcome]:
@@ -174,6 +177,7 @@ def feature_utility(setup: UtilitySetup) -> list[Outcome]:
             "real features": partial(last_layer, name="real features", features=setup.real),
             "synthetic features": partial(last_layer, name="synthetic features", features=setup.synthetic_only),
         },
+        {"synthetic features": _most_synthetic(setup)},
     )
 
 
@@ -188,7 +192,8 @@ def gan_train(setup: UtilitySetup) -> list[Outcome]:
         raise ValueError(
             f"there are {len(setup.synthetic)} labelled synthetic images; training on them needs at least 10"
         )
-    return _compare(setup, {"real": setup.equally_many_real, "synthetic only": setup.synthetic_only})
+    ways: dict[str, Way] = {"real": setup.equally_many_real, "synthetic only": setup.synthetic_only}
+    return _compare(setup, ways, {"synthetic only": _most_synthetic(setup)})
 
 
 def gan_test(setup: UtilitySetup) -> list[Outcome]:
@@ -202,18 +207,25 @@ def gan_test(setup: UtilitySetup) -> list[Outcome]:
         classifier = setup.real(real, seed)
         for name, test in tests.items():
             found[name].append(classifier.scores(test, change=setup.change))
-    return [_outcome(name, scores, tests[name], setup.label_space) for name, scores in found.items()]
+    outcomes = [_outcome(name, scores, tests[name], setup.label_space) for name, scores in found.items()]
+    return [outcomes[0], replace(outcomes[1], synthetic=len(setup.synthetic))]
 
 
-def _compare(setup: UtilitySetup, ways: dict[str, Way]) -> list[Outcome]:
+def _most_synthetic(setup: UtilitySetup) -> int:
+    """How many synthetic images a network of `UtilitySetup.synthetic_only` learns from."""
+    return max(setup.as_many(real) for real, _ in setup.repetitions())
+
+
+def _compare(setup: UtilitySetup, ways: dict[str, Way], synthetic: Mapping[str, int]) -> list[Outcome]:
     def scored(way: Way, real: LabelledImages, seed: int) -> Tensor:
         return way(real, seed).scores(setup.test, change=setup.change)
 
-    return compare_ways(
+    outcomes = compare_ways(
         {name: partial(scored, way) for name, way in ways.items()},
         setup.repetitions(),
         partial(_outcome, test=setup.test, space=setup.label_space),
     )
+    return [replace(item, synthetic=synthetic.get(item.name, 0)) for item in outcomes]
 
 
 def _outcome(name: str, scores: Sequence[Tensor], test: LabelledImages, space: LabelSpace) -> Outcome:

@@ -36,6 +36,7 @@ def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, t
         "train",
         "train, blurred by 1 pixel",
         "half of the real images against the other",
+        f"test, as many as {folder}",
     }
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(written["scores"]) == len(scores)
@@ -91,12 +92,65 @@ def test_a_report_to_be_shared_shows_no_real_image(folder, datamodule, network, 
     report(folder, datamodule, out, network=network, device="cpu")
     assert {"near_copies.png", "nearest_train_quarters.png", "mean_images.png"} <= {path.name for path in out.iterdir()}
     report(folder, datamodule, out, network=network, device="cpu", patients=False)
-    assert [path.name for path in out.glob("*.png")] == [
-        "examples.png"
-    ]  # six bright images: their mean is withheld, too
+    # Twelve images are too few for a mean, and half of them are copies of patients themselves.
+    assert not list(out.glob("*.png"))
     page = (out / "index.html").read_text()
-    assert page.count("data:image/png") == 1
+    assert "data:image/png" not in page
     assert "Pictures of real images were left out" in page
+
+
+def test_a_mean_of_few_images_is_a_picture_of_patients(datamodule, network, tmp_path):
+    """However many real images there are: as many of them are averaged as there are generated ones."""
+    save_images(torch.rand(23, 1, 8, 8), tmp_path / "images")
+    names = sorted(path.name for path in (tmp_path / "images").iterdir())
+    for bright, shown in ((3, False), (0, True)):
+        lines = ["file,label", *(f"{name},{'bright' if i < bright else 'dark'}" for i, name in enumerate(names))]
+        (tmp_path / "images" / "samples.csv").write_text("\n".join(lines))
+        options = {"network": network, "device": "cpu", "patients": False, "split": "train", "metrics": ["variety"]}
+        report(tmp_path / "images", datamodule, tmp_path / "out", **options)
+        assert (tmp_path / "out" / "mean_images.png").is_file() == shown
+        assert (tmp_path / "out" / "examples.png").is_file()  # nothing was found to be copied
+
+
+def test_numbers_of_a_part_of_the_images_say_so(folder, datamodule, network, tmp_path):
+    scores = report(folder, datamodule, tmp_path, ["variety"], network=network, device="cpu")
+    sizes = [score for score in scores if score.name == "mean_image_png_bytes"]
+    assert {(score.generated, score.n_generated) for score in sizes} == {
+        (str(folder), 12),
+        (f"test, as many as {folder}", 12),
+    }
+
+
+def test_frechet_distances_of_different_numbers_of_images_have_no_best(folder, datamodule, network, tmp_path):
+    save_images(torch.rand(8, 1, 8, 8), tmp_path / "noise")
+    report([folder, tmp_path / "noise"], datamodule, tmp_path / "out", ["frechet_distance"], network=network)
+    assert "✓</td>" not in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_drawn_or_written(folder, datamodule, tmp_path):
+    out = tmp_path / "out"
+    run = partial(full_report, folder, datamodule, out, network="no such network")
+    for options, text in (
+        ({"folds": 1}, "folds is 1; use at least 2"),
+        ({"seeds": 0}, "seeds is 0; use at least 1"),
+        ({"batch_size": 0}, "batch_size is 0; use at least 1"),
+        ({"device": "no-such-device"}, "device is 'no-such-device', which is not there"),
+        ({"metrics": ["utility"]}, "no labels, which utility needs; .* samples.csv with the columns file and label"),
+        ({"steps": 7}, "sampling options steps are for generators, but images were given"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run(**options)
+    with pytest.raises(ValueError, match="which is also what is judged"):
+        full_report(folder, datamodule, folder)
+    assert not out.exists()
+
+
+def test_warnings_are_kept_with_the_numbers_and_a_broken_file_is_no_obstacle(folder, datamodule, network, tmp_path):
+    for broken in ("{", "[]", '{"pictures": 3}'):
+        (tmp_path / "metrics.json").write_text(broken)
+        report(folder, datamodule, tmp_path, ["precision_recall"], network=network, device="cpu")
+        written = json.loads((tmp_path / "metrics.json").read_text())
+        assert "12 images are few" in written["warnings"][str(folder)][0]
 
 
 def test_several_sources_share_one_table_with_the_best_marked(folder, datamodule, network, tmp_path):

@@ -15,6 +15,13 @@ from medgen.labels import LabelSpace
 from medgen.sampling import SamplingRun, sample_to_folder
 
 
+def test_a_table_without_the_columns_is_refused_by_name(tmp_path):
+    save_images(torch.rand(2, 1, 8, 8), tmp_path)
+    (tmp_path / "samples.csv").write_text("image,label\n000000.png,a\n")
+    with pytest.raises(ValueError, match="has the columns image, label; it needs file and label"):
+        ImageFolder(tmp_path, channels=1)
+
+
 def test_labels_of_the_same_number_are_each_taken_once():
     labels = torch.tensor([1, 0, 1, 2, 0, 0])
     assert sorted(matched_labels(labels, 6).tolist()) == sorted(labels.tolist())

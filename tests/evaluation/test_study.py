@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medgen.cli import main
 from medgen.evaluation.study.design import DESIGNS, IMAGES_PER_TRIAL, Candidates, make_study
 from medgen.evaluation.study.scoring import fleiss_kappa, score_study
 from medgen.evaluation.study.server import exposure, make_server
@@ -216,6 +217,18 @@ def test_answers_that_make_no_sense_are_refused_and_not_kept(study, serve, body)
     assert not (folder / "answers.jsonl").exists()
 
 
+@pytest.mark.parametrize("milliseconds", [-1, float("inf"), "soon"])
+def test_times_that_make_no_sense_are_refused_and_not_kept(study, serve, milliseconds):
+    folder = study()
+    url = serve(folder)
+    trial = get(url + "/api/next?reader=ann")["trial"]
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        post(url, reader="ann", trial=trial, synthetic=[], milliseconds=milliseconds)
+    assert not (folder / "answers.jsonl").exists()
+    post(url, reader="ann", trial=trial, synthetic=[], milliseconds=5)
+    assert (folder / "answers.jsonl").exists()
+
+
 def test_timed_studies_get_faster_for_those_who_do_well():
     kinds = {"a": "real", "b": "synthetic"}
     right = {"images": ["b"], "synthetic": ["b"]}
@@ -236,6 +249,45 @@ def test_fleiss_kappa_of_the_textbook():
         ]
     )  # fmt: skip
     assert fleiss_kappa(table) == pytest.approx(0.210, abs=5e-4)
+
+
+def test_a_reader_who_stopped_early_does_not_decide_the_agreement():
+    random = np.random.default_rng(0)
+    two = np.stack([random.multinomial(2, [0.5, 0.5]) for _ in range(400)])
+    stopped = two.copy()
+    stopped[0] = [0, 3]  # one image has a third vote, and all three agree
+    assert fleiss_kappa(two) == pytest.approx(0, abs=0.12)
+    assert fleiss_kappa(stopped) == pytest.approx(fleiss_kappa(two), abs=0.02)
+    alone = np.vstack([two, [[1, 0]] * 50])  # images that one reader has judged say nothing
+    assert fleiss_kappa(alone) == fleiss_kappa(two)
+    assert np.isnan(fleiss_kappa(np.array([[1, 0], [0, 1]])))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--design", "triple"], "design is 'triple'; use single"),
+        (["--trials", "3"], "trials is 3; use an even number"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_opened(options, text, tmp_path, capsys):
+    where = [
+        "--data",
+        "medgen.data.TableDataModule",
+        "--data.csv",
+        "no.csv",
+        "--data.image_size",
+        "8",
+        "--out",
+        str(tmp_path / "study"),
+    ]
+    assert main(["study", "make", "no-such-model", *where, *options]) == 1
+    assert text in capsys.readouterr().err
+
+
+def test_a_port_there_is_not_is_refused(tmp_path, capsys):
+    assert main(["study", "serve", str(tmp_path), "--port", "99999"]) == 1
+    assert "port is 99999; use one from 1 to 65535" in capsys.readouterr().err
 
 
 def test_a_study_without_answers_says_what_to_do(study):

@@ -115,6 +115,11 @@ def test_boxes_that_make_no_sense_are_refused(box):
         without_boxes(torch.rand(1, 1, 20, 10), [box])
 
 
+def test_a_tiny_box_hides_at_least_a_pixel():
+    images = torch.rand(1, 1, 20, 10)
+    assert int((without_boxes(images, [(0.51, 0.51, 0.511, 0.511)]) != images).sum()) == 1
+
+
 def test_hiding_everything_is_refused():
     with pytest.raises(ValueError, match="nothing is left"):
         without_boxes(torch.rand(1, 1, 20, 10), [(0, 0, 1, 1)])

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medgen.evaluation.study.design import DESIGNS, IMAGES_PER_TRIAL, Candidates, make_study
+from medgen.evaluation.study.design import DESIGNS, IMAGES_PER_TRIAL, Candidates, check_plan, make_study
 
 USAGE = """\
 usage: medgen study make SOURCE --data FILE --out DIR   draw a blinded study of real and synthetic images
@@ -54,6 +54,7 @@ def _make(args: Sequence[str]) -> None:
     known = {"source", "data", "out", "design", "trials", "split", "n", "seed", "help"}
     own, options = split_options(args, known)
     cfg = parser.parse_args(own)
+    check_plan(cfg.out, cfg.design, cfg.trials)
     datamodule = parser.instantiate(cfg).data
     real = RealImages(datamodule, cfg.split)
     source, n = open_source(cfg.source, channels=datamodule.channels), cfg.n
@@ -85,6 +86,8 @@ def _serve(args: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 lets other machines of the network in")
     cfg = parser.parse_args(args)
+    if not 0 <= cfg.port < 2**16:
+        raise ValueError(f"port is {cfg.port}; use one from 1 to 65535, or 0 for a free one")
     with make_server(cfg.folder, host=cfg.host, port=cfg.port) as server:
         print(f"http://{cfg.host}:{server.server_address[1]}/ until Ctrl+C", flush=True)
         server.serve_forever()

@@ -52,6 +52,21 @@ class Candidates:
     origin: str
 
 
+def check_plan(out: str | Path, design: str, trials: int) -> None:
+    """Refuse what `make_study` would refuse, before images are drawn for it.
+
+    Raises:
+        ValueError: If there is no such design, or trials do not go with it.
+        FileExistsError: If the folder holds a study.
+    """
+    if design not in DESIGNS:
+        raise ValueError(f"design is {design!r}; use {', '.join(DESIGNS)}")
+    if trials < 2 or (IMAGES_PER_TRIAL[design] == 1 and trials % 2):
+        raise ValueError(f"trials is {trials}; use an even number, since half of the images are real")
+    if (Path(out) / KEY_FILE).exists():
+        raise FileExistsError(f"{out} holds a study already; give another folder, or delete it with its answers")
+
+
 def make_study(
     real: Candidates,
     synthetic: Candidates,
@@ -81,16 +96,11 @@ def make_study(
 
     Source: Zhou et al. 2019, "HYPE: a benchmark for human eye perceptual evaluation of generative models".
     """
-    if design not in DESIGNS:
-        raise ValueError(f"design is {design!r}; use {', '.join(DESIGNS)}")
+    check_plan(out, design, trials)
     folder = Path(out)
-    if (folder / KEY_FILE).exists():
-        raise FileExistsError(f"{folder} holds a study already; give another folder, or delete it with its answers")
     shapes = [tuple(part.images[0:1].shape[1:]) for part in (real, synthetic)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"real images are {shapes[0]}, synthetic ones {shapes[1]} (channels, height, width)")
-    if trials < 2 or (IMAGES_PER_TRIAL[design] == 1 and trials % 2):
-        raise ValueError(f"trials is {trials}; use an even number, since half of the images are real")
     each = trials * IMAGES_PER_TRIAL[design] // 2
     draw = random.Random(seed)
     rows = _balanced_rows(real, synthetic, each, draw)

@@ -104,11 +104,10 @@ class _Votes:
     synthetic: NDArray[np.bool_]
 
     def table(self) -> NDArray[np.int64]:
-        """How many readers called each image real and synthetic, for images that all have judged, (images, 2)."""
+        """How many readers called each image real and synthetic, (images, 2)."""
         counts: NDArray[np.int64] = np.zeros((len(self.images), 2), dtype=np.int64)
         np.add.at(counts, (self.image, self.called.astype(np.int64)), 1)
-        complete: NDArray[np.int64] = counts[counts.sum(1) == len(self.readers)]
-        return complete
+        return counts
 
 
 def _votes(answers: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> _Votes:
@@ -181,12 +180,15 @@ def fleiss_kappa(table: NDArray[np.int64]) -> float:
     """Agreement of readers beyond chance: 1 is perfect, 0 is what guessing gives.
 
     Args:
-        table: How many readers chose each answer, (images, answers); rows have equal sums of at least 2.
+        table: How many readers chose each answer, (images, answers); images that fewer than two judged do not count.
 
-    Source: Fleiss 1971, "Measuring nominal scale agreement among many raters".
+    Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; where readers left images out, agreement
+    is that of all pairs of readers who judged the same image.
     """
-    if not len(table) or (readers := int(table[0].sum())) < 2:
+    table = table[table.sum(1) >= 2]
+    if not len(table):
         return float("nan")
-    observed = float(((table**2).sum(1) - readers).mean() / (readers * (readers - 1)))
+    readers = table.sum(1)
+    observed = float(((table**2).sum(1) - readers).sum() / (readers * (readers - 1)).sum())
     expected = float(((table.sum(0) / table.sum()) ** 2).sum())
     return 1.0 if expected == 1 else (observed - expected) / (1 - expected)

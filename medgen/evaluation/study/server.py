@@ -209,10 +209,13 @@ class _Handler(BaseHTTPRequestHandler):
         def record() -> dict[str, Any]:
             try:
                 sent = json.loads(body)
-                reader, trial = _reader(sent["reader"]), str(sent["trial"])
+                name, trial = sent["reader"], str(sent["trial"])
                 choice, milliseconds = [str(image) for image in sent["synthetic"]], int(sent["milliseconds"])
-            except (KeyError, TypeError, json.JSONDecodeError) as error:
-                raise StudyError("an answer has reader, trial, synthetic and milliseconds") from error
+                if milliseconds < 0:
+                    raise ValueError(milliseconds)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:  # also of JSON
+                raise StudyError("an answer has reader, trial, synthetic and milliseconds from 0 on") from error
+            reader = _reader(name)
             self.study.record(reader, trial, choice, milliseconds)
             return self.study.next_trial(reader)
 

@@ -170,8 +170,7 @@ def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
         beyond -= _ROUNDING * last.float().abs()
     # Where those that were not looked at may be nearer than the last that was found, all are looked at.
     unsure = (beyond < radii[:, -1]).nonzero()[:, 0] if count < n - 1 else near.index.new_empty(0)
-    for rows, squared in squared_distances(vectors[unsure].double(), vectors):
-        these = unsure[rows]
+    for these, squared in _exact_distances(vectors, unsure, vectors):
         squared[torch.arange(len(these), device=these.device), these] = torch.inf
         radii[these] = squared.topk(most, dim=1, largest=False).values.to(radii.dtype)
     return radii[:, [k - 1 for k in ks]].T.contiguous()
@@ -209,12 +208,18 @@ def within_radii(a: Moved, b: Moved, a_radii: Tensor, b_radii: Tensor) -> tuple[
     a_inside, b_inside = a_high <= a_bound, b_high <= b_bound
     a_unsure = (~a_inside & (a_low <= a_bound)).nonzero()[:, 0]
     b_unsure = (~b_inside & (b_low <= b_bound)).nonzero()[:, 0]
-    a_inside[a_unsure] = _in_balls(a.vectors[a_unsure], b.vectors, b_radii)
-    b_inside[b_unsure] = _in_balls(b.vectors[b_unsure], a.vectors, a_radii)
+    for these, squared in _exact_distances(a.vectors, a_unsure, b.vectors):
+        a_inside[these] = (squared <= b_radii).any(1)
+    for these, squared in _exact_distances(b.vectors, b_unsure, a.vectors):
+        b_inside[these] = (squared <= a_radii).any(1)
     return a_inside, b_inside
 
 
-def _in_balls(vectors: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
-    """Whether each of (N, D) lies in a ball around one of (M, D), all distances looked at in float64."""
-    parts = [(squared <= radii).any(1) for _, squared in squared_distances(vectors.double(), centres)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool, device=vectors.device)
+def _exact_distances(vectors: Tensor, which: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers of some of `which`, and their squared distances to all others, (rows, M) in float64.
+
+    Few vectors at a time are taken to float64: where all are in question, a copy of them would be the largest of all.
+    """
+    for part in which.split(_TILE):
+        for rows, squared in squared_distances(vectors[part].double(), others):
+            yield part[rows], squared

@@ -20,7 +20,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
     Both sets are moved so that `b` has mean zero, which changes no distance but keeps digits of small ones. They are of
     the type of `a`.
     """
-    centre = b.mean(0, dtype=a.dtype)
+    centre = b.mean(0).to(a.dtype)  # taking the mean in another type would copy the whole set
     step = max(1, _BLOCK // max(1, len(b)))
     for start in range(0, len(a), step):
         part = a[start : start + step] - centre

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -18,6 +19,7 @@ from medgen.evaluation.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
 from medgen.evaluation.sets import split_names
 from medgen.images import image_grid, save_png
+from medgen.nn.modes import same_modes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -214,6 +216,25 @@ class LogReconstructions(Callback):
             show(trainer, "reconstructions", grid)
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``checkpoints/best.ckpt`` under the trainer's root folder: the epoch with the best value of a number.
+
+    It is what a run publishes at its end. `lightning.pytorch.callbacks.EarlyStopping` on the same number ends the run.
+
+    Args:
+        monitor: A logged number, such as ``val/bits``.
+        mode: Whether ``min`` or ``max`` is best.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"] = "min") -> None:
+        super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder, which does not depend on a logger's version number."""
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+
 def show(trainer: Trainer, name: str, picture: Image.Image) -> None:
     """Hand a picture to every logger that takes images, or else to a folder ``name`` in the trainer's root folder."""
     experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
@@ -229,13 +250,8 @@ def show(trainer: Trainer, name: str, picture: Image.Image) -> None:
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Leave random states and each submodule's train or eval mode as they were."""
-    modes = [(part, part.training) for part in module.modules()]
-    with isolate_rng(), torch.no_grad():
-        try:
-            yield
-        finally:
-            for part, training in modes:
-                part.training = training
+    with isolate_rng(), torch.no_grad(), same_modes(module):
+        yield
 
 
 def _published(module: LightningModule) -> Generator:

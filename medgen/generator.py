@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from medgen.checkpoint import About, read_checkpoint, write_checkpoint
 from medgen.labels import Label, LabelKind, LabelSpace
+from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, whole_number
 
 Precision = Literal["float32", "bf16"]
@@ -191,21 +192,15 @@ class Generator(nn.Module, ABC):
         condition = self.label_space.resolve(label, n)
         seed = secrets.randbits(31) if seed is None else whole_number("seed", seed)
         device = self.device
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
         autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
         batches = []
-        try:
-            with torch.inference_mode(), autocast:
-                for start in range(0, n, batch_size):
-                    stop = min(start + batch_size, n)
-                    noise = NoiseSource(seed, range(first_index + start, first_index + stop), device)
-                    part = None if condition is None else condition[start:stop].to(device)
-                    images = self._sample(part, noise, **options)
-                    batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
-        finally:
-            for module, training in modes:  # a frozen part of a model in training stays in eval mode
-                module.training = training
+        with evaluating(self), torch.inference_mode(), autocast:
+            for start in range(0, n, batch_size):
+                stop = min(start + batch_size, n)
+                noise = NoiseSource(seed, range(first_index + start, first_index + stop), device)
+                part = None if condition is None else condition[start:stop].to(device)
+                images = self._sample(part, noise, **options)
+                batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
 
     def save_pretrained(

@@ -66,12 +66,15 @@ class LightningFile:
         hyper_parameters: What the module was built with; classes are `GlobalName`.
         version: The Lightning version that wrote the file.
         global_step: Optimiser steps so far.
+        publishable: Whether the generator in it is whole, see `medgen.training.GenerativeModule`; True where the file
+            does not say.
     """
 
     state_dict: dict[str, Tensor]
     hyper_parameters: dict[str, object]
     version: str
     global_step: int
+    publishable: bool
 
 
 def read_lightning(path: str | Path) -> LightningFile:
@@ -97,6 +100,7 @@ def read_lightning(path: str | Path) -> LightningFile:
         hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
         version=str(content.get("pytorch-lightning_version", "")),
         global_step=step if isinstance(step, int) else 0,
+        publishable=content.get("publishable", True) is True,
     )
 
 

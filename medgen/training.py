@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from medgen.generator import load_strictly
 from medgen.noise import stream_seed
 
 if TYPE_CHECKING:
@@ -174,10 +176,19 @@ class GenerativeModule(ReproducibleModule):
         """The averaged generator: what validation, evaluation and the Hub use."""
         return cast("Generator", self.ema.module)
 
+    @property
+    def publishable(self) -> bool:
+        """Whether the generator is whole after this training; a stage that leaves a part to the next one says no."""
+        return True
+
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
         if stage == "fit":
             self.check_data(self.generator.config)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether `medgen convert` may make a checkpoint folder of it."""
+        checkpoint["publishable"] = self.publishable
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Note how many optimiser steps there were."""
@@ -192,9 +203,30 @@ class GenerativeModule(ReproducibleModule):
 
     @rank_zero_only
     def on_fit_end(self) -> None:
-        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`.
+        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`, if it is `publishable`.
+
+        It is the best one where a `ModelCheckpoint` monitors a number, else the last.
 
         Not in `on_train_end`, which a run that was killed right after its last epoch would never reach again.
         """
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.published.save_pretrained(Path(self.trainer.default_root_dir) / "published")
+        if self.trainer.fast_dev_run or not self.publishable:  # type: ignore[attr-defined]
+            return
+        if best := self._best_checkpoint():
+            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+            prefix = "ema.module."
+            kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            load_strictly(self.published, kept, where=best)
+        self.published.save_pretrained(Path(self.trainer.default_root_dir) / "published")
+
+    def _best_checkpoint(self) -> str:
+        """Path of the checkpoint with the best of a monitored number; empty where none is monitored."""
+        callbacks = [found for found in self.trainer.checkpoint_callbacks if isinstance(found, ModelCheckpoint)]
+        return next((found.best_model_path for found in callbacks if found.monitor is not None), "")
+
+
+def drop_labels(label: Tensor, chance: float) -> Tensor:
+    """Labels (B,) or (B, K) with some images' turned into "no label", drawn from torch's global random state."""
+    dropped = torch.rand(len(label), device=label.device) < chance
+    if label.is_floating_point():
+        return label.masked_fill(dropped[:, None], torch.nan)
+    return label.masked_fill(dropped, -1)

@@ -10,7 +10,7 @@ from torch import nn
 
 from medgen.families.medfusion.ema import ema_decay
 from medgen.generator import Generator, GeneratorConfig
-from medgen.training import AdversarialModule, GenerativeModule
+from medgen.training import AdversarialModule, GenerativeModule, drop_labels
 from tests.tiny import TRAINER, data_module
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -238,3 +238,13 @@ def test_an_unconditional_model_may_train_on_labelled_data(table, tmp_path):
     trainer = Trainer(**(TRAINER | {"default_root_dir": tmp_path}), fast_dev_run=True)
     trainer.fit(MeanModule(), datamodule=data_module(table, "single"))
     assert trainer.global_step == 1
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
+def test_labels_are_dropped_by_their_chance(chance):
+    torch.manual_seed(0)
+    classes, findings = torch.ones(4000, dtype=torch.int64), torch.ones(4000, 3)
+    assert (drop_labels(classes, chance) == -1).float().mean() == pytest.approx(chance, abs=0.03)
+    dropped = drop_labels(findings, chance).isnan()
+    assert dropped.all(1).float().mean() == pytest.approx(chance, abs=0.03)
+    assert torch.equal(dropped.all(1), dropped.any(1))  # all findings of an image or none

@@ -7,11 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from medgen.cli import main
 from medgen.data import TableDataModule
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.generator import GeneratorConfig
 from tests.data.fakes import write_table
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -19,13 +21,14 @@ Module = TypeVar("Module", bound=nn.Module)
 MODULES = "medgen.families.medfusion.modules"
 AUTOENCODER, DIFFUSION = f"{MODULES}.AutoencoderModule", f"{MODULES}.LatentDiffusionModule"
 
-CONFIG = replace(MedfusionConfig.tiny(), label_names=("healthy", "ill"))
-CONFIGS = {
-    "single": CONFIG,
-    "multi": replace(CONFIG, label_kind="multi", label_names=("edema", "effusion")),
-    "continuous": replace(CONFIG, label_kind="continuous", label_names=("age",)),
-    "none": replace(CONFIG, label_kind="none", label_names=()),
+NAMES: dict[Any, tuple[str, ...]] = {
+    "single": ("healthy", "ill"),
+    "multi": ("edema", "effusion"),
+    "continuous": ("age",),
+    "none": (),
 }
+CONFIG = replace(MedfusionConfig.tiny(), label_names=NAMES["single"])
+CONFIGS = {kind: replace(CONFIG, label_kind=kind, label_names=names) for kind, names in NAMES.items()}
 LABELS: dict[str, dict[str, Any]] = {
     "single": {"label_column": "label", "label_names": ["healthy", "ill"]},
     "multi": {"label_column": ["edema", "effusion"]},
@@ -71,12 +74,19 @@ def nudge(module: Module) -> Module:
     return module
 
 
+def train(module: LightningModule, data: TableDataModule, folder: Path, **options: Any) -> Trainer:
+    """Two epochs, without checkpoints unless they are asked for."""
+    trainer = Trainer(**(TRAINER | {"default_root_dir": folder, "enable_checkpointing": False} | options))
+    trainer.fit(module, datamodule=data)
+    return trainer
+
+
 def write_recipe(
     path: Path,
     module: str,
     table: Path,
     *,
-    config: MedfusionConfig = CONFIG,
+    config: GeneratorConfig = CONFIG,
     data: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     **arguments: Any,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medgen.data.cache import ArrayCache, content_key, open_or_build
+from medgen.data.cache import ArrayCache
+from medgen.data.encoded import encoded_split
 from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
-
-logger = logging.getLogger(__name__)
 
 _BATCH = 64
 
@@ -59,34 +56,20 @@ class LatentStore:
         Raises:
             ValueError: If ``variants`` does not go with the data's augmentation.
         """
-        if variants < 1:
-            raise ValueError(f"latent_variants is {variants}; use at least 1")
-        if (variants > 1) != (data.augment is not None):
-            has = "augments" if data.augment else "does not augment"
-            raise ValueError(
-                f"latent_variants is {variants}, but the data {has}; use several exactly with augmentation"
-            )
         has_moments = isinstance(autoencoder, KLAutoencoder)
-        dataset = data.dataset("train")
         channels, height, width = latent_shape
-        shape = (len(dataset), variants, channels * (2 if has_moments else 1), height, width)
-        what = (data.fingerprint("train"), repr(data.augment), data.seed, variants, _hash(autoencoder))
-
-        def fill(array: NDArray[np.generic]) -> None:
-            logger.info("encoding %d images in %d variants", len(dataset), variants)
-            encoder = autoencoder.to(device).eval()
-            with torch.inference_mode():
-                for variant in range(variants):
-                    for start in range(0, len(dataset), _BATCH):
-                        rows = range(start, min(start + _BATCH, len(dataset)))
-                        batch = dataset.__getitems__([(variant, row) for row in rows])
-                        images = batch["image"].to(device).mul(2).sub(1)
-                        array[start : rows.stop, variant] = _encode(encoder, images).cpu().numpy()
-
-        return cls(
-            open_or_build(content_key("latents", *what), shape, np.float32, fill, folder=data.cache_folder),
-            has_moments=has_moments,
+        cache = encoded_split(
+            "latent",
+            data,
+            "train",
+            autoencoder,
+            partial(_encode, autoencoder),
+            shape=(channels * (2 if has_moments else 1), height, width),
+            dtype=np.float32,
+            variants=variants,
+            device=device,
         )
+        return cls(cache, has_moments=has_moments)
 
     def draw(self, index: Tensor, epoch: int) -> Tensor:
         """Latents of the images with these numbers, (B, c, h, w), drawn from torch's global random state."""
@@ -121,12 +104,3 @@ def _encode(autoencoder: KLAutoencoder | VQAutoencoder, images: Tensor) -> Tenso
     if isinstance(autoencoder, KLAutoencoder):
         return torch.cat(autoencoder.encode_moments(images), dim=1)
     return autoencoder.encode(images)
-
-
-def _hash(module: torch.nn.Module) -> str:
-    """Content hash of a module's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

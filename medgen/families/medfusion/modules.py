@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -17,12 +14,12 @@ from medgen.families.medfusion.ema import ema_decay as published_decay
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
 from medgen.families.medfusion.latents import LatentStore
 from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction, kl_divergence
-from medgen.generator import load_strictly
 from medgen.losses.adversarial import AdversarialKind
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.losses.ssim import ssim
 from medgen.noise import stream_seed
-from medgen.training import AdversarialModule, GenerativeModule, LearningRateShape
+from medgen.stages import LaterStageModule, load_parts, loss_networks, start_from
+from medgen.training import AdversarialModule, LearningRateShape, drop_labels
 
 
 class AutoencoderModule(AdversarialModule):
@@ -102,7 +99,7 @@ class AutoencoderModule(AdversarialModule):
     @property
     def trained_with(self) -> tuple[str, ...]:
         """Feature networks of the loss."""
-        return _loss_networks(self.hparams)
+        return loss_networks(self.hparams)
 
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
@@ -176,7 +173,7 @@ class AutoencoderModule(AdversarialModule):
         ]
 
 
-class LatentDiffusionModule(GenerativeModule):
+class LatentDiffusionModule(LaterStageModule):
     """Trains the UNet on latents of a frozen autoencoder, which are encoded once and read from the cache.
 
     Args:
@@ -234,55 +231,19 @@ class LatentDiffusionModule(GenerativeModule):
             raise ValueError(f"label_dropout is {label_dropout}; it is a chance from 0 to 1")
         self.save_hyperparameters()
         self.generator.autoencoder.requires_grad_(requires_grad=False)
-        self._missing_start: FileNotFoundError | None = None
 
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the first stage's loss."""
-        return self.published.about.trained_with
-
-    def setup(self, stage: str) -> None:
-        """Load what training starts from, unless it has started already."""
-        super().setup(stage)
-        if int(self.batches_seen) > 0:
-            return
-        try:
-            if self.hparams["init_from"] is not None:
-                start_from(self.generator, self.hparams["init_from"])
-            else:
-                load_autoencoder(self.generator, self.hparams["autoencoder"])
-        except FileNotFoundError as error:  # no harm where a checkpoint is restored next, which brings everything
-            self._missing_start = error
-        self.published.load_state_dict(self.generator.state_dict())
-        self.published.about = self.generator.about
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is known of the first stage, which a resumed run does not read again."""
-        checkpoint["trained_with"] = list(self.trained_with)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
-        trained_with = tuple(checkpoint.get("trained_with", ()))
-        for generator in (self.generator, self.published):
-            generator.about = dataclasses.replace(generator.about, trained_with=trained_with)
-
-    def on_validation_start(self) -> None:
-        """Refuse to measure what nothing was loaded into."""
-        self._need_start()
-
-    def on_test_start(self) -> None:
-        """Likewise."""
-        self._need_start()
-
-    def _need_start(self) -> None:
-        if self._missing_start is not None and int(self.batches_seen) == 0:
-            raise self._missing_start
+    def load_start(self) -> None:
+        """The autoencoder, or a whole model."""
+        if self.hparams["init_from"] is not None:
+            start_from(self.generator, self.hparams["init_from"], label_weights=r"^unet\.embed_label\.")
+        else:
+            source = self.hparams["autoencoder"]
+            load_parts(self.generator, source, ["autoencoder"], "model.autoencoder", fields=_FIRST_STAGE)
 
     def on_fit_start(self) -> None:
         """Encode the training set, unless the cache has it, and measure the latents."""
-        self._need_start()
+        super().on_fit_start()
         generator = self.generator
-        self.datamodule.images_in_training = False
         self.latents = LatentStore.open(
             generator.autoencoder,
             self.datamodule,
@@ -296,14 +257,14 @@ class LatentDiffusionModule(GenerativeModule):
                 target.latent_mean.copy_(mean)
                 target.latent_std.copy_(std)
 
-    def teardown(self, stage: str) -> None:
-        """Leave the data as they were."""
-        self.datamodule.images_in_training = True
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The diffusion loss of one batch of latents."""
         latent = self.latents.draw(batch["index"], self.current_epoch).to(self.device)
-        label = self._drop(batch["label"]) if self.generator.config.label_kind != "none" else None
+        label = (
+            drop_labels(batch["label"], self.hparams["label_dropout"])
+            if self.generator.config.label_kind != "none"
+            else None
+        )
         t = torch.randint(len(self.generator.schedule), (len(latent),), device=self.device)
         loss = self._loss(self.generator, latent, label, t, torch.randn_like(latent))
         self.log("train/loss", loss.total.detach(), prog_bar=True)
@@ -346,13 +307,6 @@ class LatentDiffusionModule(GenerativeModule):
             self_conditioning=config.self_conditioning,
         )
 
-    def _drop(self, label: Tensor) -> Tensor:
-        """Labels with some turned into "no label"."""
-        dropped = torch.rand(len(label), device=label.device) < self.hparams["label_dropout"]
-        if label.is_floating_point():
-            return label.masked_fill(dropped[:, None], torch.nan)
-        return label.masked_fill(dropped, -1)
-
     def configure_optimizers(self) -> Any:
         """AdamW on the UNet."""
         optimizer = torch.optim.AdamW(
@@ -369,78 +323,3 @@ _FIRST_STAGE = (
     "autoencoder_channels",
     "autoencoder_strides",
 )
-
-
-def load_autoencoder(generator: MedfusionGenerator, source: str) -> None:
-    """Put a trained first stage into a generator, and note in ``about`` which networks its loss had.
-
-    Args:
-        generator: What to load into.
-        source: A checkpoint written by `AutoencoderModule`, or a Medfusion checkpoint folder or zoo name.
-
-    Raises:
-        FileNotFoundError: If there is nothing at ``source``.
-        ValueError: If its shape is not the config's.
-    """
-    if Path(source).suffix == ".ckpt":
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"model.autoencoder {source!r} is not there; train it first, with autoencoder.yaml")
-        content = torch.load(source, map_location="cpu", weights_only=True)
-        settings = content.get("hyper_parameters", {})
-        trained_with = _loss_networks(settings)
-        config = settings.get("config")
-        config = MedfusionConfig(**config) if isinstance(config, dict) else config  # LightningCLI keeps a dictionary
-        weights, prefix = content.get("state_dict", {}), "autoencoder."
-        state = {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-        if not isinstance(config, MedfusionConfig) or not state:
-            raise ValueError(
-                f"model.autoencoder {source} was not written by AutoencoderModule; train the first stage with "
-                "autoencoder.yaml, or give a Medfusion checkpoint folder"
-            )
-    else:
-        other = _load_medfusion(source)
-        config, state, trained_with = other.config, other.autoencoder.state_dict(), other.about.trained_with
-    _check_shape(generator.config, config, source, _FIRST_STAGE)
-    load_strictly(generator.autoencoder, state, where=source)
-    generator.about = dataclasses.replace(generator.about, trained_with=trained_with)
-
-
-def _loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Feature networks in the loss of a first stage with these hyper-parameters."""
-    return (settings["perceptual"],) if settings.get("perceptual") else ()
-
-
-def start_from(generator: MedfusionGenerator, source: str) -> None:
-    """Put the weights of a trained model into a generator of the same shape, to fine-tune it.
-
-    Label embeddings are only taken over where the labels are the same.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
-    other = _load_medfusion(source)
-    labels = {"label_kind", "label_names", "intensity_window", "intensity_unit", "image_size"}
-    fields = tuple(field.name for field in dataclasses.fields(MedfusionConfig) if field.name not in labels)
-    _check_shape(generator.config, other.config, source, fields)
-    state = other.state_dict()
-    if other.label_space != generator.label_space:
-        fresh = generator.state_dict()
-        state = {k: v for k, v in state.items() if not k.startswith("unet.embed_label.")}
-        state |= {k: v for k, v in fresh.items() if k.startswith("unet.embed_label.")}
-    load_strictly(generator, state, where=source)
-    generator.about = dataclasses.replace(generator.about, trained_with=other.about.trained_with)
-
-
-def _load_medfusion(source: str) -> MedfusionGenerator:
-    from medgen.zoo import load
-
-    found = load(source)
-    if not isinstance(found, MedfusionGenerator):
-        raise ValueError(f"{source} holds a {found.family} model; this recipe needs medfusion")
-    return found
-
-
-def _check_shape(mine: MedfusionConfig, other: MedfusionConfig, source: str, fields: tuple[str, ...]) -> None:
-    pairs = {field: (getattr(mine, field), getattr(other, field)) for field in fields}
-    if differ := [f"{field} is {a!r} here and {b!r} there" for field, (a, b) in pairs.items() if a != b]:
-        raise ValueError(f"{source} has another shape than model.config: {'; '.join(differ)}")

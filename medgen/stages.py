@@ -1,0 +1,220 @@
+"""Training in stages: what a later stage takes over from the ones before, or from a model to fine-tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from medgen.generator import Generator, GeneratorConfig, load_strictly
+from medgen.training import GenerativeModule
+
+_NOT_OF_WEIGHTS = {"image_size", "intensity_window", "intensity_unit", "label_kind", "label_names"}
+"""Fields of every config that a model to fine-tune may have otherwise."""
+
+
+class LaterStageModule(GenerativeModule):
+    """Trains a part of a generator on what earlier stages made; the images themselves are never loaded.
+
+    A subclass has hyper-parameters, of which `init_from` is the checkpoint to fine-tune, or None.
+    """
+
+    _missing_start: FileNotFoundError | None = None
+
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the first stage's loss."""
+        return self.published.about.trained_with
+
+    @abstractmethod
+    def load_start(self) -> None:
+        """Put into `generator` what training starts from.
+
+        Raises:
+            FileNotFoundError: If it is not there.
+            ValueError: If it does not fit.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Load what training starts from, unless it has started already."""
+        super().setup(stage)
+        if int(self.batches_seen) > 0:
+            return
+        try:
+            self.load_start()
+        except FileNotFoundError as error:  # no harm where a checkpoint is restored next, which brings everything
+            self._missing_start = error
+        self.published.load_state_dict(self.generator.state_dict())
+        self.published.about = self.generator.about
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is known of the first stage, which a resumed run does not read again."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["trained_with"] = list(self.trained_with)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        for generator in (self.generator, self.published):
+            _note_networks(generator, tuple(checkpoint.get("trained_with", ())))
+
+    def on_fit_start(self) -> None:
+        """Refuse to train on what nothing was loaded into, and leave the images out."""
+        self._need_start()
+        self.datamodule.images_in_training = False
+
+    def on_validation_start(self) -> None:
+        """Refuse to measure what nothing was loaded into."""
+        self._need_start()
+
+    def on_test_start(self) -> None:
+        """Likewise."""
+        self._need_start()
+
+    def _need_start(self) -> None:
+        if self._missing_start is not None and int(self.batches_seen) == 0:
+            raise self._missing_start
+
+    def teardown(self, stage: str) -> None:
+        """Leave the data as they were."""
+        self.datamodule.images_in_training = True
+
+
+class Trained(NamedTuple):
+    """What a training run, or a checkpoint folder, holds of a generator.
+
+    Attributes:
+        config: Its config.
+        state: Weights by their names in the generator; not of all parts, in early stages.
+        trained_with: Feature networks of the first stage's loss.
+    """
+
+    config: GeneratorConfig
+    state: dict[str, Tensor]
+    trained_with: tuple[str, ...]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Weights of one part, by their names in it."""
+        prefix = f"{name}."
+        return {key.removeprefix(prefix): weight for key, weight in self.state.items() if key.startswith(prefix)}
+
+
+def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argument: str) -> Trained:
+    """What a stage starts from.
+
+    Args:
+        source: A checkpoint written by a training run, or a checkpoint folder or zoo name.
+        kind: The generator it must be of.
+        parts: What it must have.
+        argument: What an error calls `source`.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If it is of another family or stage.
+    """
+    if Path(source).suffix != ".ckpt":
+        from medgen.zoo import load
+
+        found = load(source)
+        if not isinstance(found, kind):
+            raise ValueError(f"{argument} {source} holds a {found.family} model; this recipe needs {kind.family}")
+        return Trained(found.config, found.state_dict(), found.about.trained_with)
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"{argument} {source!r} is not there; train that stage first")
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    settings, state = content.get("hyper_parameters", {}), content.get("state_dict", {})
+    prefix = "ema.module."  # a first stage's module holds its network itself, a later one the averaged generator
+    if any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    config = _config_of(settings, kind)
+    missing = [part for part in parts if not any(name.startswith(f"{part}.") for name in state)]
+    if config is None or missing:
+        lacks = ", ".join(missing) or f"config of {kind.family}"
+        raise ValueError(f"{argument} {source} was not written by the stage before: it has no {lacks}")
+    return Trained(config, state, tuple(content.get("trained_with", loss_networks(settings))))
+
+
+def load_parts(
+    generator: Generator, source: str, parts: Sequence[str], argument: str, *, fields: Collection[str]
+) -> None:
+    """Put trained parts into a generator, and note in ``about`` which networks the first stage's loss had.
+
+    Args:
+        generator: What to load into.
+        source: See `read_trained`.
+        parts: Names of its submodules.
+        argument: What an error calls `source`.
+        fields: Fields of the config that must be equal.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If it is of another family or stage, or its shape is not the config's.
+    """
+    found = read_trained(source, type(generator), parts, argument)
+    check_shape(generator.config, found.config, f"{argument} {source}", fields)
+    for part in parts:
+        load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
+    _note_networks(generator, found.trained_with)
+
+
+def start_from(generator: Generator, source: str, *, label_weights: str, free: Collection[str] = ()) -> None:
+    """Put the weights of a trained model into a generator of the same shape, to fine-tune it.
+
+    Image size, intensities and labels may differ. What reads labels is only taken over where they are the same.
+
+    Args:
+        generator: What to load into.
+        source: A checkpoint folder or zoo name.
+        label_weights: Regular expression that finds the names of weights that read labels.
+        free: More fields of the config that may differ.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If it is of another family, or the shapes differ.
+    """
+    found = read_trained(source, type(generator), (), "model.init_from")
+    fields = {field.name for field in dataclasses.fields(found.config)} - _NOT_OF_WEIGHTS - set(free)
+    check_shape(generator.config, found.config, f"model.init_from {source}", fields)
+    state, fresh = found.state, generator.state_dict()
+    if found.config.label_space != generator.label_space:
+        state = {name: weight for name, weight in state.items() if not re.search(label_weights, name)}
+        state |= {name: weight for name, weight in fresh.items() if re.search(label_weights, name)}
+    load_strictly(generator, state, where=source)
+    _note_networks(generator, found.trained_with)
+
+
+def check_shape(mine: GeneratorConfig, other: GeneratorConfig, source: str, fields: Collection[str]) -> None:
+    """Refuse a source whose config differs in one of these fields.
+
+    Raises:
+        ValueError: Naming each, and both values.
+    """
+    names = [field.name for field in dataclasses.fields(mine) if field.name in fields]
+    pairs = {name: (getattr(mine, name), getattr(other, name)) for name in names}
+    if differ := [f"{name} is {a!r} here and {b!r} there" for name, (a, b) in pairs.items() if a != b]:
+        raise ValueError(f"{source} has another shape than model.config: {'; '.join(differ)}")
+
+
+def loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Feature networks in the loss of a first stage with these hyper-parameters."""
+    return (settings["perceptual"],) if settings.get("perceptual") else ()
+
+
+def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> GeneratorConfig | None:
+    """The config among hyper-parameters, where LightningCLI keeps a dictionary; None if it is another family's."""
+    config = settings.get("config")
+    if isinstance(config, dict):
+        try:
+            return kind.config_class(**config)
+        except TypeError:
+            return None
+    return config if isinstance(config, kind.config_class) else None
+
+
+def _note_networks(generator: Generator, trained_with: tuple[str, ...]) -> None:
+    generator.about = dataclasses.replace(generator.about, trained_with=trained_with)

@@ -184,9 +184,11 @@ def _sample(args: Sequence[str]) -> None:
 
 def _convert(args: Sequence[str]) -> None:
     parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
-    parser.add_argument("checkpoint", help="official .ckpt file, or a .ckpt written by medgen fit")
+    parser.add_argument("checkpoint", help="official .ckpt or vqvae_*.pt file, or a .ckpt written by medgen fit")
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--image_size", type=int, nargs=2, help="height and width, which an official file does not say")
+    parser.add_argument("--top", type=str | None, help="of an official VQ-VAE2: pixelsnail_*.pt of the top map")
+    parser.add_argument("--bottom", type=str | None, help="the same of the bottom map")
+    parser.add_argument("--image_size", type=int, nargs=2, help="height and width, which a Medfusion file does not say")
     parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which it does not say either")
     parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")
     parser.add_argument("--dtype", type=StorageType, default="float32", help="how weights are stored")
@@ -201,6 +203,8 @@ def _convert(args: Sequence[str]) -> None:
     folder = convert(
         cfg.checkpoint,
         cfg.out,
+        top=cfg.top,
+        bottom=cfg.bottom,
         image_size=tuple(cfg.image_size) if cfg.image_size else None,
         label_names=cfg.label_names,
         about=_read_about(cfg.about) if cfg.about else None,
@@ -254,14 +258,24 @@ def _train(verb: str, args: Sequence[str]) -> int:
         print(f"medgen {verb}: {error}\n`medgen {verb} --help` lists all arguments", file=sys.stderr)
         return 2
     except _USER_ERRORS as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise  # gone wrong deep in another library: the trace is needed
+        return _fail(verb, refusal)
+    return 0
+
+
+def _refusal(error: BaseException | None) -> BaseException | None:
+    """The error with which medgen itself refused something; what builds the parts of a recipe wraps it in its own."""
+    while error is not None:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:
             frame = frame.tb_next
         where = Path(frame.tb_frame.f_code.co_filename) if frame else Path()
-        if not where.is_relative_to(Path(medgen.__file__).parent):
-            raise  # not refused by medgen but gone wrong deep in another library: the trace is needed
-        return _fail(verb, error)
-    return 0
+        if isinstance(error, _USER_ERRORS) and where.is_relative_to(Path(medgen.__file__).parent):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 StorageType = Literal["float32", "float16", "bfloat16"]

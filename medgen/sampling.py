@@ -177,7 +177,7 @@ def _request(generator: Generator, run: SamplingRun) -> dict[str, object]:
         "seed": run.seed,
         "labels": list(run.labels),
         "precision": run.precision,
-        "options": dict(run.options),
+        "options": {name: value for name, value in run.options.items() if name != "progress"},  # changes no image
     }
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "medfusion": "medgen.families.medfusion.generator:MedfusionGenerator",
+    "vqvae2": "medgen.families.vqvae2.generator:VQVAE2Generator",
 }
 
 

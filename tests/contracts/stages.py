@@ -31,6 +31,11 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage("medgen.families.medfusion.modules.LatentDiffusionModule", previous="autoencoder"),
     ),
+    "vqvae2": (
+        Stage("medgen.families.vqvae2.modules.VQVAE2AutoencoderModule"),
+        Stage("medgen.families.vqvae2.modules.PriorModule", {"level": "top"}, previous="previous"),
+        Stage("medgen.families.vqvae2.modules.PriorModule", {"level": "bottom"}, previous="previous"),
+    ),
 }
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 every_stage = pytest.mark.parametrize(
     ("family", "number"),
     [
-        pytest.param(family, number, id=f"{family}-{stage.module.rpartition('.')[2]}")
+        pytest.param(family, number, id=f"{family}-{number}-{stage.module.rpartition('.')[2]}")
         for family, stages in STAGES.items()
         for number, stage in enumerate(stages)
     ],

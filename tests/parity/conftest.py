@@ -38,8 +38,9 @@ class Case:
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The arguments of the official constructor."""
-        return self.meta["constructor"]["kwargs"]
+        """The arguments of the official constructor; those it takes by position stand in the file as ``name=value``."""
+        positional = dict(item.split("=") for item in self.meta["constructor"].get("positional", ()))
+        return {name: json.loads(value) for name, value in positional.items()} | self.meta["constructor"]["kwargs"]
 
     @property
     def official_class(self) -> str:

@@ -1,0 +1,151 @@
+"""The first stage of VQ-VAE2: an autoencoder whose latent is two maps of codes, a coarse and a fine one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medgen.nn.quantize import MovingAverageQuantizer, Quantized
+
+TOP_STRIDE = 8
+"""Pixels per side that one code of the top map stands for."""
+BOTTOM_STRIDE = 4
+"""The same of the bottom map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAE2Shape:
+    """Sizes of the autoencoder; the defaults are the published ones.
+
+    Attributes:
+        in_channels: Channels of the images.
+        channels: Width of all layers between image and codes.
+        residual_blocks: Residual blocks of each encoder and decoder.
+        residual_channels: Width within them.
+        code_dim: Length of a code vector.
+        num_codes: Codes of each codebook.
+    """
+
+    in_channels: int = 3
+    channels: int = 128
+    residual_blocks: int = 2
+    residual_channels: int = 32
+    code_dim: int = 64
+    num_codes: int = 512
+
+
+class Codes(NamedTuple):
+    """An image in codes."""
+
+    top: Tensor
+    """(B, H / 8, W / 8) int64."""
+    bottom: Tensor
+    """(B, H / 4, W / 4) int64."""
+
+
+class Quantization(NamedTuple):
+    """Both levels of an image, quantised."""
+
+    top: Quantized
+    bottom: Quantized
+
+    @property
+    def codes(self) -> Codes:
+        """Which codes they are."""
+        return Codes(self.top.indices, self.bottom.indices)
+
+    @property
+    def loss(self) -> Tensor:
+        """Commitment terms of both levels, a scalar."""
+        return self.top.loss + self.bottom.loss
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.narrow = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same."""
+        out: Tensor = x + self.narrow(F.relu(self.widen(F.relu(x))))
+        return out
+
+
+class _Encoder(nn.Sequential):
+    """To half the size in each step, then residual blocks."""
+
+    def __init__(self, in_channels: int, shape: VQVAE2Shape, *, stride: int) -> None:
+        half, full = shape.channels // 2, shape.channels
+        steps = [nn.Conv2d(in_channels, half, 4, stride=2, padding=1), nn.ReLU()]
+        if stride == 4:
+            steps += [nn.Conv2d(half, full, 4, stride=2, padding=1), nn.ReLU()]
+        last = nn.Conv2d(full if stride == 4 else half, full, 3, padding=1)
+        blocks = [_ResidualBlock(full, shape.residual_channels) for _ in range(shape.residual_blocks)]
+        super().__init__(*steps, last, *blocks, nn.ReLU())
+
+
+class _Decoder(nn.Sequential):
+    """Residual blocks, then to twice the size in each step."""
+
+    def __init__(self, in_channels: int, out_channels: int, shape: VQVAE2Shape, *, stride: int) -> None:
+        half, full = shape.channels // 2, shape.channels
+        blocks = [_ResidualBlock(full, shape.residual_channels) for _ in range(shape.residual_blocks)]
+        steps: list[nn.Module] = [nn.ConvTranspose2d(full, out_channels, 4, stride=2, padding=1)]
+        if stride == 4:
+            steps = [
+                nn.ConvTranspose2d(full, half, 4, stride=2, padding=1),
+                nn.ReLU(),
+                nn.ConvTranspose2d(half, out_channels, 4, stride=2, padding=1),
+            ]
+        super().__init__(nn.Conv2d(in_channels, full, 3, padding=1), *blocks, nn.ReLU(), *steps)
+
+
+class VQVAE2(nn.Module):
+    """Two-level VQ-VAE: the top map holds the layout, the bottom map, which knows the top one, the details.
+
+    Args:
+        shape: Sizes.
+        decay: Decay of the codebooks' moving averages.
+
+    Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.1 and algorithm 1.
+    """
+
+    def __init__(self, shape: VQVAE2Shape, *, decay: float = 0.99) -> None:
+        super().__init__()
+        self.shape = shape
+        dim = shape.code_dim
+        self.encode_bottom = _Encoder(shape.in_channels, shape, stride=4)
+        self.encode_top = _Encoder(shape.channels, shape, stride=2)
+        self.to_top = nn.Conv2d(shape.channels, dim, 1)
+        self.top_codes = MovingAverageQuantizer(shape.num_codes, dim, decay=decay)
+        self.decode_top = _Decoder(dim, dim, shape, stride=2)
+        self.to_bottom = nn.Conv2d(dim + shape.channels, dim, 1)
+        self.bottom_codes = MovingAverageQuantizer(shape.num_codes, dim, decay=decay)
+        self.upsample_top = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)
+        self.decode_both = _Decoder(2 * dim, shape.in_channels, shape, stride=4)
+
+    def encode(self, images: Tensor) -> Quantization:
+        """Both levels of images (B, C, H, W) in [-1, 1], sides divisible by 8; moves the codebooks in training."""
+        fine = self.encode_bottom(images)  # (B, channels, H / 4, W / 4)
+        top = self.top_codes(self.to_top(self.encode_top(fine)))  # (B, dim, H / 8, W / 8)
+        bottom = self.bottom_codes(self.to_bottom(torch.cat([self.decode_top(top.latent), fine], dim=1)))
+        return Quantization(top, bottom)
+
+    def decode(self, top: Tensor, bottom: Tensor) -> Tensor:
+        """Images (B, C, H, W), about [-1, 1], of latents (B, dim, H / 8, W / 8) and (B, dim, H / 4, W / 4)."""
+        images: Tensor = self.decode_both(torch.cat([self.upsample_top(top), bottom], dim=1))
+        return images
+
+    def decode_codes(self, codes: Codes) -> Tensor:
+        """The same of codes."""
+        return self.decode(self.top_codes.lookup(codes.top), self.bottom_codes.lookup(codes.bottom))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Quantization]:
+        """Copies of images in [-1, 1], and what they were made of."""
+        quantized = self.encode(images)
+        return self.decode(quantized.top.latent, quantized.bottom.latent), quantized

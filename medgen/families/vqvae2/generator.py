@@ -1,0 +1,382 @@
+"""VQ-VAE2: two maps of codes per image, each with a prior that draws it, and a decoder that makes them an image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medgen.data.encoded import weights_hash
+from medgen.families.vqvae2.autoencoder import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2Shape
+from medgen.families.vqvae2.incremental import check_choice, draw_codes
+from medgen.families.vqvae2.pixelsnail import PixelSNAIL, PixelSNAILShape, check_range
+from medgen.generator import Generator, GeneratorConfig
+from medgen.labels import Label
+from medgen.nn.inference import for_inference
+from medgen.nn.modes import evaluating
+from medgen.noise import NoiseSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAE2Config(GeneratorConfig):
+    """Shape of the autoencoder and of both priors; the defaults are the published ones for 256 px images.
+
+    Attributes:
+        channels: Channels of the images.
+        hidden_channels: Width of the autoencoder.
+        residual_blocks: Residual blocks of each of its encoders and decoders.
+        residual_channels: Width within them.
+        code_dim: Length of a code vector.
+        num_codes: Codes of each of the two codebooks.
+        prior_channels: Width of the priors.
+        prior_kernel_size: Width of their causal convolutions, odd.
+        prior_blocks: Blocks of each prior.
+        prior_residual_blocks: Residual blocks in each.
+        prior_residual_channels: Width within them.
+        top_attention: Whether the blocks of the top prior attend to all codes before.
+        bottom_attention: The same of the bottom prior, whose map is four times as large.
+        top_output_blocks: Residual blocks at the end of the top prior.
+        condition_blocks: Residual blocks that read the top map for the bottom prior.
+        condition_channels: Their width.
+        label_dim: Width of the label's vector in the priors.
+        dropout: Dropout of the priors.
+
+    Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2"; sizes are those of the
+    implementation that "The beauty or the beast" trained on chest X-rays and histology.
+    """
+
+    image_size: tuple[int, int] = (256, 256)
+    channels: int = 3
+    hidden_channels: int = 128
+    residual_blocks: int = 2
+    residual_channels: int = 32
+    code_dim: int = 64
+    num_codes: int = 512
+    prior_channels: int = 256
+    prior_kernel_size: int = 5
+    prior_blocks: int = 4
+    prior_residual_blocks: int = 4
+    prior_residual_channels: int = 256
+    top_attention: bool = True
+    bottom_attention: bool = False
+    top_output_blocks: int = 0
+    condition_blocks: int = 3
+    condition_channels: int = 256
+    label_dim: int = 256
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(side % TOP_STRIDE for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size}; both sides must be divisible by {TOP_STRIDE}")
+        if self.prior_kernel_size % 2 == 0 or self.prior_kernel_size < 3:
+            raise ValueError(f"prior_kernel_size is {self.prior_kernel_size}; use an odd number from 3 on")
+        if (self.top_attention or self.bottom_attention) and self.prior_channels % 16:
+            raise ValueError(f"prior_channels is {self.prior_channels}; attention needs a multiple of 16")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a chance from 0 to below 1")
+
+    @property
+    def top_size(self) -> tuple[int, int]:
+        """Height and width of the top map."""
+        return self.image_size[0] // TOP_STRIDE, self.image_size[1] // TOP_STRIDE
+
+    @property
+    def bottom_size(self) -> tuple[int, int]:
+        """Height and width of the bottom map."""
+        return self.image_size[0] // BOTTOM_STRIDE, self.image_size[1] // BOTTOM_STRIDE
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """16 px, 8 to 16 channels, 16 codes."""
+        return cls(
+            image_size=(16, 16),
+            channels=1,
+            label_kind="single",
+            label_names=("no finding", "finding"),
+            hidden_channels=16,
+            residual_blocks=1,
+            residual_channels=8,
+            code_dim=8,
+            num_codes=16,
+            prior_channels=16,
+            prior_kernel_size=3,
+            prior_blocks=1,
+            prior_residual_blocks=1,
+            prior_residual_channels=8,
+            condition_blocks=1,
+            condition_channels=8,
+            label_dim=8,
+        )
+
+
+def build_autoencoder(config: VQVAE2Config) -> VQVAE2:
+    """The first stage that a config describes."""
+    return VQVAE2(
+        VQVAE2Shape(
+            in_channels=config.channels,
+            channels=config.hidden_channels,
+            residual_blocks=config.residual_blocks,
+            residual_channels=config.residual_channels,
+            code_dim=config.code_dim,
+            num_codes=config.num_codes,
+        )
+    )
+
+
+def build_prior(config: VQVAE2Config, level: str) -> PixelSNAIL:
+    """The prior of the ``top`` or the ``bottom`` map that a config describes."""
+    top = level == "top"
+    return PixelSNAIL(
+        PixelSNAILShape(
+            size=config.top_size if top else config.bottom_size,
+            num_codes=config.num_codes,
+            channels=config.prior_channels,
+            kernel_size=config.prior_kernel_size,
+            blocks=config.prior_blocks,
+            residual_blocks=config.prior_residual_blocks,
+            residual_channels=config.prior_residual_channels,
+            attention=config.top_attention if top else config.bottom_attention,
+            output_blocks=config.top_output_blocks if top else 0,
+            condition_blocks=None if top else config.condition_blocks,
+            condition_channels=config.condition_channels,
+            condition_codes=config.num_codes,
+            dropout=config.dropout,
+            label_kind=config.label_kind,
+            num_labels=len(config.label_names),
+            label_dim=config.label_dim,
+        )
+    )
+
+
+class VQVAE2Generator(Generator, family="vqvae2"):
+    """Draws the top map of codes, then the bottom map that goes with it, then decodes both."""
+
+    config_class = VQVAE2Config
+    config: VQVAE2Config
+
+    def __init__(self, config: VQVAE2Config) -> None:
+        super().__init__(config)
+        self.autoencoder = build_autoencoder(config)
+        self.top = build_prior(config, "top")
+        self.bottom = build_prior(config, "bottom")
+
+    @property
+    def codebook_hash(self) -> str:
+        """What tells codebooks apart: a prior knows the codes of one pair of them only."""
+        levels = {"top": self.autoencoder.top_codes, "bottom": self.autoencoder.bottom_codes}
+        return weights_hash({name: level.codebook for name, level in levels.items()})
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Codes:
+        """Codes of images (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: If they are not of the config's size and channels, or have values outside [0, 1].
+        """
+        channels, (height, width) = self.config.channels, self.config.image_size
+        if images.shape[1:] != (channels, height, width):
+            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, {height}, {width})")
+        inside = images.is_floating_point() and bool(((images >= -1e-3) & (images <= 1 + 1e-3)).all())
+        if not inside:  # of another scale they would get codes all the same, and likely ones
+            raise ValueError(f"images are {images.dtype} with values outside [0, 1]; divide by the largest grey level")
+        with evaluating(self.autoencoder):  # in training, looking at images would move the codebooks
+            return self.autoencoder.encode(images.to(self.device, torch.float32) * 2 - 1).codes
+
+    @torch.no_grad()
+    def decode(self, codes: Codes) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] of codes.
+
+        Raises:
+            ValueError: If maps are of another size, or have codes that there are not.
+        """
+        return (self._decoded(self._checked(codes)).clamp(-1, 1) + 1) / 2
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the autoencoder keeps of images, (B, C, H, W) in [0, 1] both."""
+        return self.decode(self.encode(images))
+
+    @torch.no_grad()
+    def log_prob(self, codes: Codes, label: Label = None) -> dict[str, Tensor]:
+        """Exact log-probabilities of maps of codes, in bits per dimension, a dimension being a code.
+
+        Args:
+            codes: Codes of B images.
+            label: Conditions, see `Generator.sample`; None for none.
+
+        Returns:
+            ``top`` and ``bottom``, (B,) each; the latter given the top map. 0 for codes that are certain, minus the
+            binary logarithm of their number for codes that are all equally likely.
+
+        Raises:
+            ValueError: If maps are of another size, or have codes that there are not.
+        """
+        top, bottom = self._checked(codes)
+        condition = self.label_space.resolve(label, len(top))
+        condition = None if condition is None else condition.to(self.device)
+        with evaluating(self):
+            return {
+                "top": -bits_per_dimension(self.top(top, label=condition), top),
+                "bottom": -bits_per_dimension(self.bottom(bottom, top, condition), bottom),
+            }
+
+    def bits_of(self, images: Tensor, label: Label = None) -> Tensor:
+        """Bits per dimension of the codes of images (B, C, H, W) in [0, 1], over both maps, (B,).
+
+        The more, the less likely the generator finds an image; what the autoencoder leaves out of it is not seen.
+        """
+        found = self.log_prob(self.encode(images), label)
+        top, bottom = math.prod(self.config.top_size), math.prod(self.config.bottom_size)
+        return -(found["top"] * top + found["bottom"] * bottom) / (top + bottom)
+
+    @torch.no_grad()
+    def complete(
+        self, images: Tensor, rows: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
+    ) -> Tensor:
+        """Images whose upper part is kept, as the autoencoder sees it, and whose lower part is drawn to go with it.
+
+        Args:
+            images: Images (B, C, H, W) in [0, 1].
+            rows: Pixel rows that are kept, a multiple of 8.
+            label: Conditions, see `Generator.sample`.
+            seed: Seed of what is drawn.
+            first_index: Number of the first image in the run.
+            **options: Options of `Generator.sample`, such as ``temperature``.
+
+        Raises:
+            ValueError: If `rows` is no such multiple, or an option is out of range.
+        """
+        height = self.config.image_size[0]
+        if rows % TOP_STRIDE or not 0 <= rows <= height:
+            raise ValueError(f"rows is {rows}; use a multiple of {TOP_STRIDE} from 0 to {height}")
+        codes = self.encode(images)
+        given = Codes(codes.top[:, : rows // TOP_STRIDE], codes.bottom[:, : rows // BOTTOM_STRIDE])
+        return self._partly(label, len(images), seed, first_index, options, given=given)
+
+    @torch.no_grad()
+    def redraw_details(
+        self, top: Tensor, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
+    ) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] of given top maps (B, H / 8, W / 8), with bottom maps drawn to go with them.
+
+        Arguments are those of `complete`.
+        """
+        known = self._checked_map("top", top)
+        return self._partly(label, len(top), seed, first_index, options, top=known)
+
+    def _checked(self, codes: Codes) -> Codes:
+        if not isinstance(codes, tuple) or len(codes) != 2:
+            raise ValueError(f"codes are {type(codes).__name__}; expected the top and the bottom map, as of encode")
+        top, bottom = codes
+        return Codes(self._checked_map("top", top), self._checked_map("bottom", bottom))
+
+    def _checked_map(self, level: str, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) of any type of whole number as int64, where the generator is."""
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"the {level} map is {type(codes).__name__}; expected a tensor of codes")
+        height, width = self.config.top_size if level == "top" else self.config.bottom_size
+        if codes.shape[1:] != (height, width):
+            raise ValueError(f"the {level} map has shape {tuple(codes.shape)}; expected (B, {height}, {width})")
+        check_range(f"codes of the {level} map", codes, self.config.num_codes)
+        return codes.to(self.device, torch.int64)
+
+    def _partly(
+        self, label: Label, n: int, seed: int, first_index: int, options: dict[str, Any], **known: Any
+    ) -> Tensor:
+        if n < 1:
+            raise ValueError("there are no images; give at least one")
+        if first_index < 0:
+            raise ValueError(f"first_index is {first_index}; images are numbered from 0")
+        self.check_options(options)
+        condition = self.label_space.resolve(label, n)
+        noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
+        condition = None if condition is None else condition.to(self.device)
+        with evaluating(self):
+            codes = self._draw(condition, noise, *_choices(**options), **known)
+            return self.decode(codes).cpu()
+
+    def _decoded(self, codes: Codes) -> Tensor:
+        autoencoder = self.autoencoder
+        upsampled = autoencoder.upsample_top(autoencoder.top_codes.lookup(codes.top))
+        both = torch.cat([upsampled, autoencoder.bottom_codes.lookup(codes.bottom)], dim=1)
+        return for_inference(autoencoder.decode_both)(both)
+
+    def _sample(
+        self,
+        label: Tensor | None,
+        noise: NoiseSource,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        bottom_temperature: float | None = None,
+        bottom_top_k: int | None = None,
+        bottom_top_p: float | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """One batch of images.
+
+        Args:
+            label: Conditions, (B,) or (B, K), or None.
+            noise: One random stream per image.
+            temperature: Less than 1 draws likelier codes, and images that vary less.
+            top_k: Draws among that many likeliest codes; None among all.
+            top_p: Draws among the likeliest codes that together have at least this probability; None among all.
+            bottom_temperature: Another temperature for the bottom map; None for the same.
+            bottom_top_k: Another `top_k` for it.
+            bottom_top_p: Another `top_p` for it.
+            progress: Whether to show a progress bar for each map.
+        """
+        choices = _choices(temperature, top_k, top_p, bottom_temperature, bottom_top_k, bottom_top_p, progress)
+        return self._decoded(self._draw(label, noise, *choices))
+
+    def _draw(
+        self,
+        label: Tensor | None,
+        noise: NoiseSource,
+        first: dict[str, Any],
+        second: dict[str, Any],
+        *,
+        top: Tensor | None = None,
+        given: Codes | None = None,
+    ) -> Codes:
+        """Both maps; the top one may be given whole, or the first rows of both."""
+        with torch.autocast(
+            noise.device.type, enabled=False
+        ):  # codes are drawn in float32: bf16 would cast all weights
+            uniform = noise.uniform(*self.config.top_size), noise.uniform(*self.config.bottom_size)
+            if top is None:
+                rows = None if given is None else given.top
+                top = draw_codes(self.top, uniform[0], label=label, given=rows, **first)
+            rows = None if given is None else given.bottom
+            bottom = draw_codes(self.bottom, uniform[1], condition=top, label=label, given=rows, **second)
+        return Codes(top, bottom)
+
+
+def _choices(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    bottom_temperature: float | None = None,
+    bottom_top_k: int | None = None,
+    bottom_top_p: float | None = None,
+    progress: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How codes of the top and of the bottom map are chosen; refused before the time that the first map may take."""
+    first = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    other = {"temperature": bottom_temperature, "top_k": bottom_top_k, "top_p": bottom_top_p}
+    check_choice(temperature, top_k, top_p)
+    second = {name: first[name] if value is None else value for name, value in other.items()}
+    check_choice(**second, prefix="bottom_")  # type: ignore[arg-type]
+    return first | {"progress": progress}, second | {"progress": progress}
+
+
+def bits_per_dimension(logits: Tensor, codes: Tensor) -> Tensor:
+    """Bits per code (B,) of maps (B, H, W) under logits (B, num_codes, H, W)."""
+    nats = F.cross_entropy(logits.float(), codes, reduction="none").flatten(1).mean(1)
+    bits: Tensor = nats / torch.log(torch.tensor(2.0))
+    return bits

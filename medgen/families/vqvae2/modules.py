@@ -1,0 +1,283 @@
+"""Training of VQ-VAE2: the autoencoder, then the prior of the top map, then that of the bottom map."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medgen.data.base import Batch
+from medgen.families.vqvae2.autoencoder import Codes
+from medgen.families.vqvae2.codes import CodeStore
+from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension, build_autoencoder
+from medgen.losses.perceptual import FeaturePerceptualLoss
+from medgen.losses.ssim import ssim
+from medgen.stages import LaterStageModule, load_parts, loss_networks, start_from
+from medgen.training import LearningRateShape, ReproducibleModule, drop_labels
+
+Level = Literal["top", "bottom"]
+
+_LARGEST_SHIFT = 16
+"""Pixels."""
+
+
+class VQVAE2AutoencoderModule(ReproducibleModule):
+    """Trains the first stage.
+
+    Args:
+        config: What is trained; the same config goes into the later stages.
+        latent_weight: Weight of the commitment terms.
+        perceptual: Network of a perceptual loss, see `FeaturePerceptualLoss`; None (published) for none. It must not be
+            the one that judges the result.
+        perceptual_weight: Weight of the perceptual loss.
+        perceptual_levels: How many of its resolutions to compare, from the finest on; None for all.
+        restart_below: Codes that stand for fewer vectors per batch than this, on average, are put on vectors of the
+            batch; 0 (published) leaves unused codes where they are.
+        lr: Learning rate of Adam.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
+        warmup: Optimiser steps of linear rise.
+        seed: Seed of the run.
+
+    Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", eq. 2.
+    """
+
+    def __init__(
+        self,
+        config: VQVAE2Config,
+        latent_weight: float = 0.25,
+        perceptual: str | None = None,
+        perceptual_weight: float = 1.0,
+        perceptual_levels: int | None = None,
+        restart_below: float = 0.01,
+        lr: float = 3e-4,
+        lr_shape: LearningRateShape = "constant",
+        warmup: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.save_hyperparameters()
+        self.config = config
+        self.autoencoder = build_autoencoder(config)
+        for level in (self.autoencoder.top_codes, self.autoencoder.bottom_codes):
+            level.restart_below = restart_below
+        self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
+
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the loss."""
+        return loss_networks(self.hparams)
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Copies of images (B, C, H, W), both in [0, 1]."""
+        copies: Tensor = self.autoencoder(images * 2 - 1)[0]
+        return ((copies.float() + 1) / 2).clamp(0, 1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Error of the copies, and how far latents are from their codes."""
+        x = batch["image"] * 2 - 1
+        copies, quantized = self.autoencoder(x)
+        terms = {"mse": F.mse_loss(copies.float(), x), "latent": quantized.loss}
+        loss: Tensor = terms["mse"] + self.hparams["latent_weight"] * terms["latent"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(*_shifted(copies, x)).mean()
+            loss = loss + self.hparams["perceptual_weight"] * terms["perceptual"]
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log how much of the codebooks is used."""
+        for name, level in (("top", self.autoencoder.top_codes), ("bottom", self.autoencoder.bottom_codes)):
+            used, perplexity = level.usage()
+            self.log_dict({f"train/codes_used_{name}": used, f"train/perplexity_{name}": perplexity})
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Error and likeness of copies of unseen images, both in [0, 1]."""
+        self._compare("val", batch["image"])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._compare("test", batch["image"])
+
+    def _compare(self, split: str, images: Tensor) -> None:
+        copies = self(images)
+        scores = {"mse": (copies - images).square().mean(), "ssim": ssim(copies, images).mean()}
+        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Adam on the autoencoder; its codebooks have no gradient."""
+        optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=self.hparams["lr"])
+        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+
+
+class PriorModule(LaterStageModule):
+    """Trains the prior of the top map on codes of a trained autoencoder, then, in a second run, that of the bottom map.
+
+    The second run ends in a checkpoint folder of the whole model. Codes are encoded once and read from the cache.
+
+    Args:
+        config: What is trained and published.
+        level: ``top`` or ``bottom``.
+        previous: The stage before: for ``top`` a checkpoint written by `VQVAE2AutoencoderModule`, for ``bottom`` one
+            written by this class, which holds the autoencoder, too. Or a VQ-VAE2 checkpoint folder or zoo name. Its
+            shape must be the config's.
+        init_from: A VQ-VAE2 checkpoint folder or zoo name to fine-tune from: all its weights are the start. Labels and
+            image size may differ, the shape may not. Parts of `previous`, if that is given too, take the place of its
+            own, and must be of the same codebooks.
+        code_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
+        label_smoothing: Share of the probability that is spread over all codes.
+        label_dropout: Chance per image of being trained without its label, so that images can be drawn without one.
+        lr: Learning rate of AdamW, as published.
+        weight_decay: Its weight decay; none is published.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
+        warmup: Optimiser steps of linear rise.
+        ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n)
+            after n steps, or the average, which `val/bits` is measured on, would lag behind in short runs.
+        seed: Seed of dropout and label dropout.
+
+    Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2 and algorithm 2.
+    """
+
+    generator: VQVAE2Generator
+
+    def __init__(
+        self,
+        config: VQVAE2Config,
+        level: Level,
+        previous: str | None = None,
+        init_from: str | None = None,
+        code_variants: int = 1,
+        label_smoothing: float = 0.0,
+        label_dropout: float = 0.1,
+        lr: float = 3e-4,
+        weight_decay: float = 0.0,
+        lr_shape: LearningRateShape = "constant",
+        warmup: int = 0,
+        ema_decay: float = 0.999,
+        seed: int = 0,
+    ) -> None:
+        if level not in ("top", "bottom"):
+            raise ValueError(f"level is {level!r}; use 'top' or 'bottom'")
+        if previous is None and init_from is None:
+            raise ValueError("previous and init_from are both missing; give the stage before, or a model to fine-tune")
+        for name, value in (("label_smoothing", label_smoothing), ("label_dropout", label_dropout)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is a share from 0 to 1")
+        super().__init__(
+            VQVAE2Generator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
+        )
+        self.save_hyperparameters()
+        self.level = level
+        self.generator.requires_grad_(requires_grad=False)
+        getattr(self.generator, level).requires_grad_(requires_grad=True)
+        self.stores: dict[str, CodeStore] = {}
+
+    @property
+    def published(self) -> VQVAE2Generator:
+        """The averaged generator."""
+        return cast("VQVAE2Generator", super().published)
+
+    @property
+    def publishable(self) -> bool:
+        """Whether the bottom prior is trained, too; the top one alone is no model yet."""
+        return self.level == "bottom"
+
+    def on_fit_start(self) -> None:
+        """Encode the training set, unless the cache has it."""
+        super().on_fit_start()
+        self._store("train")
+
+    def _store(self, split: Literal["train", "val", "test"]) -> CodeStore:
+        if split not in self.stores:
+            variants = self.hparams["code_variants"] if split == "train" else 1
+            generator = self.generator
+            self.stores[split] = CodeStore.open(
+                generator, self.datamodule, split, variants=variants, device=self.device
+            )
+        return self.stores[split]
+
+    def logits(self, generator: VQVAE2Generator, codes: Codes, label: Tensor | None) -> Tensor:
+        """Logits of this level's codes."""
+        if self.level == "top":
+            return cast("Tensor", generator.top(codes.top, None, label))
+        return cast("Tensor", generator.bottom(codes.bottom, codes.top, label))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch of codes, in bits per code on the log."""
+        codes = _moved(self._store("train").read(batch["index"], self.current_epoch), self.device)
+        label = drop_labels(batch["label"], self.hparams["label_dropout"]) if self._labelled else None
+        logits = self.logits(self.generator, codes, label)
+        target = getattr(codes, self.level)
+        self.log("train/bits", bits_per_dimension(logits.detach(), target).mean(), prog_bar=True)
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.hparams["label_smoothing"])
+
+    @property
+    def _labelled(self) -> bool:
+        return self.generator.config.label_kind != "none"
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The averaged prior's bits per code of unseen images; beside ``train/bits`` it shows overfitting."""
+        self._log_unseen("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._log_unseen("test", batch)
+
+    def _log_unseen(self, split: Literal["val", "test"], batch: Batch) -> None:
+        codes = _moved(self._store(split).read(batch["index"]), self.device)
+        label = batch["label"] if self._labelled else None
+        bits = bits_per_dimension(self.logits(self.published, codes, label), getattr(codes, self.level))
+        self.log(f"{split}/bits", bits.mean(), batch_size=len(bits), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on the prior."""
+        optimizer = torch.optim.AdamW(
+            getattr(self.generator, self.level).parameters(),
+            lr=self.hparams["lr"],
+            weight_decay=self.hparams["weight_decay"],
+        )
+        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+
+    def load_start(self) -> None:
+        """A whole model, the parts that earlier stages trained, or both."""
+        generator, model, source = self.generator, self.hparams["init_from"], self.hparams["previous"]
+        if model is not None:
+            start_from(generator, model, label_weights=r"\.label\.", free=["dropout"])
+        if source is not None:
+            before = generator.codebook_hash
+            first = self.level == "top"
+            parts = ["autoencoder"] if first else ["autoencoder", "top"]
+            load_parts(generator, source, parts, "model.previous", fields=_FIRST_STAGE if first else _PRIORS)
+            if model is not None and generator.codebook_hash != before:
+                raise ValueError(
+                    f"model.init_from {model} has priors of other codebooks than those of model.previous {source}; "
+                    "a prior knows one pair of codebooks only: leave init_from out to train a new one"
+                )
+
+
+_FIRST_STAGE = {"channels", "hidden_channels", "residual_blocks", "residual_channels", "code_dim", "num_codes"}
+_BOTTOM_ONLY = {"bottom_attention", "condition_blocks", "condition_channels", "dropout"}
+_PRIORS = {field.name for field in dataclasses.fields(VQVAE2Config)} - _BOTTOM_ONLY
+"""Fields that the bottom prior's run must have as the top prior's run had them."""
+
+
+def _shifted(*images: Tensor) -> list[Tensor]:
+    """Images moved around by the same random few pixels.
+
+    A network with strides sees some pixels less than others. Where these are always the same ones, the decoder hides
+    its errors there, and leaves a grid.
+    """
+    down, right = torch.randint(_LARGEST_SHIFT, (2,)).tolist()
+    return [part.roll((down, right), dims=(-2, -1)) for part in images]
+
+
+def _moved(codes: Codes, device: torch.device) -> Codes:
+    return Codes(codes.top.to(device), codes.bottom.to(device))

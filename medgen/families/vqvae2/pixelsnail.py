@@ -1,0 +1,370 @@
+"""PixelSNAIL: the probability of a map of codes, one code after the other in reading order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from medgen.labels import LabelKind
+from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding
+
+HEADS = 8
+"""Heads of every attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSNAILShape:
+    """Sizes of a prior; the defaults are the published ones of the top map.
+
+    Attributes:
+        size: Height and width of the map.
+        num_codes: Codes there are.
+        channels: Width between blocks.
+        kernel_size: Width of the causal convolutions, odd.
+        blocks: Number of blocks.
+        residual_blocks: Residual blocks in each.
+        residual_channels: Width within them.
+        attention: Whether each block ends in attention over all codes before.
+        output_blocks: Residual blocks after the last one.
+        condition_blocks: Residual blocks of the network that reads the coarser map; None for a map without one.
+        condition_channels: Its width.
+        condition_codes: Codes of the coarser map.
+        dropout: Share of values dropped in training, in every residual block and in attention.
+        label_kind: What the prior is conditioned on.
+        num_labels: How many classes or findings.
+        label_dim: Width of the label's vector.
+    """
+
+    size: tuple[int, int] = (32, 32)
+    num_codes: int = 512
+    channels: int = 256
+    kernel_size: int = 5
+    blocks: int = 4
+    residual_blocks: int = 4
+    residual_channels: int = 256
+    attention: bool = True
+    output_blocks: int = 0
+    condition_blocks: int | None = None
+    condition_channels: int = 256
+    condition_codes: int = 512
+    dropout: float = 0.1
+    label_kind: LabelKind = "none"
+    num_labels: int = 0
+    label_dim: int = 256
+
+
+class NormedConvolution(nn.Module):
+    """A convolution with weight norm: each output channel's weights have a length of their own.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Height and width.
+        pad: Zeros on the left, right, above and below; negative numbers cut off.
+        causal: Whether the middle of the lower row, and what lies right of it, is not seen.
+        bias: Whether there is one.
+
+    Source: Salimans and Kingma 2016, "Weight normalization", eq. 2.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int] = (1, 1),
+        pad: tuple[int, int, int, int] = (0, 0, 0, 0),
+        *,
+        causal: bool = False,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pad = pad
+        self.weight_v = nn.Parameter(torch.empty(out_channels, in_channels, *kernel))
+        self.weight_g = nn.Parameter(torch.empty(out_channels, 1, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        seen = torch.ones(kernel)
+        if causal:
+            seen[-1, kernel[1] // 2 :] = 0
+        self.seen: Tensor
+        self.register_buffer("seen", seen, persistent=False)
+        nn.init.kaiming_uniform_(self.weight_v, a=math.sqrt(5))
+        with torch.no_grad():
+            self.weight_g.copy_((self.weight_v * seen).flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights as they are applied, (out, in, height, width)."""
+        seen = self.weight_v * self.seen
+        applied: Tensor = seen * (self.weight_g / seen.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
+        return applied
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H', W')."""
+        return F.conv2d(F.pad(x, self.pad), self.weight, self.bias)
+
+
+def same(in_channels: int, out_channels: int, kernel: int) -> NormedConvolution:
+    """A convolution that keeps the size and sees all around."""
+    half = kernel // 2
+    return NormedConvolution(in_channels, out_channels, (kernel, kernel), (half, half, half, half))
+
+
+def causal(in_channels: int, out_channels: int, kernel: int) -> NormedConvolution:
+    """A convolution that keeps the size and sees rows above, and pixels to the left, only."""
+    half = kernel // 2
+    return NormedConvolution(in_channels, out_channels, (kernel, kernel), (half, half, kernel - 1, 0), causal=True)
+
+
+def pointwise(in_channels: int, out_channels: int, *, bias: bool = True) -> NormedConvolution:
+    """A convolution that sees the pixel alone."""
+    return NormedConvolution(in_channels, out_channels, bias=bias)
+
+
+class GatedResidualBlock(nn.Module):
+    """Two convolutions, a gate, and the input added to what passes it.
+
+    Args:
+        channels: Channels of input and output.
+        hidden: Channels between the convolutions.
+        make: Makes a convolution of the kind of this block, given its channels.
+        auxiliary_channels: Channels of a second input, added after the first convolution.
+        condition_channels: Channels of a map that moves the gate.
+        label_dim: Width of a label's vector, which moves it too.
+        dropout: Share of values dropped between the convolutions.
+
+    Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model", figure 2; with the gate of van
+    den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", eq. 2, as a linear one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        make: Callable[[int, int], NormedConvolution],
+        *,
+        auxiliary_channels: int = 0,
+        condition_channels: int = 0,
+        label_dim: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.first = make(channels, hidden)
+        self.second = make(hidden, 2 * channels)
+        self.auxiliary = pointwise(auxiliary_channels, hidden) if auxiliary_channels else None
+        self.condition = pointwise(condition_channels, 2 * channels, bias=False) if condition_channels else None
+        self.label = nn.Linear(label_dim, 2 * channels, bias=False) if label_dim else None
+        self.dropout = dropout
+
+    def forward(
+        self, x: Tensor, auxiliary: Tensor | None = None, condition: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """(B, C, H, W) to the same."""
+        out = self.first(F.elu(x))
+        if self.auxiliary is not None and auxiliary is not None:
+            out = out + self.auxiliary(F.elu(auxiliary))
+        out = self.second(F.dropout(F.elu(out), self.dropout, self.training))
+        if self.condition is not None and condition is not None:
+            out = out + self.condition(condition)
+        if self.label is not None and label is not None:
+            out = out + self.label(label)[:, :, None, None]
+        return x + F.glu(out, dim=1)
+
+
+class CausalAttention(nn.Module):
+    """Attention of every pixel over all pixels before it; the first one gets zeros."""
+
+    def __init__(self, query_channels: int, key_channels: int, channels: int, dropout: float) -> None:
+        super().__init__()
+        self.query = pointwise(query_channels, channels)
+        self.key = pointwise(key_channels, channels)
+        self.value = pointwise(key_channels, channels)
+        self.dropout = dropout
+
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        """(B, channels, H, W) of (B, query_channels, H, W) and (B, key_channels, H, W)."""
+        height, width = query.shape[-2:]
+        parts = (self.query(query), self.key(key), self.value(key))
+        q, k, v = (rearrange(part, "b (n d) h w -> b n (h w) d", n=HEADS) for part in parts)
+        # The first pixel has nothing before it: it is left out, so that no row of the mask is empty.
+        before = torch.ones(height * width - 1, height * width, dtype=torch.bool, device=q.device).tril()
+        dropout = self.dropout if self.training else 0.0
+        found = F.scaled_dot_product_attention(q[:, :, 1:], k, v, attn_mask=before, dropout_p=dropout)
+        found = F.pad(found, (0, 0, 1, 0))
+        return rearrange(found, "b n (h w) d -> b (n d) h w", h=height)
+
+
+class PixelBlock(nn.Module):
+    """Causal residual blocks, then attention over all codes before, or a look at where in the map a pixel is."""
+
+    def __init__(self, shape: PixelSNAILShape) -> None:
+        super().__init__()
+        width, dropout = shape.channels, shape.dropout
+        self.residual = nn.ModuleList(
+            GatedResidualBlock(
+                width,
+                shape.residual_channels,
+                partial(causal, kernel=shape.kernel_size),
+                condition_channels=shape.condition_channels if shape.condition_blocks is not None else 0,
+                label_dim=shape.label_dim if shape.label_kind != "none" else 0,
+                dropout=dropout,
+            )
+            for _ in range(shape.residual_blocks)
+        )
+        if shape.attention:
+            block = partial(GatedResidualBlock, hidden=width, make=pointwise, dropout=dropout)
+            self.key_block = block(2 * width + 2)
+            self.query_block = block(width + 2)
+            self.attention = CausalAttention(width + 2, 2 * width + 2, width // 2, dropout)
+            self.merge = block(width, auxiliary_channels=width // 2)
+        else:
+            self.place = pointwise(width + 2, width)
+        self.has_attention = shape.attention
+
+    def forward(self, x: Tensor, place: Tensor, condition: Tensor | None, label: Tensor | None) -> Tensor:
+        """(B, C, H, W) to the same; `place` is (B, 2, H, W)."""
+        out = x
+        for block in self.residual:
+            out = block(out, condition=condition, label=label)
+        if not self.has_attention:
+            return cast("Tensor", self.place(torch.cat([out, place], dim=1)))
+        key = self.key_block(torch.cat([x, out, place], dim=1))
+        query = self.query_block(torch.cat([out, place], dim=1))
+        return cast("Tensor", self.merge(out, auxiliary=self.attention(query, key)))
+
+
+class PixelSNAIL(nn.Module):
+    """The prior of a map of codes: logits of every code, given those before it in reading order.
+
+    Args:
+        shape: Sizes.
+
+    Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model"; Razavi et al. 2019,
+    "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2.
+    """
+
+    def __init__(self, shape: PixelSNAILShape) -> None:
+        super().__init__()
+        self.shape = shape
+        kernel, width, codes = shape.kernel_size, shape.channels, shape.num_codes
+        if kernel % 2 == 0 or kernel < 3:
+            raise ValueError(f"kernel_size is {kernel}; use an odd one from 3 on")
+        half = kernel // 2
+        # Rows up to a pixel's own, moved down by one; and pixels up to its own, moved to the right by one.
+        self.above = NormedConvolution(codes, width, (half, kernel), (half, half, half - 1, 0))
+        self.left = NormedConvolution(codes, width, (half + 1, half), (half - 1, 0, half, 0))
+        self.blocks = nn.ModuleList(PixelBlock(shape) for _ in range(shape.blocks))
+        self.condition = ConditionNetwork(shape) if shape.condition_blocks is not None else None
+        self.label = _label_embedding(shape)
+        self.last = nn.ModuleList(
+            GatedResidualBlock(width, shape.residual_channels, pointwise, dropout=shape.dropout)
+            for _ in range(shape.output_blocks)
+        )
+        self.to_logits = pointwise(width, codes)
+
+    def forward(self, codes: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """Logits (B, num_codes, h, W) of the codes (B, h, W) of the first h rows.
+
+        Args:
+            codes: The codes themselves; each one's logits depend on those before it only.
+            condition: The coarser map, (B, H / 2, W / 2), where the prior has one.
+            label: Conditions, (B,) or (B, K), or None for no condition.
+        """
+        self.check(codes, condition)
+        rows = codes.shape[1]
+        x = self.stem(codes)
+        place = self.place(x)[:, :, :rows]
+        moved = self.condition_map(condition)
+        vector = self.label_vector(label)
+        for block in self.blocks:
+            x = block(x, place.expand(len(x), -1, -1, -1), None if moved is None else moved[:, :, :rows], vector)
+        for block in self.last:
+            x = block(x)
+        return cast("Tensor", self.to_logits(F.elu(x)))
+
+    def check(self, codes: Tensor, condition: Tensor | None) -> None:
+        """Refuse maps of another size, codes that there are not, and a coarser map too many or missing.
+
+        Raises:
+            ValueError: Naming which.
+        """
+        height, width = self.shape.size
+        if codes.dim() != 3 or codes.shape[1] > height or codes.shape[2] != width:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}; this prior takes (B, up to {height}, {width})")
+        check_range("codes", codes, self.shape.num_codes)
+        if (condition is None) != (self.condition is None):
+            wants = "needs" if condition is None else "has no place for"
+            raise ValueError(f"this prior {wants} a coarser map as its condition")
+        if condition is not None:
+            expected = (len(codes), height // 2, width // 2)
+            if condition.shape != expected:
+                raise ValueError(f"the condition has shape {tuple(condition.shape)}; expected {expected}")
+            check_range("the condition", condition, self.shape.condition_codes)
+
+    def stem(self, codes: Tensor) -> Tensor:
+        """What each pixel sees of the codes before it, (B, channels, h, W).
+
+        Where nothing lies above, or to the left, there is no bias either.
+        """
+        seen = F.one_hot(codes, self.shape.num_codes).movedim(-1, 1).to(self.above.weight_v.dtype)
+        return F.pad(self.above(seen), (0, 0, 1, -1)) + F.pad(self.left(seen), (1, -1, 0, 0))
+
+    def place(self, like: Tensor) -> Tensor:
+        """Where in the map each pixel is, (1, 2, H, W): row and column from -0.5 to 0.5."""
+        sides = (torch.arange(n, device=like.device, dtype=like.dtype) / n - 0.5 for n in self.shape.size)
+        return torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
+
+    def condition_map(self, condition: Tensor | None) -> Tensor | None:
+        """What the blocks see of the coarser map, (B, condition_channels, H, W)."""
+        return None if self.condition is None or condition is None else cast("Tensor", self.condition(condition))
+
+    def label_vector(self, label: Tensor | None) -> Tensor | None:
+        """What the blocks see of the label, (B, label_dim)."""
+        return None if self.label is None or label is None else cast("Tensor", self.label(label))
+
+
+class ConditionNetwork(nn.Module):
+    """Reads the coarser map and brings it to twice the size."""
+
+    def __init__(self, shape: PixelSNAILShape) -> None:
+        super().__init__()
+        width = shape.condition_channels
+        self.codes = shape.condition_codes
+        self.stem = same(shape.condition_codes, width, 3)
+        self.blocks = nn.ModuleList(
+            GatedResidualBlock(width, width, partial(same, kernel=3), dropout=shape.dropout)
+            for _ in range(shape.condition_blocks or 0)
+        )
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """(B, channels, H, W) of codes (B, H / 2, W / 2)."""
+        x = self.stem(F.one_hot(codes, self.codes).movedim(-1, 1).to(self.stem.weight_v.dtype))
+        for block in self.blocks:
+            x = block(x)
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def check_range(name: str, codes: Tensor, num_codes: int) -> None:
+    """Refuse codes that a codebook does not have.
+
+    Raises:
+        ValueError: Naming the range there is.
+    """
+    if codes.is_floating_point():
+        raise ValueError(f"{name} are {codes.dtype}; expected whole numbers from 0 to {num_codes - 1}")
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):
+        raise ValueError(f"{name} span {int(codes.min())} to {int(codes.max())}; expected 0 to {num_codes - 1}")
+
+
+def _label_embedding(shape: PixelSNAILShape) -> nn.Module | None:
+    if shape.label_kind == "none":
+        return None
+    kind = ClassEmbedding if shape.label_kind == "single" else ConditionEmbedding
+    return kind(shape.num_labels, shape.label_dim)

@@ -41,9 +41,10 @@ def efficiency(case: Case) -> Findings:
     numbers = {
         "seconds_per_image": seconds,
         "peak_memory_mb": _peak_megabytes(generator.device),
-        "evaluations_per_image": float(calls.most),
         "parameters_million": sum(p.numel() for p in generator.parameters()) / 1e6,
     }
+    if calls.most:  # what draws code by code does not call its networks as a whole
+        numbers["evaluations_per_image"] = float(calls.most)
     found.scores += [score(name, value, case.generated, case.real) for name, value in numbers.items()]
     if _has_steps(generator):
         figure, scores = sweep(case, generator, SWEEP)

@@ -91,6 +91,18 @@ MEANINGS: dict[str, Meaning] = {
     "reconstruction_ms_ssim": Meaning(
         "fidelity", "Reconstruction MS-SSIM", 1, "Structural likeness of the autoencoder's copies; 1 is perfect."
     ),
+    "bits_per_dimension": Meaning(
+        "fidelity", "Bits per dimension", -1, "Bits that each code of held-out real images costs; fewer are likelier."
+    ),
+    "bits_per_dimension_train": Meaning(
+        "privacy", "Bits per dimension of train", 0, "Far below that of held-out images, images were learned by heart."
+    ),
+    "bits_per_dimension_generated": Meaning(
+        "fidelity", "Bits per dimension of generated images", 0, "The generator's own; compare with real images."
+    ),
+    "outlier_auc": Meaning(
+        "fidelity", "AUC of odd images", 1, "Whether images changed as said cost more bits than untouched ones."
+    ),
     "f1": Meaning("variety", "F1", 1, "Harmonic mean of precision and recall."),
     "recall": Meaning(
         "variety", "Recall", 1, "Share of real images that lie among generated ones: the variety covered."

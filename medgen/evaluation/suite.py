@@ -20,6 +20,7 @@ from medgen.evaluation.controls import class_distances, controls, zero_point
 from medgen.evaluation.copies import near_copies
 from medgen.evaluation.efficiency import efficiency
 from medgen.evaluation.intervals import Interval, share
+from medgen.evaluation.likelihood import likelihood
 from medgen.evaluation.plots import dendrogram_plot, distances_plot, histogram_plot, intervals_plot
 from medgen.evaluation.privacy import (
     authenticity,
@@ -438,6 +439,7 @@ CHECKS: Mapping[str, Entry] = {
     "prevalence": Entry(run=_prevalence, labels=True, packages=("sklearn",)),
     "privacy": Entry(run=_privacy, packages=("matplotlib", "scipy", "sklearn")),
     "reconstruction": Entry(run=reconstruction, train=False, generator=True),
+    "likelihood": Entry(run=likelihood, train=False, generator=True),
     "efficiency": Entry(run=efficiency, train=False, generator=True, packages=("matplotlib",)),
     "utility": Entry(run=_utility, labels=True, packages=("matplotlib", "scipy", "sklearn")),
     "bias": Entry(run=_bias, labels=True, packages=("matplotlib", "scipy", "sklearn")),

@@ -70,6 +70,17 @@ def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, netw
     assert figures >= {"examples", "steps", "saliency", "utility_augmentation", "mean_images"}
 
 
+def test_calls_of_networks_that_are_not_called_whole_are_left_out(
+    generator, datamodule, network, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+    monkeypatch.setattr(type(generator), "_sample", lambda self, label, noise: noise.normal(1, 8, 8))
+    scores = report("dots", datamodule, tmp_path, ["efficiency"], network=network, device="cpu", n=20)
+    names = {score.name for score in scores}
+    assert "seconds_per_image" in names
+    assert "evaluations_per_image" not in names
+
+
 def test_page_needs_nothing_from_elsewhere_and_shows_every_number(folder, datamodule, network, tmp_path):
     scores = report(folder, datamodule, tmp_path / "out", network=network, device="cpu", command="medgen evaluate x")
     page = (tmp_path / "out" / "index.html").read_text()

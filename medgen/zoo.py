@@ -77,6 +77,11 @@ ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
         licence="see its card: medgen info medfusion-cxr",
     ),
+    "vqvae2-cxr": ModelEntry(
+        family="vqvae2",
+        description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
+        licence="see its card: medgen info vqvae2-cxr",
+    ),
     "medfusion-chexpert": OfficialEntry(
         family="medfusion",
         description="256 px frontal chest X-rays, cardiomegaly no / yes; the authors' weights",

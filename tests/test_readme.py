@@ -2,8 +2,8 @@
 
 import re
 import tomllib
-from dataclasses import replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,8 @@ import yaml
 import medgen
 from medgen.checkpoint import About
 from medgen.cli import VERBS, main
-from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.families import FAMILIES, family_class
+from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.zoo import ZOO
 from tests.data.fakes import write_csv, write_picture
 from tests.tiny import MODULES, TRAINER, fit, nudge
@@ -26,6 +27,9 @@ PAGES = {
     if "_build" not in path.parts
 }
 TINY = {**MedfusionConfig.tiny().to_dict(), "timesteps": 50}
+
+OPTIONS = {f"--{name}" for family in FAMILIES for name in signature(family_class(family)._sample).parameters}
+"""Options of sampling that belong to a family, which the command line passes on."""
 
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 
@@ -47,7 +51,7 @@ def with_python() -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch) -> Path:
-    """A folder with the README's files at 16 pixels, and a tiny model in the place of the bundled one."""
+    """A folder with the README's files at 16 pixels, and tiny models in the place of the bundled ones."""
     for number in range(24):
         write_picture(tmp_path / "scans" / f"{number:04d}.png", number)
     rows = [(f"scans/{n:04d}.png", ("Pneumonia", "No finding")[n % 2], f"p{n // 2}") for n in range(24)]
@@ -59,10 +63,13 @@ def workplace(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
     model = yaml.safe_load((tmp_path / "model.yaml").read_text())
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({**TINY, **model, "image_size": [16, 16]}))
-    torch.manual_seed(0)
-    config = replace(MedfusionConfig.from_dict(TINY), label_names=("No Finding", "Pneumonia"))
-    bundled = nudge(MedfusionGenerator(config)).save_pretrained(tmp_path / "bundled", about=About(licence="CC0-1.0"))
-    monkeypatch.setattr("medgen.zoo.bundled_folder", lambda name: bundled)
+    for family in FAMILIES:
+        torch.manual_seed(0)
+        kind = family_class(family)
+        tiny = TINY if family == "medfusion" else kind.config_class.tiny().to_dict()
+        config = kind.config_class.from_dict({**tiny, "label_names": ["No Finding", "Pneumonia"]})
+        nudge(kind(config)).save_pretrained(tmp_path / "bundled" / family, about=About(licence="CC0-1.0"))
+    monkeypatch.setattr("medgen.zoo.bundled_folder", lambda name: tmp_path / "bundled" / ZOO[name].family)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -116,7 +123,7 @@ def test_every_verb_and_option_of_a_page_exists(page, capsys):
             continue
         with pytest.raises(SystemExit):
             main([verb, *words[: verb == "study"], "--help"])  # its steps have options of their own
-        text = capsys.readouterr().out + " --help --steps --sampler --guidance"  # the family's own pass through
+        text = capsys.readouterr().out + " --help " + " ".join(OPTIONS)
         assert [option for option in options if not re.search(rf"(?<![\w-]){option}\b", text)] == []
 
 

@@ -6,7 +6,6 @@ import torch
 from medgen.families.vqvae2.incremental import draw_codes
 from medgen.interop import load_official
 from tests.parity.conftest import PARITY, Case, cases
-from tests.parity.test_pixelsnail import arguments
 
 CASES = [*cases("pixelsnail_top_sample"), *cases("pixelsnail_bottom_sample")]
 
@@ -14,7 +13,7 @@ CASES = [*cases("pixelsnail_top_sample"), *cases("pixelsnail_bottom_sample")]
 @pytest.mark.parametrize("case", CASES)
 def test_codes_are_those_of_the_official_loop(case: Case) -> None:
     without_sample = Case(PARITY / f"{case.path.stem.replace('_sample', '')}.json")
-    prior = load_official("pixelsnail", without_sample.weights, arguments(case))
+    prior = load_official("pixelsnail", without_sample.weights, case.kwargs)
     for call, temperature in case.meta["temperature"].items():
         uniform = case.inputs[f"uniform_{call}"].T.unflatten(1, prior.shape.size)
         condition = case.inputs.get("condition")

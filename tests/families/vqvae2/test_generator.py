@@ -188,7 +188,7 @@ def test_images_of_another_scale_have_no_codes(model, scale):
 
 def test_images_of_grey_levels_have_no_codes_and_those_of_any_float_have(model):
     images = pictures(2, model.config)
-    with pytest.raises(ValueError, match="images are torch.uint8"):
+    with pytest.raises(ValueError, match=r"images are torch\.uint8"):
         model.encode((images * 255).to(torch.uint8))
     assert torch.equal(model.encode(images.double()).bottom, model.encode(images).bottom)
 

@@ -98,7 +98,8 @@ def convert(
         found = _Found("vqvae2", files.config.to_dict(), files.state)
     elif top is not None or bottom is not None:
         raise ValueError(
-            f"top and bottom go with the autoencoder of the official VQ-VAE2 code, which {path} is not; leave them out"
+            f"top and bottom go with the autoencoder of the official VQ-VAE2 code (vqvae_*.pt), which {path} is not; "
+            "give that file first, or leave them out"
         )
     else:
         found = _read_single_file(path, image_size, label_names)

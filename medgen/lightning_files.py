@@ -135,7 +135,9 @@ def read_torch_file(path: str | Path) -> object:
         zipfile.BadZipFile,
         OSError,
     ) as error:
-        reason = str(error) or type(error).__name__
+        # A failed look-up says no more than what was looked up, and some errors say nothing.
+        reason = "" if isinstance(error, LookupError) else str(error)
+        reason = reason or f"its pickle cannot be followed ({type(error).__name__})"
         raise CheckpointError(f"{path} is damaged, or not a file of torch.save: {reason}") from error
 
 

@@ -7,16 +7,53 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from medgen.generator import Generator, GeneratorConfig, load_strictly
-from medgen.training import GenerativeModule
+from medgen.losses.ssim import ssim
+from medgen.training import GenerativeModule, ReproducibleModule
+
+if TYPE_CHECKING:
+    from medgen.data.base import Batch
 
 _NOT_OF_WEIGHTS = {"image_size", "intensity_window", "intensity_unit", "label_kind", "label_names"}
 """Fields of every config that a model to fine-tune may have otherwise."""
+
+
+class FirstStageModule(ReproducibleModule):
+    """Trains an autoencoder on images, and tells how well it copies unseen ones.
+
+    A subclass has hyper-parameters, of which `perceptual` is the feature network of its loss, or None; `forward` takes
+    images in [0, 1] to copies of them.
+    """
+
+    config: GeneratorConfig
+
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the loss."""
+        return loss_networks(self.hparams)
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.config)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Error and likeness of copies of unseen images, both in [0, 1]."""
+        self._compare("val", batch["image"])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._compare("test", batch["image"])
+
+    def _compare(self, split: str, images: Tensor) -> None:
+        copies = self(images).clamp(0, 1)
+        scores = {"mse": (copies - images).square().mean(), "ssim": ssim(copies, images).mean()}
+        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(images), sync_dist=True)
 
 
 class LaterStageModule(GenerativeModule):

@@ -224,7 +224,7 @@ def test_a_training_run_from_before_stages_said_so_is_published(tmp_path: Path) 
 def test_priors_beside_a_file_that_takes_none_are_refused(prior: str, tmp_path: Path) -> None:
     content = {"state_dict": {"a": torch.ones(1)}, "hyper_parameters": {}}
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"top and bottom go with .*, which .*last\.ckpt is not; leave them out"):
+    with pytest.raises(ValueError, match=r"top and bottom go with .*, which .*last\.ckpt is not; give that"):
         convert(tmp_path / "last.ckpt", tmp_path / "out", **{prior: tmp_path / "pixelsnail.pt"})
     assert not (tmp_path / "out").exists()
 

@@ -271,3 +271,9 @@ def test_the_reader_knows_every_instruction_it_claims_to_know() -> None:
     from medgen.lightning_files import _LITERALS
 
     assert {opcode.name for opcode in pickletools.opcodes} >= _LITERALS
+
+
+def test_a_pickle_that_refers_to_nothing_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_bytes(b"h\x69.")  # entry 105 of an empty memo
+    with pytest.raises(CheckpointError, match=r"not a file of torch\.save: its pickle cannot be followed \(KeyError\)"):
+        read_torch_file(tmp_path / "a.ckpt")

@@ -50,7 +50,8 @@ class TableDataModule(ImageDataModule):
         label_column: One column of classes, or of findings listed with a separator; several columns of findings (1, 0,
             -1 for uncertain, empty) or of numbers.
         label_kind: By default ``"single"`` for one column, ``"multi"`` for several columns or with a separator; say
-            ``"continuous"`` for numbers such as an age.
+            ``"continuous"`` for numbers such as an age. They reach the networks as they stand in the table: bring them
+            to about -1 to 1 there, such as an age in centuries, and ask for samples in the same unit.
         label_names: Classes or findings in order; by default all that occur, sorted.
         label_separator: What separates listed findings, such as ``"|"``.
         uncertain: What an uncertain finding (-1) becomes: ``"ones"``, ``"zeros"``, ``"ignore"`` (unknown) or ``"drop"``

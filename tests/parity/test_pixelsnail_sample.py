@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medgen.families.vqvae2.incremental import draw_codes
+from medgen.families.vqvae2.incremental import Choice, draw_codes
 from medgen.interop import load_official
 from tests.parity.conftest import PARITY, Case, cases
 
@@ -17,5 +17,5 @@ def test_codes_are_those_of_the_official_loop(case: Case) -> None:
     for call, temperature in case.meta["temperature"].items():
         uniform = case.inputs[f"uniform_{call}"].T.unflatten(1, prior.shape.size)
         condition = case.inputs.get("condition")
-        codes = draw_codes(prior, uniform, condition=condition, temperature=temperature)
+        codes = draw_codes(prior, uniform, condition=condition, choice=Choice(temperature))
         assert torch.equal(codes, case.outputs[f"{call}/codes"])

@@ -16,13 +16,12 @@ from medgen.families.medfusion.latents import LatentStore
 from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction, kl_divergence
 from medgen.losses.adversarial import AdversarialKind
 from medgen.losses.perceptual import FeaturePerceptualLoss
-from medgen.losses.ssim import ssim
 from medgen.noise import stream_seed
-from medgen.stages import LaterStageModule, load_parts, loss_networks, start_from
+from medgen.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 from medgen.training import AdversarialModule, LearningRateShape, drop_labels
 
 
-class AutoencoderModule(AdversarialModule):
+class AutoencoderModule(FirstStageModule, AdversarialModule):
     """Trains the first stage: reconstruction at every scale, and patch discriminators from a given batch on.
 
     Args:
@@ -96,16 +95,6 @@ class AutoencoderModule(AdversarialModule):
             downscaling="area" if adversarial else "nearest-exact",
         )
 
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the loss."""
-        return loss_networks(self.hparams)
-
-    def setup(self, stage: str) -> None:
-        """Check the data against the config."""
-        if stage == "fit":
-            self.check_data(self.config)
-
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructions of images, (B, C, H, W) in [0, 1] both, from the mean of the latent."""
         return (self.autoencoder.decode(self.autoencoder.encode_mean(images * 2 - 1)) + 1) / 2
@@ -144,21 +133,6 @@ class AutoencoderModule(AdversarialModule):
                 self.step_schedule(1)
             self.log("train/loss_d", game.total.detach(), prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in game.terms.items()})
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error and likeness of reconstructions of unseen images, both in [0, 1]."""
-        self._compare("val", batch["image"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
-        self._compare("test", batch["image"])
-
-    def _compare(self, split: str, images: Tensor) -> None:
-        reconstruction = self(images).clamp(0, 1)
-        scores = {"mse": (reconstruction - images).square().mean(), "ssim": ssim(reconstruction, images).mean()}
-        self.log_dict(
-            {f"{split}/{name}": score for name, score in scores.items()}, batch_size=len(images), sync_dist=True
-        )
 
     def configure_optimizers(self) -> Any:
         """Adam on the autoencoder, and on the discriminators if there are any."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medgen.data.encoded import weights_hash
 from medgen.families.vqvae2.autoencoder import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2Shape
-from medgen.families.vqvae2.incremental import check_choice, draw_codes
+from medgen.families.vqvae2.incremental import Choice, draw_codes
 from medgen.families.vqvae2.pixelsnail import PixelSNAIL, PixelSNAILShape, check_range
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
@@ -153,6 +153,14 @@ def build_prior(config: VQVAE2Config, level: str) -> PixelSNAIL:
     )
 
 
+class _Known(NamedTuple):
+    """Codes that are not drawn: the whole top map, or the first rows of both maps."""
+
+    top: Tensor | None = None
+    top_rows: Tensor | None = None
+    bottom_rows: Tensor | None = None
+
+
 class VQVAE2Generator(Generator, family="vqvae2"):
     """Draws the top map of codes, then the bottom map that goes with it, then decodes both."""
 
@@ -254,8 +262,8 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         if rows % TOP_STRIDE or not 0 <= rows <= height:
             raise ValueError(f"rows is {rows}; use a multiple of {TOP_STRIDE} from 0 to {height}")
         codes = self.encode(images)
-        given = Codes(codes.top[:, : rows // TOP_STRIDE], codes.bottom[:, : rows // BOTTOM_STRIDE])
-        return self._partly(label, len(images), seed, first_index, options, given=given)
+        top, bottom = codes.top[:, : rows // TOP_STRIDE], codes.bottom[:, : rows // BOTTOM_STRIDE]
+        return self._partly(label, len(images), seed, first_index, options, _Known(top_rows=top, bottom_rows=bottom))
 
     @torch.no_grad()
     def redraw_details(
@@ -265,8 +273,8 @@ class VQVAE2Generator(Generator, family="vqvae2"):
 
         Arguments are those of `complete`.
         """
-        known = self._checked_map("top", top)
-        return self._partly(label, len(top), seed, first_index, options, top=known)
+        known = _Known(top=self._checked_map("top", top))
+        return self._partly(label, len(top), seed, first_index, options, known)
 
     def _checked(self, codes: Codes) -> Codes:
         if not isinstance(codes, tuple) or len(codes) != 2:
@@ -285,7 +293,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         return codes.to(self.device, torch.int64)
 
     def _partly(
-        self, label: Label, n: int, seed: int, first_index: int, options: dict[str, Any], **known: Any
+        self, label: Label, n: int, seed: int, first_index: int, options: dict[str, Any], known: _Known
     ) -> Tensor:
         if n < 1:
             raise ValueError("there are no images; give at least one")
@@ -296,8 +304,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
         condition = None if condition is None else condition.to(self.device)
         with evaluating(self):
-            codes = self._draw(condition, noise, *_choices(**options), **known)
-            return self.decode(codes).cpu()
+            return (self._sample(condition, noise, known, **options).clamp(-1, 1).cpu() + 1) / 2
 
     def _decoded(self, codes: Codes) -> Tensor:
         autoencoder = self.autoencoder
@@ -309,6 +316,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         self,
         label: Tensor | None,
         noise: NoiseSource,
+        known: _Known | None = None,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -323,6 +331,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         Args:
             label: Conditions, (B,) or (B, K), or None.
             noise: One random stream per image.
+            known: Codes that are given; None draws all.
             temperature: Less than 1 draws likelier codes, and images that vary less.
             top_k: Draws among that many likeliest codes; None among all.
             top_p: Draws among the likeliest codes that together have at least this probability; None among all.
@@ -331,48 +340,31 @@ class VQVAE2Generator(Generator, family="vqvae2"):
             bottom_top_p: Another `top_p` for it.
             progress: Whether to show a progress bar for each map.
         """
-        choices = _choices(temperature, top_k, top_p, bottom_temperature, bottom_top_k, bottom_top_p, progress)
-        return self._decoded(self._draw(label, noise, *choices))
-
-    def _draw(
-        self,
-        label: Tensor | None,
-        noise: NoiseSource,
-        first: dict[str, Any],
-        second: dict[str, Any],
-        *,
-        top: Tensor | None = None,
-        given: Codes | None = None,
-    ) -> Codes:
-        """Both maps; the top one may be given whole, or the first rows of both."""
-        with torch.autocast(
-            noise.device.type, enabled=False
-        ):  # codes are drawn in float32: bf16 would cast all weights
+        first = Choice(temperature, top_k, top_p)
+        second = Choice(  # before the top map is drawn, which may take a while, so that a bad one is refused at once
+            first.temperature if bottom_temperature is None else bottom_temperature,
+            first.top_k if bottom_top_k is None else bottom_top_k,
+            first.top_p if bottom_top_p is None else bottom_top_p,
+            level="bottom_",
+        )
+        given = known or _Known()
+        # Codes are drawn in float32: under bf16 all weights would be cast at every code.
+        with torch.autocast(noise.device.type, enabled=False):
             uniform = noise.uniform(*self.config.top_size), noise.uniform(*self.config.bottom_size)
+            top = given.top
             if top is None:
-                rows = None if given is None else given.top
-                top = draw_codes(self.top, uniform[0], label=label, given=rows, **first)
-            rows = None if given is None else given.bottom
-            bottom = draw_codes(self.bottom, uniform[1], condition=top, label=label, given=rows, **second)
-        return Codes(top, bottom)
-
-
-def _choices(
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    bottom_temperature: float | None = None,
-    bottom_top_k: int | None = None,
-    bottom_top_p: float | None = None,
-    progress: bool = False,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How codes of the top and of the bottom map are chosen; refused before the time that the first map may take."""
-    first = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    other = {"temperature": bottom_temperature, "top_k": bottom_top_k, "top_p": bottom_top_p}
-    check_choice(temperature, top_k, top_p)
-    second = {name: first[name] if value is None else value for name, value in other.items()}
-    check_choice(**second, prefix="bottom_")  # type: ignore[arg-type]
-    return first | {"progress": progress}, second | {"progress": progress}
+                rows = given.top_rows
+                top = draw_codes(self.top, uniform[0], label=label, choice=first, given=rows, progress=progress)
+            bottom = draw_codes(
+                self.bottom,
+                uniform[1],
+                condition=top,
+                label=label,
+                choice=second,
+                given=given.bottom_rows,
+                progress=progress,
+            )
+        return self._decoded(Codes(top, bottom))
 
 
 def bits_per_dimension(logits: Tensor, codes: Tensor) -> Tensor:

@@ -289,6 +289,50 @@ def _label_terms(prior: PixelSNAIL, blocks: Sequence[GatedResidualBlock], label:
     return torch.stack([block.label(vector) for block in blocks if block.label is not None])[:, :, None]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How a code is chosen by its probabilities.
+
+    Attributes:
+        temperature: Divides the logits: less than 1 draws likelier codes.
+        top_k: Draws among that many likeliest codes; None among all.
+        top_p: Draws among the likeliest codes that together have at least this probability; None among all.
+        level: What stands before these names where the user gives them; for errors.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    level: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"{self.level}temperature is {self.temperature}; use a number above 0")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"{self.level}top_k is {self.top_k}; use at least 1, or None for all codes")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"{self.level}top_p is {self.top_p}; use a probability above 0 and up to 1, or None for all codes"
+            )
+
+    def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The codes (B,) at which cumulative probabilities pass numbers (B,) in [0, 1), of logits (B, num_codes)."""
+        logits = logits.float() / self.temperature
+        if self.top_k is not None and self.top_k < logits.shape[1]:
+            least = logits.topk(self.top_k, dim=1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p is not None and self.top_p < 1:
+            ranked, order = logits.softmax(1).sort(dim=1, descending=True)
+            beyond = ranked.cumsum(1) - ranked >= self.top_p  # the first is never beyond
+            logits = logits.masked_fill(beyond.gather(1, order.argsort(1)), -torch.inf)
+        cumulative = logits.softmax(1).double().cumsum(1)
+        passed = cumulative / cumulative[:, -1:] <= uniform[:, None].double()
+        return passed.sum(1)
+
+
 @torch.inference_mode()
 def draw_codes(
     prior: PixelSNAIL,
@@ -296,9 +340,7 @@ def draw_codes(
     *,
     condition: Tensor | None = None,
     label: Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    choice: Choice | None = None,
     given: Tensor | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -311,17 +353,15 @@ def draw_codes(
         uniform: Numbers in [0, 1), (B, H, W).
         condition: The coarser map, (B, H / 2, W / 2), where the prior has one.
         label: Conditions, (B,) or (B, K), or None.
-        temperature: Divides the logits: less than 1 draws likelier codes.
-        top_k: Draws among that many likeliest codes; None among all.
-        top_p: Draws among the likeliest codes that together have at least this probability; None among all.
+        choice: How codes are chosen; None by their probabilities as they are.
         given: Codes of the first rows, (B, h, W), which are kept; the rest is drawn to go with them.
         progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: If an option is out of range, or codes do not fit the prior.
+        ValueError: If codes do not fit the prior.
     """
     height, width = prior.shape.size
-    check_choice(temperature, top_k, top_p)
+    choice = choice or Choice()
     if uniform.shape[1:] != (height, width):
         raise ValueError(f"uniform has shape {tuple(uniform.shape)}; this prior draws (B, {height}, {width})")
     known = 0
@@ -338,44 +378,6 @@ def draw_codes(
             if given is not None and row < known:
                 codes[:, row, column] = given[:, row, column]
             else:
-                chosen = choose(logits, uniform[:, row, column], temperature=temperature, top_k=top_k, top_p=top_p)
-                codes[:, row, column] = chosen
+                codes[:, row, column] = choice(logits, uniform[:, row, column])
             machine.put(codes[:, row, column])
     return codes
-
-
-def choose(
-    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-) -> Tensor:
-    """The codes (B,) at which cumulative probabilities pass numbers (B,) in [0, 1), of logits (B, num_codes)."""
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[1]:
-        least = logits.topk(top_k, dim=1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p is not None and top_p < 1:
-        ranked, order = logits.softmax(1).sort(dim=1, descending=True)
-        beyond = ranked.cumsum(1) - ranked >= top_p  # the first is never beyond
-        logits = logits.masked_fill(beyond.gather(1, order.argsort(1)), -torch.inf)
-    cumulative = logits.softmax(1).double().cumsum(1)
-    passed = cumulative / cumulative[:, -1:] <= uniform[:, None].double()
-    return passed.sum(1)
-
-
-def check_choice(temperature: float, top_k: int | None, top_p: float | None, *, prefix: str = "") -> None:
-    """Refuse options of `choose` that are out of range.
-
-    Args:
-        temperature: See `choose`.
-        top_k: See `choose`.
-        top_p: See `choose`.
-        prefix: What stands before the options' names where the user gave them.
-
-    Raises:
-        ValueError: Naming which.
-    """
-    if not temperature > 0:
-        raise ValueError(f"{prefix}temperature is {temperature}; use a number above 0")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"{prefix}top_k is {top_k}; use at least 1, or None for all codes")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"{prefix}top_p is {top_p}; use a probability above 0 and up to 1, or None for all codes")

@@ -14,9 +14,8 @@ from medgen.families.vqvae2.autoencoder import Codes
 from medgen.families.vqvae2.codes import CodeStore
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension, build_autoencoder
 from medgen.losses.perceptual import FeaturePerceptualLoss
-from medgen.losses.ssim import ssim
-from medgen.stages import LaterStageModule, load_parts, loss_networks, start_from
-from medgen.training import LearningRateShape, ReproducibleModule, drop_labels
+from medgen.stages import FirstStageModule, LaterStageModule, load_parts, start_from
+from medgen.training import LearningRateShape, drop_labels
 
 Level = Literal["top", "bottom"]
 
@@ -24,7 +23,7 @@ _LARGEST_SHIFT = 16
 """Pixels."""
 
 
-class VQVAE2AutoencoderModule(ReproducibleModule):
+class VQVAE2AutoencoderModule(FirstStageModule):
     """Trains the first stage.
 
     Args:
@@ -65,20 +64,10 @@ class VQVAE2AutoencoderModule(ReproducibleModule):
             level.restart_below = restart_below
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
 
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the loss."""
-        return loss_networks(self.hparams)
-
-    def setup(self, stage: str) -> None:
-        """Check the data against the config."""
-        if stage == "fit":
-            self.check_data(self.config)
-
     def forward(self, images: Tensor) -> Tensor:
-        """Copies of images (B, C, H, W), both in [0, 1]."""
+        """Copies of images (B, C, H, W) in [0, 1]."""
         copies: Tensor = self.autoencoder(images * 2 - 1)[0]
-        return ((copies.float() + 1) / 2).clamp(0, 1)
+        return (copies.float() + 1) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Error of the copies, and how far latents are from their codes."""
@@ -98,19 +87,6 @@ class VQVAE2AutoencoderModule(ReproducibleModule):
         for name, level in (("top", self.autoencoder.top_codes), ("bottom", self.autoencoder.bottom_codes)):
             used, perplexity = level.usage()
             self.log_dict({f"train/codes_used_{name}": used, f"train/perplexity_{name}": perplexity})
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error and likeness of copies of unseen images, both in [0, 1]."""
-        self._compare("val", batch["image"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
-        self._compare("test", batch["image"])
-
-    def _compare(self, split: str, images: Tensor) -> None:
-        copies = self(images)
-        scores = {"mse": (copies - images).square().mean(), "ssim": ssim(copies, images).mean()}
-        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(images), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam on the autoencoder; its codebooks have no gradient."""

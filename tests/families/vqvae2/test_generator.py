@@ -20,8 +20,8 @@ def model():
 @pytest.fixture
 def decoded(model, monkeypatch):
     """The codes of every image that is decoded."""
-    seen, decode = [], model.decode
-    monkeypatch.setattr(model, "decode", lambda codes: seen.append(codes) or decode(codes))
+    seen, decode = [], model._decoded
+    monkeypatch.setattr(model, "_decoded", lambda codes: seen.append(codes) or decode(codes))
     return seen
 
 
@@ -280,12 +280,12 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_drawn(model, 
 )
 def test_a_completed_image_keeps_the_codes_of_its_upper_rows(kind, label, changes, monkeypatch):
     model = generator(kind, **changes)
-    seen, decode = [], model.decode
-    monkeypatch.setattr(model, "decode", lambda codes: seen.append(codes) or decode(codes))
+    seen, decode = [], model._decoded
+    monkeypatch.setattr(model, "_decoded", lambda codes: seen.append(codes) or decode(codes))
     images = pictures(2, model.config)
     completed = model.complete(images, 8, label, seed=0)
     (codes,), given = seen, model.encode(images)
-    assert torch.equal(completed, decode(codes))
+    assert torch.equal(completed, model.decode(codes))
     assert torch.equal(codes.top[:, :1], given.top[:, :1])
     assert torch.equal(codes.bottom[:, :2], given.bottom[:, :2])
     assert not torch.equal(codes.bottom[:, 2:], given.bottom[:, 2:])

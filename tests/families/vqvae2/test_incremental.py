@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from medgen.families.vqvae2.incremental import IncrementalPixelSNAIL, choose, draw_codes
+from medgen.families.vqvae2.incremental import Choice, IncrementalPixelSNAIL, draw_codes
 from medgen.families.vqvae2.pixelsnail import PixelSNAIL, PixelSNAILShape
 
 
@@ -81,31 +81,41 @@ def test_given_rows_are_kept_and_the_rest_is_drawn_as_if_they_had_been():
 def test_codes_come_as_often_as_their_probability():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(20_000, 4)
     uniform = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
-    share = choose(logits, uniform).bincount(minlength=4) / 20_000
+    share = Choice()(logits, uniform).bincount(minlength=4) / 20_000
     torch.testing.assert_close(share, torch.tensor([0.1, 0.2, 0.3, 0.4]), rtol=0, atol=0.015)
-    assert choose(logits, uniform, top_k=2).unique().tolist() == [2, 3]
-    assert choose(logits, uniform, top_p=0.65).unique().tolist() == [2, 3]
-    assert choose(logits, uniform, top_p=0.75).unique().tolist() == [1, 2, 3]
-    assert choose(logits, uniform, top_p=0.05).unique().tolist() == [3]
-    cold = choose(logits, uniform, temperature=0.5).bincount(minlength=4) / 20_000
+    assert Choice(top_k=2)(logits, uniform).unique().tolist() == [2, 3]
+    assert Choice(top_p=0.65)(logits, uniform).unique().tolist() == [2, 3]
+    assert Choice(top_p=0.75)(logits, uniform).unique().tolist() == [1, 2, 3]
+    assert Choice(top_p=0.05)(logits, uniform).unique().tolist() == [3]
+    cold = Choice(temperature=0.5)(logits, uniform).bincount(minlength=4) / 20_000
     torch.testing.assert_close(cold, torch.tensor([1.0, 4, 9, 16]) / 30, rtol=0, atol=0.015)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0; use a number above 0"),
+        ({"temperature": 0.0}, "^temperature is 0.0; use a number above 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0; use at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0; use a probability"),
-        ({"top_p": 1.5}, "top_p is 1.5; use a probability"),
+        ({"top_p": 1.5, "level": "bottom_"}, "^bottom_top_p is 1.5; use a probability"),
+    ],
+)
+def test_choices_out_of_range_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        Choice(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
         ({"given": torch.full((1, 2, 8), 11)}, "codes span 11 to 11; expected 0 to 10"),
         ({"given": torch.zeros(1, 2, 7, dtype=torch.int64)}, r"\(1, 2, 7\); this prior takes \(B, up to 6, 8\)"),
         ({"given": torch.zeros(2, 2, 8, dtype=torch.int64)}, "given codes of 2 maps, but 1 are drawn"),
         ({"condition": torch.zeros(1, 3, 4, dtype=torch.int64)}, "has no place for a coarser map"),
     ],
 )
-def test_options_out_of_range_are_refused(options, text):
+def test_codes_that_do_not_fit_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         draw_codes(prior(), torch.rand(1, 6, 8), **options)
 

@@ -117,6 +117,7 @@ class Generator(nn.Module, ABC):
         self.about = About()
         self.source = ""  # where the weights came from, for file lists: a path, a zoo name or org/repo
         self.revision = ""  # which weights: sha256 of the file, or the Hub's commit
+        self.folder: Path | None = None  # where the checkpoint's further files are
 
     @property
     def label_space(self) -> LabelSpace:
@@ -204,7 +205,12 @@ class Generator(nn.Module, ABC):
         return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
 
     def save_pretrained(
-        self, folder: str | Path, *, about: About | None = None, dtype: torch.dtype | None = None
+        self,
+        folder: str | Path,
+        *,
+        about: About | None = None,
+        dtype: torch.dtype | None = None,
+        extra_files: Mapping[str, str | bytes | Path] | None = None,
     ) -> Path:
         """Write ``config.json``, ``model.safetensors`` and a model card, whole or not at all.
 
@@ -212,6 +218,7 @@ class Generator(nn.Module, ABC):
             folder: Folder of the checkpoint; made if missing.
             about: Data, licence, intended use and known failures; default: those the generator was loaded with.
             dtype: Store floating-point weights in this type to save space; loading always gives float32.
+            extra_files: Further files by name, see `medgen.checkpoint.write_checkpoint`.
 
         Returns:
             The folder.
@@ -224,6 +231,7 @@ class Generator(nn.Module, ABC):
             state=state,
             about=about or self.about,
             dtype=dtype,
+            extra_files=extra_files,
         )
 
     @staticmethod
@@ -262,6 +270,7 @@ class Generator(nn.Module, ABC):
         load_strictly(generator, checkpoint.state, where=str(folder))
         generator.about = checkpoint.about
         generator.source = str(source)
+        generator.folder = folder
         # A branch or tag moves on, so it does not say which weights these are; the Hub's cache names folders by commit.
         generator.revision = folder.name if pulled else checkpoint.files["model.safetensors"][:12]
         return generator.eval()
@@ -304,6 +313,11 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str)
             f"weights of {where} do not fit {type(module).__name__} ({len(problems)} differences): {shown}"
         )
     module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
 class _SkipInitialisation(TorchFunctionMode):

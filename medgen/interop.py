@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from medgen.checkpoint import About, CheckpointError, write_checkpoint
 from medgen.families import FAMILIES, family_class
 from medgen.families.medfusion import convert as medfusion
 from medgen.families.medfusion.official import convert_checkpoint
+from medgen.families.stylegan2 import convert as stylegan2
+from medgen.families.stylegan2.generator import DISCRIMINATOR_FILE
+from medgen.families.stylegan3 import convert as stylegan3
 from medgen.families.vqvae2 import convert as vqvae2
 from medgen.families.vqvae2.official import convert_checkpoints, is_official
-from medgen.lightning_files import LightningFile, Record, read_lightning
+from medgen.generator import GeneratorConfig, load_strictly, part_of
+from medgen.lightning_files import LightningFile, read_lightning
+from medgen.network_pickles import PickledNetwork, is_pickle, read_network_pickle
+from medgen.pickles import Record
+
+_logger = logging.getLogger(__name__)
 
 
 class Component(NamedTuple):
@@ -36,6 +47,9 @@ COMPONENTS: Mapping[str, Component] = {
     "medfusion_unet_v1": Component(partial(medfusion.build_unet, kind="additive"), medfusion.load_weights),
     "medfusion_vae": Component(partial(medfusion.build_autoencoder, kind="kl"), medfusion.load_weights),
     "medfusion_vqvae": Component(partial(medfusion.build_autoencoder, kind="vq"), medfusion.load_weights),
+    "stylegan2_generator": Component(stylegan2.build_generator, stylegan2.load_generator_weights),
+    "stylegan2_discriminator": Component(stylegan2.build_discriminator, stylegan2.load_discriminator_weights),
+    "stylegan3_generator": Component(stylegan3.build_generator, stylegan3.load_generator_weights),
     "vqvae2": Component(vqvae2.build_autoencoder, vqvae2.load_autoencoder_weights),
     "pixelsnail": Component(vqvae2.build_prior, vqvae2.load_prior_weights),
 }
@@ -75,13 +89,15 @@ def convert(
     """The folder of a new medgen checkpoint, made from other files without running anything in them.
 
     Args:
-        path: A diffusion checkpoint of the official Medfusion code, the autoencoder of the official VQ-VAE2 code, or a
-            checkpoint of a medgen training run, of which the averaged generator is taken.
+        path: A diffusion checkpoint of the official Medfusion code, the autoencoder of the official VQ-VAE2 code, a
+            ``.pkl`` of the official StyleGAN2-ADA or StyleGAN3 code, or a checkpoint of a medgen training run; of the
+            latter two the averaged generator is taken. The discriminator of a ``.pkl`` becomes the extra file
+            `DISCRIMINATOR_FILE`.
         out: The folder to write.
         top: For an official VQ-VAE2: the file of the prior of the top map.
         bottom: The same of the bottom map.
         image_size: Height and width, which an official Medfusion file does not state; 256 x 256 if None.
-        label_names: Class names, which it does not state either; "class 0", ... by default.
+        label_names: Class names, which it does not state either, nor does a ``.pkl``; "class 0", ... by default.
         about: Licence, data and intended use of the weights.
         dtype: How floating-point weights are stored, see `write_checkpoint`.
         extra_files: Files to put beside the weights, by name.
@@ -93,7 +109,8 @@ def convert(
         ValueError: If `top`, `bottom`, `image_size` or `label_names` do not fit the file.
     """
     about = about or About(source=", ".join(Path(name).name for name in (path, top, bottom) if name is not None))
-    if is_official(path):
+    pickled = is_pickle(path)
+    if not pickled and is_official(path):
         files = convert_checkpoints(path, top, bottom, image_size=image_size, label_names=label_names)
         found = _Found("vqvae2", files.config.to_dict(), files.state)
     elif top is not None or bottom is not None:
@@ -102,7 +119,8 @@ def convert(
             "give that file first, or leave them out"
         )
     else:
-        found = _read_single_file(path, image_size, label_names)
+        read = _read_networks if pickled else _read_single_file
+        found = read(path, image_size, tuple(label_names))
     return write_checkpoint(
         out,
         family=found.family,
@@ -110,7 +128,7 @@ def convert(
         state=found.state,
         about=about,
         dtype=dtype,
-        extra_files=extra_files,
+        extra_files={**found.extra_files, **(extra_files or {})},
     )
 
 
@@ -118,6 +136,71 @@ class _Found(NamedTuple):
     family: str
     config: dict[str, object]
     state: dict[str, Tensor]
+    extra_files: Mapping[str, bytes] = MappingProxyType({})
+
+
+class _OfficialGenerator(NamedTuple):
+    """How the generator of a ``.pkl`` becomes ours.
+
+    Attributes:
+        mark: A weight that others lack; the classes of all are called Generator.
+        config: Our config, of the network and the names of its classes.
+        load: Puts its weights into ours, strictly.
+    """
+
+    mark: str
+    config: Callable[[PickledNetwork, tuple[str, ...]], GeneratorConfig]
+    load: Callable[[nn.Module, Mapping[str, Tensor]], None]
+
+
+_PICKLED: Mapping[str, _OfficialGenerator] = {
+    "stylegan2": _OfficialGenerator("synthesis.b4.const", stylegan2.pickled_config, stylegan2.load_generator_weights),
+    "stylegan3": _OfficialGenerator(
+        "synthesis.input.freqs", stylegan3.pickled_config, stylegan3.load_generator_weights
+    ),
+}
+
+
+def _read_networks(path: str | Path, image_size: tuple[int, int] | None, label_names: tuple[str, ...]) -> _Found:
+    """The averaged generator of a ``.pkl`` and its discriminator."""
+    networks = read_network_pickle(path)
+    if image_size:
+        raise ValueError(f"{path} states its image_size itself; leave it out")
+    if "G_ema" not in networks:
+        raise CheckpointError(f"{path} has {', '.join(networks)} and no averaged generator, G_ema; give one with it")
+    average = networks["G_ema"]
+    family = next((name for name, official in _PICKLED.items() if official.mark in average.state_dict), None)
+    if family is None:
+        marks = " or ".join(official.mark for official in _PICKLED.values())
+        raise CheckpointError(
+            f"{path} has a {average.class_name} that is of none of the families {', '.join(_PICKLED)}: it lacks {marks}"
+        )
+    try:
+        config = _PICKLED[family].config(average, ())
+        with torch.device("meta"):  # a network without memory: it takes the file's tensors as they are
+            generator = family_class(family)(config)
+        _PICKLED[family].load(generator, average.state_dict)
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a generator unlike ours of {family}: {error}") from error
+    if label_names:
+        config = _PICKLED[family].config(average, label_names)
+    extra = {DISCRIMINATOR_FILE: save(found)} if (found := _discriminator(networks.get("D"), path)) else {}
+    return _Found(family, config.to_dict(), generator.state_dict(), extra)
+
+
+def _discriminator(network: PickledNetwork | None, path: str | Path) -> dict[str, Tensor]:
+    """Its weights under our names; none where there is none, or one that ours cannot be."""
+    if network is None:
+        return {}
+    try:
+        weights = stylegan2.discriminator_weights(network.state_dict)
+        with torch.device("meta"):
+            discriminator = stylegan2.build_discriminator(network.arguments)
+        load_strictly(discriminator, weights, where=str(path))
+    except ValueError as error:
+        _logger.warning("%s: the discriminator is left out, as ours cannot be like it: %s", path, error)
+        return {}
+    return {name: weight.contiguous() for name, weight in weights.items()}
 
 
 def _read_single_file(path: str | Path, image_size: tuple[int, int] | None, label_names: Sequence[str]) -> _Found:
@@ -144,11 +227,12 @@ def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
             continue
         if not isinstance(fields, dict):
             raise CheckpointError(f"{path} is damaged: the config of its model is {fields!r}")
-        prefix = "ema.module."
-        state = {name.removeprefix(prefix): w for name, w in file.state_dict.items() if name.startswith(prefix)}
+        state = part_of(file.state_dict, "ema.module.")
         if not state or not file.publishable:
             raise CheckpointError(
                 f"{path} is from a training stage that has no generator yet; convert a checkpoint of the last stage"
             )
-        return _Found(family, kind.from_dict(fields).to_dict(), state)
+        critic = part_of(file.state_dict, "discriminator.")
+        extra = {DISCRIMINATOR_FILE: save({k: w.contiguous() for k, w in critic.items()})} if critic else {}
+        return _Found(family, kind.from_dict(fields).to_dict(), state, extra)
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from medgen.generator import Generator, GeneratorConfig, load_strictly
+from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of
 from medgen.losses.ssim import ssim
 from medgen.training import GenerativeModule, ReproducibleModule
 
@@ -137,8 +137,7 @@ class Trained(NamedTuple):
 
     def part(self, name: str) -> dict[str, Tensor]:
         """Weights of one part, by their names in it."""
-        prefix = f"{name}."
-        return {key.removeprefix(prefix): weight for key, weight in self.state.items() if key.startswith(prefix)}
+        return part_of(self.state, f"{name}.")
 
 
 def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argument: str) -> Trained:
@@ -167,7 +166,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
     settings, state = content.get("hyper_parameters", {}), content.get("state_dict", {})
     prefix = "ema.module."  # a first stage's module holds its network itself, a later one the averaged generator
     if any(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        state = part_of(state, prefix)
     config = _config_of(settings, kind)
     missing = [part for part in parts if not any(name.startswith(f"{part}.") for name in state)]
     if config is None or missing:

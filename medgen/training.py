@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from medgen.generator import load_strictly
+from medgen.generator import load_strictly, part_of
 from medgen.noise import stream_seed
 
 if TYPE_CHECKING:
@@ -181,6 +181,14 @@ class GenerativeModule(ReproducibleModule):
         """Whether the generator is whole after this training; a stage that leaves a part to the next one says no."""
         return True
 
+    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """Files by name that go into the checkpoint folder beside the generator, for those who train it further.
+
+        Args:
+            state: Weights of this module, of the epoch that is published.
+        """
+        return {}
+
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
         if stage == "fit":
@@ -211,12 +219,12 @@ class GenerativeModule(ReproducibleModule):
         """
         if self.trainer.fast_dev_run or not self.publishable:  # type: ignore[attr-defined]
             return
+        state: dict[str, Tensor] = self.state_dict()
         if best := self._best_checkpoint():
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            prefix = "ema.module."
-            kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-            load_strictly(self.published, kept, where=best)
-        self.published.save_pretrained(Path(self.trainer.default_root_dir) / "published")
+            load_strictly(self.published, part_of(state, "ema.module."), where=best)
+        folder = Path(self.trainer.default_root_dir) / "published"
+        self.published.save_pretrained(folder, extra_files=self.published_files(state))
 
     def _best_checkpoint(self) -> str:
         """Path of the checkpoint with the best of a monitored number; empty where none is monitored."""

@@ -17,7 +17,7 @@ from medgen.checkpoint import About, CheckpointError, read_checkpoint, read_info
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.generator import Generator
 from medgen.hub import fetch_official, pull, push
-from medgen.lightning_files import UnsafeFileError
+from medgen.pickles import UnsafeFileError
 from medgen.zoo import ZOO, OfficialEntry
 from tests.hub_server import TOKEN, HubServer
 from tests.parity.conftest import Case, cases

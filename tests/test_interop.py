@@ -14,7 +14,8 @@ from medgen.families.vqvae2.generator import VQVAE2Config
 from medgen.families.vqvae2.modules import PriorModule
 from medgen.generator import Generator
 from medgen.interop import COMPONENTS, convert, load_official
-from medgen.lightning_files import UnsafeFileError, read_lightning
+from medgen.lightning_files import read_lightning
+from medgen.pickles import UnsafeFileError
 from tests.parity.conftest import Case, cases, published_keys
 
 CHECKPOINTS = pytest.mark.parametrize("case", cases("medfusion_ckpt"))

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from medgen.checkpoint import CheckpointError
-from medgen.lightning_files import GlobalName, Record, UnsafeFileError, read_lightning, read_torch_file
+from medgen.lightning_files import read_lightning
+from medgen.pickles import GlobalName, Record, UnsafeFileError
+from medgen.torch_files import read_torch_file
 
 
 class Payload:
@@ -268,7 +270,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_reader_knows_every_instruction_it_claims_to_know() -> None:
-    from medgen.lightning_files import _LITERALS
+    from medgen.pickles import _LITERALS
 
     assert {opcode.name for opcode in pickletools.opcodes} >= _LITERALS
 

@@ -1,4 +1,7 @@
-"""How every family trains, stage by stage, at the size of its `tiny()`; a new family adds its line."""
+"""How every family trains, stage by stage, at the size of its `tiny()`; a new family adds its line.
+
+One that cannot be trained has no stages.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -31,6 +34,8 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage("medgen.families.medfusion.modules.LatentDiffusionModule", previous="autoencoder"),
     ),
+    "stylegan2": (Stage("medgen.families.stylegan2.modules.StyleGAN2Module", {"label_layers": 2}),),
+    "stylegan3": (),  # for sampling only
     "vqvae2": (
         Stage("medgen.families.vqvae2.modules.VQVAE2AutoencoderModule"),
         Stage("medgen.families.vqvae2.modules.PriorModule", {"level": "top"}, previous="previous"),

@@ -74,7 +74,7 @@ def test_every_family_says_how_it_trains():
     assert set(STAGES) == set(FAMILIES), "add the stages of the new family to tests/contracts/stages.py"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family, stages in STAGES.items() if stages])
 def test_the_last_stage_trains_a_generator(family, table, tmp_path):
     last = train(family, len(STAGES[family]) - 1, table, tmp_path)
     assert isinstance(last, GenerativeModule)

@@ -10,7 +10,7 @@ from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.families.vqvae2.official import convert_checkpoints
 from medgen.generator import Generator
 from medgen.interop import convert, load_official
-from medgen.lightning_files import read_torch_file
+from medgen.torch_files import read_torch_file
 from tests.families.vqvae2.official_files import background, official_weights, write_files
 from tests.parity.conftest import Case, cases, published_keys
 

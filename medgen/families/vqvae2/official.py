@@ -22,7 +22,8 @@ from medgen.families.vqvae2.convert import autoencoder_weights, prior_weights, w
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.families.vqvae2.pixelsnail import PixelSNAILShape
 from medgen.generator import load_strictly
-from medgen.lightning_files import Record, read_torch_file
+from medgen.pickles import Record
+from medgen.torch_files import read_torch_file
 
 _MEANING = {
     "autoencoder": "the autoencoder",

@@ -14,7 +14,7 @@ from medgen.cli import main
 from medgen.families.vqvae2.official import convert_checkpoints, is_official
 from medgen.generator import Generator
 from medgen.interop import convert
-from medgen.lightning_files import UnsafeFileError
+from medgen.pickles import UnsafeFileError
 from tests.families.vqvae2.official_files import official_weights, write_files
 from tests.families.vqvae2.tiny import generator as make
 

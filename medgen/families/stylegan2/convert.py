@@ -1,0 +1,199 @@
+"""Official StyleGAN2-ADA networks as ours: arguments of their constructors, names of their weights.
+
+The official package is NVlabs/stylegan2-ada-pytorch. Its networks are ours under other names. How many resolutions run
+in half precision is decided where a network is used, and not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.networks import Discriminator
+from medgen.families.stylegan2.resampling import separable_filter
+from medgen.generator import load_strictly
+from medgen.network_pickles import PickledNetwork
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of an official constructor."""
+
+_SMALLEST = 4  # where both networks begin
+_NEEDED = ("c_dim", "img_resolution", "img_channels")
+_FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "use_noise", "resample_filter", "freeze_layers"}
+"""Arguments of any value: they change no weight, or weights that would not fit then."""
+
+
+def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
+    """The config that the arguments of the official Generator describe.
+
+    Args:
+        arguments: Keyword arguments.
+        label_names: Names of its classes; "class 0", ... by default.
+
+    Raises:
+        ValueError: If an argument is missing, or asks for what our networks do not have.
+    """
+    _need(arguments, ("z_dim", "w_dim", *_NEEDED))
+    mapping, synthesis = arguments.get("mapping_kwargs", {}), arguments.get("synthesis_kwargs", {})
+    _refuse_others(mapping, {"num_layers"}, {"w_avg_beta", "lr_multiplier"}, "mapping_kwargs")
+    _refuse_others(synthesis, {"channel_base", "channel_max", "conv_clamp"}, _FREE, "synthesis_kwargs")
+    classes = arguments["c_dim"]
+    if label_names and len(label_names) != classes:
+        raise ValueError(f"label_names are {list(label_names)}, but the generator has {classes} classes")
+    return StyleGAN2Config(
+        image_size=(arguments["img_resolution"],) * 2,
+        channels=arguments["img_channels"],
+        label_kind="single" if classes else "none",
+        needs_label=classes > 0,
+        label_names=label_names or tuple(f"class {i}" for i in range(classes)),
+        z_dim=arguments["z_dim"],
+        w_dim=arguments["w_dim"],
+        mapping_layers=mapping.get("num_layers", 8),
+        channel_base=synthesis.get("channel_base", 32768),
+        channel_max=synthesis.get("channel_max", 512),
+        clamp=synthesis.get("conv_clamp"),
+    )
+
+
+def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
+    """The config of a generator in a ``.pkl``.
+
+    The code of StyleGAN3, which trains StyleGAN2 as well, has the arguments of synthesis beside the others, and a limit
+    of activations that it need not be given.
+
+    Args:
+        network: The Generator of either code.
+        label_names: Names of its classes; "class 0", ... by default.
+
+    Raises:
+        ValueError: If an argument is missing, or asks for what our networks do not have.
+    """
+    grouped = {"z_dim", "w_dim", "mapping_kwargs", "synthesis_kwargs", *_NEEDED}
+    arguments = {name: value for name, value in network.arguments.items() if name in grouped}
+    free = {"class_name", "fused_modconv_default"}
+    synthesis = {name: value for name, value in network.arguments.items() if name not in grouped | free}
+    clamps = {value for name, value in network.attributes.items() if name.endswith(".conv_clamp")}
+    if len(clamps) == 1:
+        synthesis["conv_clamp"] = clamps.pop()
+    return generator_config(
+        {**arguments, "synthesis_kwargs": {**arguments.get("synthesis_kwargs", {}), **synthesis}}, label_names
+    )
+
+
+def build_generator(arguments: Arguments) -> StyleGAN2Generator:
+    """The generator that the arguments of the official Generator describe."""
+    return StyleGAN2Generator(generator_config(arguments))
+
+
+def build_discriminator(arguments: Arguments) -> Discriminator:
+    """The discriminator that the arguments of the official Discriminator describe.
+
+    Raises:
+        ValueError: If an argument is missing, or asks for what our networks do not have.
+    """
+    _need(arguments, _NEEDED)
+    block, mapping, last = (arguments.get(f"{part}_kwargs", {}) for part in ("block", "mapping", "epilogue"))
+    _refuse_others(block, set(), _FREE, "block_kwargs")
+    _refuse_others(mapping, {"num_layers"}, {"lr_multiplier"}, "mapping_kwargs")
+    _refuse_others(last, {"mbstd_group_size"}, {"mbstd_num_channels"}, "epilogue_kwargs")
+    classes = arguments["c_dim"]
+    config = StyleGAN2Config(
+        image_size=(arguments["img_resolution"],) * 2,
+        channels=arguments["img_channels"],
+        label_kind="single" if classes else "none",
+        label_names=tuple(f"class {i}" for i in range(classes)),
+        channel_base=arguments.get("channel_base", 32768),
+        channel_max=arguments.get("channel_max", 512),
+        clamp=arguments.get("conv_clamp"),
+    )
+    group, layers = last.get("mbstd_group_size", 4), mapping.get("num_layers", 8)
+    return Discriminator(config.shape, group=group, mapping_layers=layers)
+
+
+def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dict of Generator under our names.
+
+    Raises:
+        ValueError: If it resamples with another filter than ours.
+    """
+    return {_generator_name(name): value for name, value in _without_filters(weights).items()}
+
+
+def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dict of Discriminator under our names.
+
+    Raises:
+        ValueError: If it resamples with another filter than ours.
+    """
+    return {_discriminator_name(name): value for name, value in _without_filters(weights).items()}
+
+
+def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads an official generator; see `load_strictly`."""
+    load_strictly(network, generator_weights(weights), where="the official generator")
+
+
+def load_discriminator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads an official discriminator; see `load_strictly`."""
+    load_strictly(network, discriminator_weights(weights), where="the official discriminator")
+
+
+def _generator_name(name: str) -> str:
+    name = name.replace("mapping.w_avg", "mean_style")
+    name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping.layers.\1.", name)
+    name = re.sub(r"\.affine\.", ".style.", name)
+    name = re.sub(r"\.noise_const$", ".fixed_noise", name)
+    return re.sub(r"^synthesis\.b(\d+)\.(const|conv0|conv1|torgb)\b", _layer_name, name)
+
+
+def _layer_name(match: re.Match[str]) -> str:
+    level = _level(int(match[1]))
+    return {
+        "const": "synthesis.start",
+        "conv0": f"synthesis.first.{level - 1}",
+        "conv1": f"synthesis.second.{level}",
+        "torgb": f"synthesis.to_image.{level}",
+    }[match[2]]
+
+
+def _discriminator_name(name: str) -> str:
+    last = {"conv": "last", "fc": "dense", "out": "out"}
+    name = re.sub(rf"^b{_SMALLEST}\.(conv|fc|out)\.", lambda match: f"{last[match[1]]}.", name)
+    name = re.sub(r"^mapping\.fc(\d+)\.", r"label.layers.\1.", name)
+    name = re.sub(r"^mapping\.", "label.", name)
+    name = re.sub(r"^b\d+\.fromrgb\.", "from_image.", name)
+    parts = {"conv0": "first", "conv1": "second", "skip": "skip"}
+    return re.sub(
+        r"^b(\d+)\.(conv0|conv1|skip)\.",
+        lambda match: f"blocks.{_level(int(match[1])) - 1}.{parts[match[2]]}.",
+        name,
+    )
+
+
+def _level(size: int) -> int:
+    """How often the smallest size is doubled."""
+    return (size // _SMALLEST).bit_length() - 1
+
+
+def _without_filters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the filters of resampling, which are not learned."""
+    ours = separable_filter()
+    for name, value in weights.items():
+        if name.endswith("resample_filter") and not (value.shape == ours.shape and torch.allclose(value.cpu(), ours)):
+            raise ValueError(f"{name} is another filter than 1, 3, 3, 1, which our networks resample with")
+    return {name: value for name, value in weights.items() if not name.endswith("resample_filter")}
+
+
+def _need(arguments: Arguments, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if name not in arguments]:
+        raise ValueError(f"the arguments of the official constructor lack {', '.join(missing)}")
+
+
+def _refuse_others(arguments: Arguments, known: set[str], free: set[str], where: str) -> None:
+    if unknown := sorted(set(arguments) - known - free):
+        raise ValueError(f"{where} has {', '.join(unknown)}, which our networks do not have")

@@ -1,0 +1,401 @@
+"""Training of StyleGAN2 with adaptive discriminator augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+import torch.distributed
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from safetensors.torch import save
+from torch import Tensor
+
+from medgen.data.base import Batch
+from medgen.families.stylegan2.augmentation import AugmentPipe
+from medgen.families.stylegan2.generator import (
+    DISCRIMINATOR_FILE,
+    StyleGAN2Config,
+    StyleGAN2Generator,
+    build_discriminator,
+    label_vector,
+)
+from medgen.families.stylegan2.presets import auto_ema_kimg, auto_gamma
+from medgen.families.stylegan2.transfer import start_from
+from medgen.generator import part_of
+from medgen.losses.adversarial import logistic_discriminator, logistic_generator
+from medgen.losses.gradient import path_lengths, r1_penalty
+from medgen.training import GenerativeModule, drop_labels
+
+_MEAN_STYLE_RATE = 0.005
+_LARGEST_GRADIENT = 1e5
+
+
+class StyleGAN2Module(GenerativeModule):
+    """Trains a generator against a discriminator that sees augmented images only.
+
+    Both are regularised in every few batches only, with a weight that makes up for it ("lazily").
+
+    Args:
+        config: What is trained and published.
+        lr: Learning rate of both Adam optimisers.
+        gamma: Weight of R1; None for that of the published ``auto``, which is made for the image and batch size.
+        r1_interval: Batches from one R1 step to the next.
+        path_weight: Weight of path length regularisation; 0 for none.
+        path_interval: Batches from one of its steps to the next.
+        path_shrink: It takes one of so many images of the batch.
+        path_decay: How fast the average length follows.
+        style_mixing: Chance per batch that a second style takes over from a random layer on.
+        augment: Transforms by the name of one of `PIPES`, or their strengths by name.
+        augment_p: Chance of each transform per image at the start.
+        ada_target: Share of real images that the discriminator is to find real, as the mean sign of its logits; the
+            chance of augmentation follows it. None keeps the chance as it is.
+        ada_kimg: Thousands of images in which the chance could go from 0 to 1.
+        ada_interval: Batches from one change of the chance to the next.
+        ema_kimg: Thousands of images in which the published average forgets half; None for that of ``auto``.
+        ema_rampup: Early on it forgets half within this share of all images so far; None for no such time.
+        group: Images per group of minibatch deviation; must divide the images that are passed together.
+        label_layers: Layers of the discriminator that read the label.
+        label_dropout: Share of images trained without their label, real and drawn ones, so that the generator can draw
+            without one.
+        micro_batch: Images that are passed together, to save memory; None for the whole batch.
+        clip_norm: Largest gradient norm; None does not clip.
+        kimg: Thousands of images to train for; None leaves the end to the trainer.
+        init_from: A StyleGAN2 checkpoint folder or zoo name, or an official ``.pkl``, to fine-tune from; labels,
+            channels and image size may differ, see `transfer`.
+        frozen_layers: How many of the discriminator's finest resolutions keep the weights they start from.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Karras et al. 2020, "Training generative adversarial networks with limited data"; freezing: Mo et al. 2020,
+    "Freeze the discriminator".
+    """
+
+    generator: StyleGAN2Generator
+    path_mean: Tensor
+    signs: Tensor
+
+    def __init__(
+        self,
+        config: StyleGAN2Config,
+        lr: float = 0.0025,
+        gamma: float | None = None,
+        r1_interval: int = 16,
+        path_weight: float = 2.0,
+        path_interval: int = 4,
+        path_shrink: int = 2,
+        path_decay: float = 0.01,
+        style_mixing: float = 0.9,
+        augment: str | dict[str, float] = "bgc",
+        augment_p: float = 0.0,
+        ada_target: float | None = 0.6,
+        ada_kimg: float = 500.0,
+        ada_interval: int = 4,
+        ema_kimg: float | None = None,
+        ema_rampup: float | None = 0.05,
+        group: int = 4,
+        label_layers: int = 8,
+        label_dropout: float = 0.1,
+        micro_batch: int | None = None,
+        clip_norm: float | None = None,
+        kimg: float | None = None,
+        init_from: str | None = None,
+        frozen_layers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("style_mixing", style_mixing), ("augment_p", augment_p), ("label_dropout", label_dropout)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is a chance from 0 to 1")
+        intervals = {"r1_interval": r1_interval, "path_interval": path_interval, "ada_interval": ada_interval}
+        for name, number in {**intervals, "path_shrink": path_shrink, "group": group}.items():
+            if number < 1:
+                raise ValueError(f"{name} is {number}; use at least 1")
+        if frozen_layers and init_from is None:
+            raise ValueError("frozen_layers freezes what training starts from; give init_from, too")
+        if label_dropout == 0 and config.label_kind != "none" and not config.needs_label:
+            raise ValueError(
+                "label_dropout is 0, so that the generator would never learn to draw without a label; set needs_label "
+                "in config, or use some label_dropout"
+            )
+        super().__init__(StyleGAN2Generator(config), seed=seed, ema_decay=self._ema_decay)
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.discriminator = build_discriminator(config, group=group, mapping_layers=label_layers)
+        self.augment = AugmentPipe(augment)
+        self.augment.p.fill_(augment_p)
+        self.register_buffer("path_mean", torch.zeros(()))
+        self.register_buffer("signs", torch.zeros(2))  # sum and number of signs of real logits since the last change
+        if not 0 <= frozen_layers <= len(self.discriminator.blocks):
+            raise ValueError(f"frozen_layers is {frozen_layers}; use 0 to {len(self.discriminator.blocks)}")
+        if frozen_layers:
+            for part in (self.discriminator.from_image, *self.discriminator.blocks[-frozen_layers:]):
+                part.requires_grad_(requires_grad=False)
+
+    @property
+    def published(self) -> StyleGAN2Generator:
+        """The averaged generator."""
+        return cast("StyleGAN2Generator", super().published)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of a batch over all processes."""
+        return self.datamodule.batch_size * self.trainer.world_size
+
+    def _ema_decay(self, step: int) -> float:
+        images, kimg = self.images_per_step, self.hparams["ema_kimg"]
+        kimg = auto_ema_kimg(images) if kimg is None else kimg
+        return ema_decay(step * images, images, kimg, self.hparams["ema_rampup"])
+
+    def configure_model(self) -> None:
+        """Use the memory layout in which most convolutions run fastest; these have their weights outside `Conv2d`."""
+        self.to(memory_format=torch.channels_last)
+
+    def load_start(self) -> None:
+        """Put the model to fine-tune, if there is one, into the networks; see `transfer.start_from`."""
+        if self.hparams["init_from"] is not None:
+            frozen = self.hparams["frozen_layers"] > 0
+            start_from(self.generator, self.discriminator, self.hparams["init_from"], frozen=frozen)
+            self.published.load_state_dict(self.generator.state_dict())
+
+    def on_fit_start(self) -> None:
+        """Refuse batches that minibatch deviation cannot be computed of, and load the model to fine-tune.
+
+        Not in `setup`, which a resumed run goes through before its own weights are there; it needs no other model.
+        """
+        size, group = self.hparams["micro_batch"] or self.datamodule.batch_size, self.hparams["group"]
+        if self.datamodule.batch_size % size:
+            raise ValueError(
+                f"data.batch_size is {self.datamodule.batch_size}, which micro_batch {size} does not divide"
+            )
+        if size % min(group, size):
+            name = "micro_batch" if self.hparams["micro_batch"] else "data.batch_size"
+            raise ValueError(f"{name} is {size}, which group {group} of minibatch deviation does not divide")
+        if not self.datamodule.drop_last:
+            raise ValueError("data.drop_last is false; minibatch deviation needs whole batches")
+        if int(self.batches_seen) == 0:
+            self.load_start()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
+        hparams, step = self.hparams, int(self.batches_seen)
+        optimizers = cast("list[LightningOptimizer]", self.optimizers())
+        real = (batch["image"] * 2 - 1).contiguous(memory_format=torch.channels_last)
+        vector = self._label_vector(batch, hparams["label_dropout"])
+        gain = hparams["path_interval"]
+        self._phase(optimizers[0], self.generator_loss, real, vector)
+        if hparams["path_weight"] and step % gain == 0:
+            self._phase(optimizers[0], lambda x, c: gain * self.path_length_loss(len(x), c), real, vector)
+        self._phase(optimizers[1], self.discriminator_loss, real, vector)
+        if step % hparams["r1_interval"] == 0:
+            self._phase(optimizers[1], lambda x, c: hparams["r1_interval"] * self.r1_loss(x, c), real, vector)
+        if (step + 1) % hparams["ada_interval"] == 0:
+            self._adapt()
+
+    def _phase(
+        self,
+        optimizer: LightningOptimizer,
+        loss: Callable[[Tensor, Tensor | None], Tensor],
+        real: Tensor,
+        vector: Tensor | None,
+    ) -> None:
+        """One optimiser step on the mean of a loss over all micro-batches."""
+        size = self.hparams["micro_batch"] or len(real)
+        parts = range(0, len(real), size)
+        with self.toggled_optimizer(optimizer):
+            for start in parts:
+                part = slice(start, start + size)
+                self.manual_backward(loss(real[part], None if vector is None else vector[part]) / len(parts))
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        limit = _LARGEST_GRADIENT
+                        torch.nan_to_num(weight.grad, nan=0.0, posinf=limit, neginf=-limit, out=weight.grad)
+            if self.hparams["clip_norm"] is not None:
+                self.clip_gradients(
+                    optimizer.optimizer,
+                    gradient_clip_val=self.hparams["clip_norm"],
+                    gradient_clip_algorithm="norm",
+                )
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _label_vector(self, batch: Batch, dropout: float) -> Tensor | None:
+        space = self.generator.label_space
+        if space.kind == "none":  # there may be none in the data either
+            return None
+        label = batch["label"]
+        return label_vector(drop_labels(label, dropout) if dropout else label, space, len(label), label.device)
+
+    def styles(self, z: Tensor, vector: Tensor | None) -> Tensor:
+        """Styles (B, num_styles, w_dim) of random vectors (B, z_dim), which move the average style."""
+        w: Tensor = self.generator.mapping(z, vector)
+        mean = _mean_over_processes(w.detach().mean(0))
+        self.generator.mean_style.lerp_(mean.to(self.generator.mean_style.dtype), _MEAN_STYLE_RATE)
+        return w[:, None].expand(-1, self.generator.config.shape.num_styles, -1)
+
+    def generate(self, n: int, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images (n, C, H, W) and their styles, drawn from torch's global random state."""
+        generator = self.generator
+        z = torch.randn(n, generator.config.z_dim, device=self.device)
+        styles = self.styles(z, vector)
+        layers = styles.shape[1]
+        if torch.rand(()) < self.hparams["style_mixing"]:
+            first = int(torch.randint(1, layers, ()))
+            other = generator.mapping(torch.randn_like(z), vector)[:, None].expand_as(styles)
+            styles = torch.cat([styles[:, :first], other[:, first:]], dim=1)
+        return generator.synthesis(styles, *self.layer_noise(n)), styles
+
+    def layer_noise(self, n: int) -> list[Tensor | None]:
+        """New noise for every convolution of n images."""
+        return [torch.randn(n, 1, *size, device=self.device) for size in self.generator.synthesis.noise_sizes()]
+
+    def generator_loss(self, real: Tensor, vector: Tensor | None) -> Tensor:
+        """Non-saturating logistic loss of as many drawn images as there are real ones."""
+        images, _ = self.generate(len(real), vector)
+        loss = logistic_generator(self.discriminator(self.augment(images), vector)).mean()
+        self.log("train/loss_g", loss.detach(), prog_bar=True)
+        return loss
+
+    def path_length_loss(self, n: int, vector: Tensor | None) -> Tensor:
+        """How far lengths of paths are from their average, which this moves."""
+        count = max(1, n // self.hparams["path_shrink"])
+        images, styles = self.generate(count, None if vector is None else vector[:count])
+        return self.path_penalty(path_lengths(images, styles, torch.randn_like(images)))
+
+    def path_penalty(self, lengths: Tensor) -> Tensor:
+        """Their squared distance from the average of lengths (B,), times the weight."""
+        mean = self.path_mean.lerp(lengths.mean(), self.hparams["path_decay"])  # as published, with its gradient
+        self.path_mean.copy_(_mean_over_processes(mean.detach()))
+        self.log("train/path_length", self.path_mean)
+        penalty: Tensor = (lengths - mean).square().mean() * self.hparams["path_weight"]
+        return penalty
+
+    def discriminator_loss(self, real: Tensor, vector: Tensor | None) -> Tensor:
+        """Logistic loss of real and drawn images."""
+        with torch.no_grad():
+            fake, _ = self.generate(len(real), vector)
+        # Two passes, so that minibatch deviation compares images of one kind.
+        fake_logits = self.discriminator(self.augment(fake), vector)
+        real_logits = self.discriminator(self.augment(real), vector)
+        self._note_signs(real_logits)
+        loss = self.logistic_loss(fake_logits, real_logits)
+        self.log("train/loss_d", loss.detach(), prog_bar=True)
+        self.log("train/logit_real", real_logits.detach().mean())
+        self.log("train/logit_fake", fake_logits.detach().mean())
+        return loss
+
+    @staticmethod
+    def logistic_loss(fake: Tensor, real: Tensor) -> Tensor:
+        """The discriminator's, of logits of drawn and of real images."""
+        return 2 * logistic_discriminator(real, fake)  # the sum of both means
+
+    def r1_loss(self, real: Tensor, vector: Tensor | None) -> Tensor:
+        """Half the weighted R1 penalty."""
+        real = real.detach().requires_grad_()
+        logits = self.discriminator(self.augment(real), vector)
+        self._note_signs(logits)
+        penalty = r1_penalty(logits, real).mean()
+        self.log("train/r1", penalty.detach())
+        gamma: float | None = self.hparams["gamma"]
+        if gamma is None:
+            gamma = auto_gamma(self.generator.config.image_size, self.images_per_step)
+        return penalty * (gamma / 2)
+
+    def _note_signs(self, logits: Tensor) -> None:
+        self.signs += torch.stack([logits.detach().sign().sum(), logits.new_tensor(len(logits))]).float()
+
+    def _adapt(self) -> None:
+        """Augment more if the discriminator finds more real images real than it should, else less."""
+        total, count = _mean_over_processes(self.signs)
+        self.log("train/real_sign", total / count)
+        if self.hparams["ada_target"] is not None:
+            images = self.images_per_step * self.hparams["ada_interval"]
+            most = images / (1000 * self.hparams["ada_kimg"])
+            self.augment.p.copy_(adapted(self.augment.p, total / count, self.hparams["ada_target"], most))
+        self.log("train/augment_p", self.augment.p)
+        self.signs.zero_()
+
+    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
+        """Move the average, and stop once enough images were seen."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        kimg = int(self.batches_seen) * self.images_per_step / 1000
+        self.log("train/kimg", kimg)
+        if self.hparams["kimg"] is not None and kimg >= self.hparams["kimg"]:
+            self.trainer.should_stop = True
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Logits of unseen real images; where they fall below those of training, the discriminator overfits."""
+        self._log_unseen("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._log_unseen("test", batch)
+
+    def _log_unseen(self, split: str, batch: Batch) -> None:
+        images, vector = batch["image"] * 2 - 1, self._label_vector(batch, 0.0)
+        group = self.hparams["group"]
+        whole = len(images) - len(images) % group  # the last batch of a split may be smaller
+        if whole:
+            logits = self.discriminator(images[:whole], None if vector is None else vector[:whole])
+            self.log(f"{split}/logit_real", logits.float().mean(), batch_size=whole, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Adam, with the rate and the decays that make up for the steps that regularisation adds."""
+        lazily = {
+            "generator": (self.generator, self.hparams["path_interval"] if self.hparams["path_weight"] else None),
+            "discriminator": (self.discriminator, self.hparams["r1_interval"]),
+        }
+        return [
+            torch.optim.Adam(network.parameters(), **adam_settings(self.hparams["lr"], interval))
+            for network, interval in lazily.values()
+        ]
+
+    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """The discriminator, which fine-tuning starts from, too."""
+        weights = part_of(state, "discriminator.")
+        return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
+
+
+def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:
+    """Settings of Adam for a network that takes one more step in every so many.
+
+    Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", appendix B.
+    """
+    share = 1.0 if interval is None else interval / (interval + 1)
+    return {"lr": lr * share, "betas": (0.0, 0.99**share), "eps": 1e-8}
+
+
+def ema_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | None) -> float:
+    """Share of the average that stays in one step.
+
+    Args:
+        images_seen: Images before the step.
+        batch_size: Images of the step, over all processes.
+        kimg: Thousands of images in which the average forgets half.
+        rampup: It forgets half within this share of all images so far, if that is less; None for no such limit.
+
+    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", appendix C.
+    """
+    half_life = 1000 * kimg if rampup is None else min(1000 * kimg, images_seen * rampup)
+    return float(0.5 ** (batch_size / max(half_life, 1e-8)))
+
+
+def adapted(p: Tensor, sign: Tensor, target: float, most: float) -> Tensor:
+    """The chance of augmentation, moved by `most` toward what makes the mean sign of real logits the target; in [0, 1].
+
+    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", section 3.2. There it may
+    pass 1, where nothing of the images is left to learn from.
+    """
+    return (p + (sign - target).sign() * most).clamp(0, 1)
+
+
+def _mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value

@@ -1,0 +1,173 @@
+"""Fine-tuning StyleGAN2 from a model of other labels, channels or image size.
+
+What both models have is taken over. What differs starts so that the first images are as close to those of the model as
+can be: a resolution that is added contributes nothing to the image yet, a class of the same name keeps its column, a
+new class is the mean of the old ones, and colours are averaged or repeated.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medgen.families.stylegan2.generator import DISCRIMINATOR_FILE, StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.networks import Discriminator
+from medgen.generator import part_of
+from medgen.stages import check_shape
+
+_SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
+
+
+class Pretrained(NamedTuple):
+    """A model to fine-tune.
+
+    Attributes:
+        config: Its config.
+        generator: Weights of the generator.
+        discriminator: Weights of the discriminator; None where there are none.
+    """
+
+    config: StyleGAN2Config
+    generator: Mapping[str, Tensor]
+    discriminator: Mapping[str, Tensor] | None
+
+
+def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str, *, frozen: bool) -> None:
+    """Put the weights of a trained model into the networks, and say which had none to start from.
+
+    Args:
+        generator: What to load into.
+        discriminator: Likewise.
+        source: A checkpoint folder or zoo name, a ``.ckpt`` of a medgen training run, or an official ``.pkl``.
+        frozen: Whether layers of the discriminator will be frozen, so that it must come with the model.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``source``.
+        ValueError: If it is of another family or width, or has no discriminator to freeze.
+    """
+    found = read_pretrained(source)
+    check_shape(generator.config, found.config, f"model.init_from {source}", _SHAPE)
+    fresh = _take_over(generator, found.generator, found.config, generator.config)
+    if found.discriminator is None:
+        if frozen:
+            raise ValueError(f"model.init_from {source} has no discriminator, so that frozen_layers has none to freeze")
+        rank_zero_warn(f"{source} has no discriminator; training starts with a new one, which takes longer")
+    else:
+        fresh += _take_over(discriminator, found.discriminator, found.config, generator.config)
+    rank_zero_info(f"fine-tuning {source}; new: {', '.join(fresh) or 'nothing'}")
+
+
+def read_pretrained(source: str) -> Pretrained:
+    """What fine-tuning starts from; see `start_from`."""
+    if Path(source).suffix == ".ckpt":
+        from medgen.stages import read_trained
+
+        found = read_trained(source, StyleGAN2Generator, ("mapping", "synthesis"), "model.init_from")
+        content = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
+        config = found.config
+        assert isinstance(config, StyleGAN2Config)
+        return Pretrained(config, found.state, part_of(content, "discriminator."))
+    from medgen.zoo import load
+
+    if Path(source).suffix == ".pkl":
+        from medgen.interop import convert
+
+        with tempfile.TemporaryDirectory() as folder:
+            return read_pretrained(str(convert(source, Path(folder) / "model")))
+    loaded = load(source)
+    if not isinstance(loaded, StyleGAN2Generator):
+        raise ValueError(f"model.init_from {source} holds a {loaded.family} model; this recipe needs stylegan2")
+    file = None if loaded.folder is None else loaded.folder / DISCRIMINATOR_FILE
+    discriminator = None
+    if file is not None and file.is_file():
+        discriminator = {name: weight.float() for name, weight in load_file(file).items()}
+    return Pretrained(loaded.config, loaded.state_dict(), discriminator)
+
+
+def _take_over(
+    network: nn.Module, state: Mapping[str, Tensor], old: StyleGAN2Config, new: StyleGAN2Config
+) -> list[str]:
+    """Load what fits; returns the names of what starts anew."""
+    own = network.state_dict()
+    taken: dict[str, Tensor] = {}
+    fresh = []
+    for name, mine in own.items():
+        fitted = _fitted(name, state.get(name), mine, old, new)
+        taken[name] = mine if fitted is None else fitted.to(mine)
+        if fitted is None:
+            fresh.append(name)
+    network.load_state_dict(taken)  # in place: the optimisers have these parameters already
+    return fresh
+
+
+def _fitted(
+    name: str, theirs: Tensor | None, mine: Tensor, old: StyleGAN2Config, new: StyleGAN2Config
+) -> Tensor | None:
+    """A weight brought to our shape; None where there is nothing to start from."""
+    if theirs is None:
+        # A resolution that is added leaves the image as it was until it has learned something.
+        return torch.zeros_like(mine) if name.startswith("synthesis.to_image.") and ".style." not in name else None
+    numbers = "continuous" in (old.label_kind, new.label_kind)  # which have no columns of their own
+    if name.endswith("embed.weight") and old.label_names != new.label_names:
+        return None if numbers else _relabelled(theirs, old.label_names, new.label_names)
+    if theirs.shape == mine.shape:
+        return theirs
+    for start, fit in _FITS.items():
+        if name.startswith(start):
+            return fit(theirs, mine)
+    return None
+
+
+def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
+    """Columns of an embedding in the order of new names; the mean of all for a name that was not there."""
+    places = {name.casefold(): i for i, name in enumerate(old)}
+    mean = weight.mean(1)
+    return torch.stack([weight[:, places[n.casefold()]] if n.casefold() in places else mean for n in new], 1)
+
+
+def _recoloured_output(theirs: Tensor, mine: Tensor) -> Tensor | None:
+    """What makes an image's channels, (channels, ...)."""
+    if len(mine) == 1:
+        return theirs.mean(0, keepdim=True)
+    return theirs.expand_as(mine) if len(theirs) == 1 else None
+
+
+def _recoloured_input(theirs: Tensor, mine: Tensor) -> Tensor | None:
+    """What reads an image's channels, (out, channels, 1, 1); scaled by the number of inputs where it is used."""
+    if theirs.shape[0] != mine.shape[0]:
+        return None
+    rescaled = math.sqrt(mine.shape[1] / theirs.shape[1])
+    if mine.shape[1] == 1:
+        return theirs.sum(1, keepdim=True) * rescaled
+    return theirs.expand_as(mine) / mine.shape[1] * rescaled if theirs.shape[1] == 1 else None
+
+
+def _first_mapping(theirs: Tensor, mine: Tensor) -> Tensor | None:
+    """The mapping network's first layer, (w_dim, z_dim [+ w_dim of the label]); new labels have no effect at first."""
+    rescaled = math.sqrt(mine.shape[1] / theirs.shape[1])
+    more = mine.shape[1] - theirs.shape[1]
+    return F.pad(theirs, (0, more)) * rescaled  # cuts off where it is negative
+
+
+def _resized_start(theirs: Tensor, mine: Tensor) -> Tensor | None:
+    """Where synthesis starts, (channels, height, width), for images of other proportions."""
+    if theirs.shape[0] != mine.shape[0]:
+        return None
+    return F.interpolate(theirs[None], mine.shape[1:], mode="bilinear", antialias=True)[0]
+
+
+_FITS: Mapping[str, Callable[[Tensor, Tensor], Tensor | None]] = {
+    "synthesis.to_image.": _recoloured_output,
+    "from_image.weight": _recoloured_input,
+    "mapping.layers.0.weight": _first_mapping,
+    "synthesis.start": _resized_start,
+}

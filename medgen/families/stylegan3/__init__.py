@@ -1,0 +1,1 @@
+"""StyleGAN3, without aliasing: generators of the authors' code, for sampling."""

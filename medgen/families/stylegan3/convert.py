@@ -1,0 +1,136 @@
+"""Official StyleGAN3 generators as ours: arguments of their constructor, names of their weights.
+
+The official package is NVlabs/stylegan3. How many layers run in half precision is decided where a network is used, and
+not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from medgen.families.stylegan3.generator import StyleGAN3Config, StyleGAN3Generator
+from medgen.families.stylegan3.networks import AliasFreeLayer
+from medgen.generator import load_strictly
+from medgen.network_pickles import PickledNetwork
+
+Arguments = Mapping[str, Any]
+"""Keyword arguments of an official constructor."""
+
+_NAMES = {
+    "z_dim": "z_dim",
+    "w_dim": "w_dim",
+    "img_channels": "channels",
+    "num_layers": "num_layers",
+    "num_critical": "num_critical",
+    "first_cutoff": "first_cutoff",
+    "first_stopband": "first_stopband",
+    "last_stopband_rel": "last_stopband_rel",
+    "margin_size": "margin",
+    "conv_kernel": "kernel",
+    "filter_size": "filter_size",
+    "lrelu_upsampling": "activation_rate",
+    "use_radial_filters": "radial_filters",
+    "channel_base": "channel_base",
+    "channel_max": "channel_max",
+    "conv_clamp": "clamp",
+    "output_scale": "output_scale",
+}
+"""Fields of our config, whose defaults are the official ones, by the names of official arguments."""
+_NEEDED = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
+_FREE = {"num_fp16_res", "magnitude_ema_beta", "class_name"}
+
+
+def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
+    """The config that the arguments of the official Generator describe.
+
+    Args:
+        arguments: Keyword arguments.
+        label_names: Names of its classes; "class 0", ... by default.
+
+    Raises:
+        ValueError: If an argument is missing, or asks for what our networks do not have.
+    """
+    if missing := [name for name in _NEEDED if name not in arguments]:
+        raise ValueError(f"the arguments of the official constructor lack {', '.join(missing)}")
+    mapping = arguments.get("mapping_kwargs", {})
+    known = {*_NAMES, *_NEEDED, *_FREE, "mapping_kwargs"}
+    for where, unknown in (
+        ("the official constructor", set(arguments) - known),
+        ("mapping_kwargs", set(mapping) - {"num_layers", "w_avg_beta", "lr_multiplier"}),
+    ):
+        if unknown:
+            raise ValueError(f"{where} has {', '.join(sorted(unknown))}, which our networks do not have")
+    if mapping.get("lr_multiplier", 0.01) != 0.01:
+        raise ValueError(f"lr_multiplier of mapping_kwargs is {mapping['lr_multiplier']}; our networks have 0.01")
+    classes = arguments["c_dim"]
+    if label_names and len(label_names) != classes:
+        raise ValueError(f"label_names are {list(label_names)}, but the generator has {classes} classes")
+    return StyleGAN3Config(
+        image_size=(arguments["img_resolution"],) * 2,
+        label_kind="single" if classes else "none",
+        needs_label=classes > 0,
+        label_names=label_names or tuple(f"class {i}" for i in range(classes)),
+        mapping_layers=mapping.get("num_layers", 2),
+        **{ours: arguments[name] for name, ours in _NAMES.items() if name in arguments},
+    )
+
+
+def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
+    """The config of a generator in a ``.pkl``; see `generator_config`."""
+    return generator_config(network.arguments, label_names)
+
+
+def build_generator(arguments: Arguments) -> StyleGAN3Generator:
+    """The generator that the arguments of the official Generator describe."""
+    return StyleGAN3Generator(generator_config(arguments))
+
+
+def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dict of Generator under our names, without the filters, which are not learned."""
+    numbers = [int(found[1]) for name in weights if (found := re.match(r"synthesis\.L(\d+)_", name))]
+    last = max(numbers, default=-1)
+    return {_name(name, last): value for name, value in weights.items() if not name.endswith("_filter")}
+
+
+def _name(name: str, last: int) -> str:
+    name = name.replace("mapping.w_avg", "mean_style")
+    name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping.layers.\1.", name)
+    name = re.sub(r"^synthesis\.input\.affine\.", "synthesis.start.placement.", name)
+    name = re.sub(r"^synthesis\.input\.freqs$", "synthesis.start.frequencies", name)
+    name = re.sub(r"^synthesis\.input\.", "synthesis.start.", name)
+    name = re.sub(rf"^synthesis\.L{last}_\d+_\d+\.", "synthesis.to_image.", name)
+    name = re.sub(r"^synthesis\.L(\d+)_\d+_\d+\.", r"synthesis.layers.\1.", name)
+    name = re.sub(r"\.affine\.", ".style.", name)
+    return re.sub(r"\.magnitude_ema$", ".magnitude", name)
+
+
+def check_filters(network: StyleGAN3Generator, weights: Mapping[str, Tensor]) -> None:
+    """Nothing, where the filters of an official state dict are those that our layers compute.
+
+    Raises:
+        ValueError: Naming one that is not.
+    """
+    for name, value in weights.items():
+        found = re.match(r"synthesis\.L(\d+)_\d+_\d+\.(up|down)_filter$", name)
+        if found is None:
+            continue
+        layer = cast("AliasFreeLayer", network.synthesis.layers[int(found[1])])
+        ours = layer.activation.up if found[2] == "up" else layer.activation.down
+        if value.shape != ours.shape or not torch.allclose(value.to(ours), ours, rtol=0, atol=1e-6):
+            raise ValueError(f"{name} is another low-pass filter than the constructor's arguments lead to")
+
+
+def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Loads an official generator; see `load_strictly`.
+
+    Raises:
+        ValueError: If weights or filters do not fit.
+    """
+    if isinstance(network, StyleGAN3Generator):
+        check_filters(network, weights)
+    load_strictly(network, generator_weights(weights), where="the official generator")

@@ -15,6 +15,7 @@ import medgen
 
 if TYPE_CHECKING:
     from medgen.checkpoint import About
+    from medgen.generator import Generator
 
 USAGE = """\
 usage: medgen VERB [arguments]
@@ -24,6 +25,8 @@ Generative models for 2-D medical images.
   list                         the checkpoints medgen knows by name
   info NAME                    what a checkpoint is, and its licence
   sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
+  walk NAME --out FILE         an animation between seeds or labels, GIF or MP4; StyleGAN only
+  mix NAME --out FILE          a grid of images with styles of two; StyleGAN only
   evaluate NAME --data FILE    measure synthetic images against real ones
   study make | serve | score   let people tell synthetic images from real ones
   fit --config FILE            train from a recipe; --ckpt_path last goes on where it stopped
@@ -148,22 +151,12 @@ def _sample(args: Sequence[str]) -> None:
     own, options = split_options(args, _SAMPLE_ARGUMENTS)
     cfg = parser.parse_args(own)
 
-    import torch
-
     from medgen.sampling import SamplingRun, sample_to_folder, write_grid
     from medgen.zoo import load
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device = cfg.device or (
-        "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    )
-    if device == "cuda":
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     generator = load(cfg.name)
-    try:
-        generator.to(device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
-        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    move_to_device(generator, cfg.device)
     labels = tuple(part.strip() for part in cfg.label.split(",")) if cfg.label else ()
     run = SamplingRun(seed=cfg.seed, labels=labels, precision=cfg.precision, options=options)
     table = sample_to_folder(
@@ -182,9 +175,39 @@ def _sample(args: Sequence[str]) -> None:
         print(f"{cfg.n} images in {cfg.out}")
 
 
+def move_to_device(generator: Generator, device: str | None) -> None:
+    """Move a generator to a device, by default the best there is: of several GPUs that of this process.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        generator.to(device)
+    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+        raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _walk(args: Sequence[str]) -> None:
+    from medgen.families.stylegan2.command import walk
+
+    walk(args)
+
+
+def _mix(args: Sequence[str]) -> None:
+    from medgen.families.stylegan2.command import mix
+
+    mix(args)
+
+
 def _convert(args: Sequence[str]) -> None:
     parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
-    parser.add_argument("checkpoint", help="official .ckpt or vqvae_*.pt file, or a .ckpt written by medgen fit")
+    parser.add_argument("checkpoint", help="official .ckpt, vqvae_*.pt or StyleGAN .pkl file, or a .ckpt of medgen fit")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--top", type=str | None, help="of an official VQ-VAE2: pixelsnail_*.pt of the top map")
     parser.add_argument("--bottom", type=str | None, help="the same of the bottom map")
@@ -284,6 +307,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": _list,
     "info": _info,
     "sample": _sample,
+    "walk": _walk,
+    "mix": _mix,
     "evaluate": _evaluate,
     "study": _study,
     "convert": _convert,

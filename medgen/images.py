@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,16 @@ def save_png(image: Tensor | Image.Image, path: Path, text: Mapping[str, str] | 
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_text(key, value)
+    with written_whole(path) as partial:
+        picture.save(partial, format="PNG", pnginfo=info)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of `path` when all went well and is gone when not."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same picture
     try:
-        picture.save(partial, format="PNG", pnginfo=info)
+        yield partial
         os.replace(partial, path)  # noqa: PTH105  Path.replace is the same call; os.replace reads as the idiom
     finally:
         partial.unlink(missing_ok=True)

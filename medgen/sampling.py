@@ -105,7 +105,7 @@ def sample_to_folder(
             labels = [label for i in indices if (label := run.label_of(i)) is not None]
             images = generator.sample(
                 len(indices),
-                _per_image(generator, labels),
+                labels_per_image(generator, labels),
                 seed=run.seed,
                 first_index=indices[0],
                 batch_size=batch_size,
@@ -131,11 +131,11 @@ def sample_to_folder(
 def _display_name(generator: Generator, label: str | None) -> str:
     """The label as the table shows it; also refuses unknown labels before anything is written."""
     space = generator.label_space
-    condition = space.resolve(_per_image(generator, [label] if label is not None else []), 1)
+    condition = space.resolve(labels_per_image(generator, [label] if label is not None else []), 1)
     return space.describe(condition, 1)[0]
 
 
-def _per_image(generator: Generator, labels: Sequence[str]) -> Any:
+def labels_per_image(generator: Generator, labels: Sequence[str]) -> Any:
     """Labels as `Generator.sample` takes them; findings or numbers of one image are joined by ``|``."""
     if not labels:
         return None

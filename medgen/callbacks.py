@@ -17,7 +17,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from medgen.evaluation import feature_network
 from medgen.evaluation.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
-from medgen.evaluation.sets import split_names
+from medgen.evaluation.sets import known_and_positive, split_names
+from medgen.evaluation.variety import png_bytes
 from medgen.images import image_grid, save_png
 from medgen.nn.modes import same_modes
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from medgen.data.base import Batch, ImageDataModule
     from medgen.generator import Generator
-    from medgen.labels import Label
+    from medgen.labels import Label, LabelSpace
 
 
 class EvaluateGenerator(Callback):
@@ -170,6 +171,73 @@ class LogSamples(Callback):
         captions = generator.label_space.describe(generator.label_space.resolve(label, self.n), self.n)
         scale = max(1, 128 // images.shape[-1])
         return image_grid(images, columns=self.columns, captions=captions if any(captions) else (), scale=scale)
+
+
+class LogVariety(Callback):
+    """Watches for mode collapse: the size of the mean image of each class as a PNG file, beside that of real images.
+
+    The mean of varied images is a blur, which packs well. A file that grows while that of the real images stays says
+    that the averaged generator draws the same again and again. Logged are ``train/mean_image_bytes:CLASS`` and once
+    ``train/mean_image_bytes_real:CLASS`` of as many training images, without augmentation.
+
+    Args:
+        every_n_epochs: Epochs between looks.
+        n: Images of each class; fewer where there are not as many real ones. A class of less than two is left out.
+        seed: Seed of the images.
+        options: Sampling options of the family, such as ``{"steps": 50}``.
+
+    Source: Deng et al. 2009, "ImageNet: a large-scale hierarchical image database", section 3.2.
+    """
+
+    def __init__(
+        self, every_n_epochs: int = 1, n: int = 64, seed: int = 0, options: Mapping[str, Any] | None = None
+    ) -> None:
+        if n < 2:
+            raise ValueError(f"n is {n}; the mean of one image says nothing of variety")
+        self.every_n_epochs = _checked_interval(every_n_epochs)
+        self.n = n
+        self.seed = seed
+        self.options = dict(options or {})
+        self._counts: dict[str, int] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse options that the generator does not know."""
+        _published(pl_module).check_options(self.options)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the real images."""
+        data = cast("ImageDataModule", trainer.datamodule).dataset("train")  # type: ignore[attr-defined]
+        space = _published(pl_module).label_space
+        for number, name in enumerate(_class_names(space)):
+            rows = torch.arange(len(data))
+            if name and data.labels is not None:
+                rows = known_and_positive(data.labels, number)[1].nonzero()[:, 0]
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[: self.n]]
+            if len(rows) > 1:
+                self._counts[name] = len(rows)
+                mean = torch.stack([data[int(row)]["image"] for row in rows]).mean(0)
+                self._log(pl_module, "mean_image_bytes_real", name, png_bytes(mean))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and measure; all processes draw the same."""
+        if not _is_due(trainer, self.every_n_epochs):
+            return
+        generator = _published(pl_module)
+        with undisturbed(pl_module):
+            for name, count in self._counts.items():
+                label: Label = None if not name else name if generator.label_space.kind == "single" else [name]
+                images = generator.sample(count, label, seed=self.seed, **self.options)
+                self._log(pl_module, "mean_image_bytes", name, png_bytes(images.mean(0)))
+
+    def _log(self, module: LightningModule, what: str, name: str, size: int) -> None:
+        suffix = f":{name}" if name else ""
+        for logger in module.loggers:
+            logger.log_metrics({f"train/{what}{suffix}": float(size)}, module.global_step)
+
+
+def _class_names(space: LabelSpace) -> tuple[str, ...]:
+    """Classes or findings; one empty name where there are none to tell apart."""
+    return space.names if space.kind in ("single", "multi") else ("",)
 
 
 class LogReconstructions(Callback):

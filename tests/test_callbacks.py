@@ -1,5 +1,7 @@
 import copy
+import csv
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,9 @@ from PIL import Image
 from torch import nn
 
 from medgen import callbacks
-from medgen.callbacks import EvaluateGenerator, LogReconstructions, LogSamples
+from medgen.callbacks import EvaluateGenerator, LogReconstructions, LogSamples, LogVariety
 from medgen.evaluation.run import evaluate
+from medgen.evaluation.variety import png_bytes
 from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*litlogger.*")
@@ -223,6 +226,36 @@ def test_tensorboard_gets_a_grid_when_it_is_due(datamodule, tmp_path):  # noqa: 
     assert [grid.step for grid in grids] == [12, 24]  # six batches of ten in an epoch
     assert (grids[0].width, grids[0].height) == (3 * 132 + 4, 2 * 146 + 4)
     assert not (tmp_path / "samples").exists()
+
+
+def numbers_of(logger):
+    """What a CSV logger has of each name."""
+    logger.save()
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines())
+    found = {}
+    for row in rows:
+        for name, value in row.items():
+            if value and name.startswith("train/mean"):
+                found.setdefault(name, []).append(float(value))
+    return found
+
+
+def test_the_mean_image_of_each_class_is_logged_beside_that_of_real_images(datamodule, tmp_path):  # noqa: F811
+    logger, module = CSVLogger(tmp_path), Module()
+    fit(module, datamodule, tmp_path, LogVariety(every_n_epochs=2, n=5), max_epochs=4, logger=logger)
+    found = numbers_of(logger)
+    names = module.generator.label_space.names
+    for name in names:
+        drawn = module.published.sample(5, name, seed=0)
+        assert found[f"train/mean_image_bytes:{name}"] == [png_bytes(drawn.mean(0))] * 2
+        (real,) = found[f"train/mean_image_bytes_real:{name}"]
+        assert 60 < real < 1000
+    assert len(found) == 2 * len(names)
+
+
+def test_a_mean_of_one_image_is_refused():
+    with pytest.raises(ValueError, match="n is 1; the mean of one image"):
+        LogVariety(n=1)
 
 
 @pytest.mark.parametrize("logger", [False, CSVLogger])

@@ -40,10 +40,19 @@ def lossless_bytes(image: Tensor) -> dict[str, int]:
     """
     import imagecodecs
 
-    pixels = to_uint8(image).permute(1, 2, 0).squeeze(-1).contiguous().numpy()
+    return {"png": png_bytes(image), "jpeg": len(imagecodecs.jpegls_encode(_pixels(image)))}
+
+
+def png_bytes(image: Tensor) -> int:
+    """Size in bytes of one image (C, H, W) in [0, 1] as a PNG file; see `lossless_bytes`."""
     png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG", optimize=True)
-    return {"png": len(png.getvalue()), "jpeg": len(imagecodecs.jpegls_encode(pixels))}
+    Image.fromarray(_pixels(image)).save(png, "PNG", optimize=True)
+    return len(png.getvalue())
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(H, W) or (H, W, C) of an image (C, H, W) in [0, 1]."""
+    return to_uint8(image).permute(1, 2, 0).squeeze(-1).contiguous().numpy()
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:

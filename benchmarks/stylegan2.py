@@ -126,7 +126,6 @@ def our_steps(side: int, batch: int) -> dict[str, Callable[[], None]]:
     """Our four kinds of steps."""
     torch.manual_seed(0)
     module = StyleGAN2Module(config(side), gamma=1.0, augment="none", style_mixing=0.0)
-    module.configure_model()  # as the trainer does
     module.log = lambda *args, **options: None  # type: ignore[method-assign]
     real = torch.rand(batch, 1, side, side) * 2 - 1
     g, d = module.generator, module.discriminator

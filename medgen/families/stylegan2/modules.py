@@ -149,10 +149,6 @@ class StyleGAN2Module(GenerativeModule):
         kimg = auto_ema_kimg(images) if kimg is None else kimg
         return ema_decay(step * images, images, kimg, self.hparams["ema_rampup"])
 
-    def configure_model(self) -> None:
-        """Use the memory layout in which most convolutions run fastest; these have their weights outside `Conv2d`."""
-        self.to(memory_format=torch.channels_last)
-
     def load_start(self) -> None:
         """Put the model to fine-tune, if there is one, into the networks; see `transfer.start_from`."""
         if self.hparams["init_from"] is not None:
@@ -182,7 +178,7 @@ class StyleGAN2Module(GenerativeModule):
         """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
         hparams, step = self.hparams, int(self.batches_seen)
         optimizers = cast("list[LightningOptimizer]", self.optimizers())
-        real = (batch["image"] * 2 - 1).contiguous(memory_format=torch.channels_last)
+        real = batch["image"] * 2 - 1
         vector = self._label_vector(batch, hparams["label_dropout"])
         gain = hparams["path_interval"]
         self._phase(optimizers[0], self.generator_loss, real, vector)

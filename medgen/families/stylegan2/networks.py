@@ -212,7 +212,8 @@ class Synthesis(nn.Module):
             styles: A style vector for every layer; a resolution's last one is the next one's first, too.
             *noise: For each of the convolutions, coarse to fine, (B or 1, 1, h, w) or None.
         """
-        x = self.start.expand(len(styles), -1, -1, -1)
+        # Convolutions and everything around them keep this layout, in which they run faster; weights have their own.
+        x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         x = self.second[0](x, styles[:, 0], noise[0])
         image: Tensor = self.to_image[0](x, styles[:, 1])
         for i in range(1, len(self.second)):
@@ -276,7 +277,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, label: Tensor | None = None) -> Tensor:
         """Logits (B,) of images (B, C, H, W) in [-1, 1] and label vectors (B, num_labels)."""
-        x = self.from_image(images)
+        x = self.from_image(images).contiguous(memory_format=torch.channels_last)  # as in synthesis
         for block in reversed(self.blocks):
             x = block(x)
         with torch.autocast(images.device.type, enabled=False):

@@ -24,7 +24,9 @@ Arguments = Mapping[str, Any]
 
 _SMALLEST = 4  # where both networks begin
 _NEEDED = ("c_dim", "img_resolution", "img_channels")
-_FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "use_noise", "resample_filter", "freeze_layers"}
+_FIXED = {"lr_multiplier": 0.01, "use_noise": True}
+"""Arguments that change what a network gives but no shape, with the values that ours stand for."""
+_FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "resample_filter", "freeze_layers"}
 """Arguments of any value: they change no weight, or weights that would not fit then."""
 
 
@@ -40,7 +42,7 @@ def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) ->
     """
     _need(arguments, ("z_dim", "w_dim", *_NEEDED))
     mapping, synthesis = arguments.get("mapping_kwargs", {}), arguments.get("synthesis_kwargs", {})
-    _refuse_others(mapping, {"num_layers"}, {"w_avg_beta", "lr_multiplier"}, "mapping_kwargs")
+    _refuse_others(mapping, {"num_layers"}, {"w_avg_beta"}, "mapping_kwargs")
     _refuse_others(synthesis, {"channel_base", "channel_max", "conv_clamp"}, _FREE, "synthesis_kwargs")
     classes = arguments["c_dim"]
     if label_names and len(label_names) != classes:
@@ -99,7 +101,7 @@ def build_discriminator(arguments: Arguments) -> Discriminator:
     _need(arguments, _NEEDED)
     block, mapping, last = (arguments.get(f"{part}_kwargs", {}) for part in ("block", "mapping", "epilogue"))
     _refuse_others(block, set(), _FREE, "block_kwargs")
-    _refuse_others(mapping, {"num_layers"}, {"lr_multiplier"}, "mapping_kwargs")
+    _refuse_others(mapping, {"num_layers"}, set(), "mapping_kwargs")
     _refuse_others(last, {"mbstd_group_size"}, {"mbstd_num_channels"}, "epilogue_kwargs")
     classes = arguments["c_dim"]
     config = StyleGAN2Config(
@@ -195,5 +197,8 @@ def _need(arguments: Arguments, names: tuple[str, ...]) -> None:
 
 
 def _refuse_others(arguments: Arguments, known: set[str], free: set[str], where: str) -> None:
-    if unknown := sorted(set(arguments) - known - free):
+    for name, value in _FIXED.items():
+        if arguments.get(name, value) != value:
+            raise ValueError(f"{name} of {where} is {arguments[name]}; our networks have {value}")
+    if unknown := sorted(set(arguments) - known - free - _FIXED.keys()):
         raise ValueError(f"{where} has {', '.join(unknown)}, which our networks do not have")

@@ -29,18 +29,18 @@ def filtered(x: Tensor, kernel: Tensor, *, pad: int = 0, gain: float = 1.0) -> T
     return _per_channel(x, kernel.flip(0, 1) * gain, stride=1, pad=pad)
 
 
-def upsample(x: Tensor, kernel: Tensor, *, gain: float = 1.0) -> Tensor:
+def upsample(x: Tensor, kernel: Tensor) -> Tensor:
     """Images (B, C, H, W) of twice the size: zeros between the pixels, then the filter."""
     channels, height, width = x.shape[1:]
-    weight = (kernel * (4 * gain)).to(x.dtype).expand(channels, 1, -1, -1)
+    weight = (4 * kernel).to(x.dtype).expand(channels, 1, -1, -1)
     crop = [side // 2 - 1 for side in kernel.shape]
     full = F.conv_transpose2d(x, weight, stride=2, padding=crop, groups=channels)
     return full[:, :, : 2 * height, : 2 * width]  # a filter of odd length ends one pixel late
 
 
-def downsample(x: Tensor, kernel: Tensor, *, gain: float = 1.0) -> Tensor:
+def downsample(x: Tensor, kernel: Tensor) -> Tensor:
     """Images (B, C, H, W) of half the size: the filter, then every second pixel."""
-    return _per_channel(x, kernel.flip(0, 1) * gain, stride=2, pad=(kernel.shape[0] - 1) // 2)
+    return _per_channel(x, kernel.flip(0, 1), stride=2, pad=(kernel.shape[0] - 1) // 2)
 
 
 def _per_channel(x: Tensor, kernel: Tensor, *, stride: int, pad: int) -> Tensor:

@@ -97,7 +97,7 @@ class AugmentPipe(nn.Module):
             percentile: Sets every random number to this percentile of its distribution, for tests.
 
         Raises:
-            ValueError: If colours of another number of channels are to be changed.
+            ValueError: If colours of another number of channels are to be changed, or images are too small to filter.
         """
         with torch.autocast(images.device.type, enabled=False):  # resampling in bfloat16 would shift pixels
             return self._changed(images.float(), percentile)
@@ -106,7 +106,10 @@ class AugmentPipe(nn.Module):
         channels = images.shape[1]
         draws = _Draws(images, self.p, self.strength, percentile)
         if any(self.strength[name] for name in GEOMETRY):
-            images = self._moved(images, _geometry(draws))
+            inverse = _geometry(draws)
+            moved = (inverse != torch.eye(3, device=inverse.device)).flatten(1).any(1).nonzero()[:, 0]
+            if len(moved):  # where nothing is to move, resampling would change nothing
+                images = images.index_copy(0, moved, self._moved(images[moved], inverse[moved]))
         if any(self.strength[name] for name in COLOUR):
             if channels not in (1, 3):
                 raise ValueError(f"images have {channels} channels; {', '.join(COLOUR)} are for 1 or 3: leave them out")
@@ -152,6 +155,9 @@ class AugmentPipe(nn.Module):
 
     def _filtered(self, images: Tensor, draws: _Draws) -> Tensor:
         """Images with some frequency bands made stronger and others weaker, at equal power."""
+        height, width = images.shape[2:]
+        if min(height, width) <= (reach := self.bands.shape[1] // 2):
+            raise ValueError(f"images are {height} x {width}; imgfilter needs more than {reach} a side: leave it out")
         power = self.bands.new_tensor(_BAND_POWER)
         gains = torch.ones(len(images), len(_BAND_POWER), device=images.device)
         for band in range(len(_BAND_POWER)):

@@ -40,7 +40,11 @@ def upsample(x: Tensor, kernel: Tensor) -> Tensor:
 
 def downsample(x: Tensor, kernel: Tensor) -> Tensor:
     """Images (B, C, H, W) of half the size: the filter, then every second pixel."""
-    return _per_channel(x, kernel.flip(0, 1), stride=2, pad=(kernel.shape[0] - 1) // 2)
+    kernel, pad = kernel.flip(0, 1), (kernel.shape[0] - 1) // 2
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # whose gradient is ten times slower there
+        with torch.autocast("cpu", enabled=False):
+            return _per_channel(x.float(), kernel, stride=2, pad=pad).to(x.dtype)
+    return _per_channel(x, kernel, stride=2, pad=pad)
 
 
 def _per_channel(x: Tensor, kernel: Tensor, *, stride: int, pad: int) -> Tensor:

@@ -47,6 +47,8 @@ class StyleGAN2Module(GenerativeModule):
         path_shrink: It takes one of so many images of the batch.
         path_decay: How fast the average length follows.
         style_mixing: Chance per batch that a second style takes over from a random layer on.
+        noise_inputs: Whether convolutions get noise; without, its strengths are set to 0 for good. Small networks that
+            saw few images make grain of it in place of detail.
         augment: Transforms by the name of one of `PIPES`, or their strengths by name.
         augment_p: Chance of each transform per image at the start.
         ada_target: Share of real images that the discriminator is to find real, as the mean sign of its logits; the
@@ -89,6 +91,7 @@ class StyleGAN2Module(GenerativeModule):
         path_shrink: int = 2,
         path_decay: float = 0.01,
         style_mixing: float = 0.9,
+        noise_inputs: bool = True,
         augment: str | dict[str, float] = "bgc",
         augment_p: float = 0.0,
         ada_target: float | None = 0.6,
@@ -173,6 +176,9 @@ class StyleGAN2Module(GenerativeModule):
             raise ValueError("data.drop_last is false; minibatch deviation needs whole batches")
         if int(self.batches_seen) == 0:
             self.load_start()
+        if not self.hparams["noise_inputs"]:
+            for network in (self.generator, self.published):
+                network.synthesis.silence()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
@@ -245,7 +251,9 @@ class StyleGAN2Module(GenerativeModule):
         return generator.synthesis(styles, *self.layer_noise(n)), styles
 
     def layer_noise(self, n: int) -> list[Tensor | None]:
-        """New noise for every convolution of n images."""
+        """New noise for every convolution of n images, or none."""
+        if not self.hparams["noise_inputs"]:
+            return [None] * len(self.generator.synthesis.noise_sizes())
         return [torch.randn(n, 1, *size, device=self.device) for size in self.generator.synthesis.noise_sizes()]
 
     def generator_loss(self, real: Tensor, vector: Tensor | None) -> Tensor:

@@ -226,6 +226,11 @@ class Synthesis(nn.Module):
         """The noise that comes with the weights, the same for all images."""
         return [layer.fixed_noise[None, None] for layer in self._convolutions()]
 
+    def silence(self) -> None:
+        """Set the strength of all noise to 0."""
+        for layer in self._convolutions():
+            nn.init.zeros_(layer.noise_strength)
+
     def noise_sizes(self) -> list[tuple[int, int]]:
         """Height and width of the noise of each convolution."""
         return [(layer.fixed_noise.shape[0], layer.fixed_noise.shape[1]) for layer in self._convolutions()]

@@ -137,6 +137,19 @@ def test_training_ends_after_so_many_images(table, tmp_path):
     assert int(module.batches_seen) == 8  # of 4 images
 
 
+def test_without_noise_inputs_nothing_of_an_image_is_noise(table, tmp_path):
+    module = module_of(noise_inputs=False)
+    for layer in module.generator.synthesis.modules():
+        if hasattr(layer, "noise_strength"):
+            layer.noise_strength.data.fill_(0.5)  # as in a model that training starts from
+    train(module, data_module(table), tmp_path, max_epochs=1)
+    state = {name: value for name, value in module.state_dict().items() if name.endswith("noise_strength")}
+    assert len(state) == 2 * 5  # of the generator and of its average
+    assert not any(value.any() for value in state.values())
+    with torch.random.fork_rng():
+        assert torch.equal(module.published.sample(2, seed=0), module.published.sample(2, seed=0, layer_noise="none"))
+
+
 def test_the_average_style_follows_the_styles():
     module = module_of("none")
     z = torch.randn(64, 16)

@@ -30,6 +30,8 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+"""The discriminators that a generator was trained with, beside its weights, under the names of our networks."""
 
 _USAGE = """\
 ```python

@@ -96,6 +96,17 @@ class GeneratorConfig:
         raise NotImplementedError(f"{cls.__name__} has no tiny()")
 
 
+@dataclasses.dataclass(frozen=True)
+class PerImage:
+    """A sampling option with a value for each image, of which every batch gets its part.
+
+    Attributes:
+        values: One row per image.
+    """
+
+    values: Tensor
+
+
 class Generator(nn.Module, ABC):
     """Base of every family's generator: `sample`, `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
@@ -150,6 +161,20 @@ class Generator(nn.Module, ABC):
             if not any(isinstance(value, kind) for kind in kinds):
                 raise ValueError(f"sampling option {name} is {value!r}; it is of type {known[name]}")
 
+    def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
+        """Options as `_sample` takes them, for images with these numbers; what differs between them as `PerImage`.
+
+        Raises:
+            ValueError: If they do not fit this generator.
+        """
+        return dict(options)
+
+    def masks_for(
+        self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
+    ) -> Tensor | None:
+        """The label maps (n, H, W) of the images that `sample` draws with the same arguments; None without maps."""
+        return None
+
     def sample(
         self,
         n: int,
@@ -191,6 +216,7 @@ class Generator(nn.Module, ABC):
             raise ValueError(f"precision is {precision!r}; use 'float32' or 'bf16'")
         self.check_options(options)
         condition = self.label_space.resolve(label, n)
+        prepared = self._prepare(options, range(first_index, first_index + n))
         seed = secrets.randbits(31) if seed is None else whole_number("seed", seed)
         device = self.device
         autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -200,7 +226,11 @@ class Generator(nn.Module, ABC):
                 stop = min(start + batch_size, n)
                 noise = NoiseSource(seed, range(first_index + start, first_index + stop), device)
                 part = None if condition is None else condition[start:stop].to(device)
-                images = self._sample(part, noise, **options)
+                parts = {
+                    name: value.values[start:stop].to(device) if isinstance(value, PerImage) else value
+                    for name, value in prepared.items()
+                }
+                images = self._sample(part, noise, **parts)
                 batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
 

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from medgen.checkpoint import About, CheckpointError, write_checkpoint
+from medgen.checkpoint import DISCRIMINATOR_FILE, About, CheckpointError, write_checkpoint
 from medgen.families import FAMILIES, family_class
 from medgen.families.medfusion import convert as medfusion
 from medgen.families.medfusion.official import convert_checkpoint
 from medgen.families.stylegan2 import convert as stylegan2
-from medgen.families.stylegan2.generator import DISCRIMINATOR_FILE
 from medgen.families.stylegan3 import convert as stylegan3
 from medgen.families.vqvae2 import convert as vqvae2
 from medgen.families.vqvae2.official import convert_checkpoints, is_official

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from medgen.checkpoint import DISCRIMINATOR_FILE
 from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of
 from medgen.losses.ssim import ssim
 from medgen.training import GenerativeModule, ReproducibleModule
@@ -222,6 +224,14 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
         state |= {name: weight for name, weight in fresh.items() if re.search(label_weights, name)}
     load_strictly(generator, state, where=source)
     _note_networks(generator, found.trained_with)
+
+
+def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
+    """Weights of the discriminators that lie beside a generator's, in float32; None where there are none."""
+    path = None if folder is None else folder / DISCRIMINATOR_FILE
+    if path is None or not path.is_file():
+        return None
+    return {name: weight.float() for name, weight in load_file(path).items()}
 
 
 def check_shape(mine: GeneratorConfig, other: GeneratorConfig, source: str, fields: Collection[str]) -> None:

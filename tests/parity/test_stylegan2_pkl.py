@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medgen.checkpoint import read_checkpoint
+from medgen.checkpoint import DISCRIMINATOR_FILE, read_checkpoint
 from medgen.cli import main
 from medgen.families.stylegan2.convert import build_discriminator, discriminator_weights, pickled_config
 from medgen.generator import Generator, load_strictly
-from medgen.interop import DISCRIMINATOR_FILE, convert
+from medgen.interop import convert
 from medgen.network_pickles import read_network_pickle
 from tests.parity.conftest import Case, cases
 from tests.parity.test_stylegan2 import close

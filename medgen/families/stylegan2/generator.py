@@ -11,8 +11,9 @@ from torch import Tensor
 
 from medgen.families.stylegan2.networks import Discriminator, Mapping, StyleGAN2Shape, Synthesis
 from medgen.generator import Generator, GeneratorConfig
-from medgen.labels import Label, LabelSpace
+from medgen.labels import Label
 from medgen.nn.inference import for_inference
+from medgen.nn.label_vector import label_vector, label_vector_length
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, stream_seed
 
@@ -21,10 +22,6 @@ Center = Literal["label", "all"]
 
 _CENTER_DRAWS = 2048
 """Styles whose mean stands for the average style of a label."""
-
-
-DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""The discriminator that a generator was trained with, beside its weights, under the names of our networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class StyledConfig(GeneratorConfig):
     @property
     def label_dim(self) -> int:
         """Length of the vector that networks read labels from, see `label_vector`."""
-        return len(self.label_names) * (2 if self.label_kind == "continuous" else 1)
+        return label_vector_length(self.label_space)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,36 +322,6 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
             return self.synthesis.fixed_noise()
         sizes = self.synthesis.noise_sizes()
         return [noise.normal(1, *size) if kind == "random" else None for size in sizes]
-
-
-def label_vector(label: Tensor | None, space: LabelSpace, batch: int, device: torch.device) -> Tensor | None:
-    """What the networks read of labels, (B, K), K being the number of names, or twice that for numbers.
-
-    A class is 1 at its place and 0 elsewhere, a finding is 1, one that is absent -1. A number is a point on the circle,
-    by stereographic projection, -1 and 1 being opposite ones: the networks divide what they make of the vector by its
-    length, so that 0.4 and 0.8 alone would be the same. What is unknown is 0, as is everything where no label is given.
-
-    Args:
-        label: Conditions, (B,) or (B, K), or None.
-        space: What they mean.
-        batch: Number of images.
-        device: Where the vector is needed.
-
-    Returns:
-        None for networks without labels.
-    """
-    if space.kind == "none":
-        return None
-    if label is None:
-        return torch.zeros(batch, len(space) * (2 if space.kind == "continuous" else 1), device=device)
-    if space.kind == "single":
-        places = torch.arange(len(space), device=device)
-        return (label[:, None] == places).float()  # unknown, -1, is none of them
-    known = label.float() * 2 - 1
-    if space.kind == "continuous":
-        number = label.float()
-        known = torch.cat([1 - number.square(), 2 * number], dim=1) / (1 + number.square()).repeat(1, 2)
-    return known.nan_to_num(0.0)
 
 
 def build_discriminator(config: StyleGAN2Config, *, group: int = 4, mapping_layers: int = 8) -> Discriminator:

@@ -12,20 +12,20 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from safetensors.torch import save
 from torch import Tensor
 
+from medgen.checkpoint import DISCRIMINATOR_FILE
 from medgen.data.base import Batch
 from medgen.families.stylegan2.augmentation import AugmentPipe
 from medgen.families.stylegan2.generator import (
-    DISCRIMINATOR_FILE,
     StyleGAN2Config,
     StyleGAN2Generator,
     build_discriminator,
-    label_vector,
 )
 from medgen.families.stylegan2.presets import auto_ema_kimg, auto_gamma
 from medgen.families.stylegan2.transfer import start_from
 from medgen.generator import part_of
 from medgen.losses.adversarial import logistic_discriminator, logistic_generator
 from medgen.losses.gradient import path_lengths, r1_penalty
+from medgen.nn.label_vector import label_vector
 from medgen.training import GenerativeModule, drop_labels
 
 _MEAN_STYLE_RATE = 0.005

@@ -16,13 +16,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.generator import DISCRIMINATOR_FILE, StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
 from medgen.generator import part_of
-from medgen.stages import check_shape
+from medgen.stages import check_shape, discriminator_beside
 
 _SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
 
@@ -86,11 +85,7 @@ def read_pretrained(source: str) -> Pretrained:
     loaded = load(source)
     if not isinstance(loaded, StyleGAN2Generator):
         raise ValueError(f"model.init_from {source} holds a {loaded.family} model; this recipe needs stylegan2")
-    file = None if loaded.folder is None else loaded.folder / DISCRIMINATOR_FILE
-    discriminator = None
-    if file is not None and file.is_file():
-        discriminator = {name: weight.float() for name, weight in load_file(file).items()}
-    return Pretrained(loaded.config, loaded.state_dict(), discriminator)
+    return Pretrained(loaded.config, loaded.state_dict(), discriminator_beside(loaded.folder))
 
 
 def _take_over(

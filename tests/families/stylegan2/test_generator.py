@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator, label_vector, smallest_base
+from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator, smallest_base
 from medgen.labels import LabelSpace
+from medgen.nn.label_vector import label_vector
 from tests.tiny import NAMES, nudge
 
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medgen.families.stylegan2.generator import DISCRIMINATOR_FILE, StyleGAN2Generator, label_vector
+from medgen.checkpoint import DISCRIMINATOR_FILE
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.modules import StyleGAN2Module
+from medgen.nn.label_vector import label_vector
 from tests.families.stylegan2.test_modules import OFTEN, config, data_module, finished, module_of, recipe, train  # noqa: F401
 from tests.tiny import fit, generator, nudge
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
@@ -147,6 +148,16 @@ class RecipeCLI(LightningCLI):
             if isinstance(callback, LastCheckpoint):
                 callback.settle(trainer)
         return trainer
+
+    def before_fit(self) -> None:
+        """Say why a run would take many times as long as it need."""
+        trainer = self.trainer
+        slow = trainer.strategy.root_device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if slow and str(trainer.precision).startswith("bf16"):
+            rank_zero_warn(
+                f"trainer.precision is {trainer.precision}, but this processor has no bfloat16 instructions, so that "
+                "training is many times slower than in float32; use --trainer.precision 32-true"
+            )
 
 
 _NO_CONCERN_OF_A_USER = (

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import medgen
 from medgen.cli import main
 from medgen.recipes import AtomicCheckpointIO
-from tests.tiny import AUTOENCODER, CONFIG, DIFFUSION, Run, assert_same_weights, fit, weights_of
+from tests.tiny import (
+    AUTOENCODER,
+    CONFIG,
+    DIFFUSION,
+    FIRST_STAGE,
+    Run,
+    assert_same_weights,
+    fit,
+    weights_of,
+    write_recipe,
+)
 
 EPOCHS = 3
 LONG = {"max_epochs": EPOCHS}
@@ -276,6 +287,20 @@ def test_mixed_precision_trains(recipe):
     weights = weights_of(fit(recipe("run"), "--trainer.precision", "bf16-mixed"))
     assert all(weight.isfinite().all() for weight in weights.values())
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("supported", "precision", "warned"), [(False, "bf16-mixed", 1), (True, "bf16-mixed", 0), (False, "32-true", 0)]
+)
+def test_a_precision_that_the_processor_lacks_is_told(table, tmp_path, monkeypatch, supported, precision, warned):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    path = write_recipe(tmp_path / "run.yaml", AUTOENCODER, table, trainer={"max_epochs": 0}, **FIRST_STAGE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert main(["fit", "--config", str(path), "--trainer.precision", precision]) == 0
+    told = [str(w.message) for w in caught if "no bfloat16 instructions" in str(w.message)]
+    assert len(told) == warned
+    assert all("use --trainer.precision 32-true" in text for text in told)
 
 
 @pytest.mark.slow

@@ -40,6 +40,8 @@ import medgen
 generator = medgen.load("{name}")  # a folder, or org/name on the Hub
 images = generator.sample(16, seed=0)  # float32 in [0, 1], (16, C, H, W)
 ```"""
+_ALIGNMENT = 64
+"""Bytes; what torch aligns its own memory to."""
 _CONFIG_KEYS = {"format_version", "medgen_version", "family", "config", "about", "files"}
 _SAFE_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -250,7 +252,16 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     except SafetensorError as error:
         raise CheckpointError(f"{info.folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
     half = (torch.float16, torch.bfloat16)
-    state = {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in stored.items()}
+    # Numerical kernels may add up in another order where memory is not aligned, as that of a mapped file: a loaded
+    # model would draw images that differ in the last bit from those of the model that was saved.
+    state = {
+        name: tensor.float()
+        if tensor.dtype in half
+        else tensor
+        if tensor.data_ptr() % _ALIGNMENT == 0
+        else tensor.clone()
+        for name, tensor in stored.items()
+    }
     return Checkpoint(**{field.name: getattr(info, field.name) for field in fields(info)}, state=state)
 
 

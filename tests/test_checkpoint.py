@@ -44,6 +44,12 @@ def test_a_written_checkpoint_comes_back_exactly(folder: Path, state: dict[str, 
     assert all(torch.equal(checkpoint.state[name], tensor) for name, tensor in state.items())
 
 
+def test_weights_lie_in_memory_as_those_that_were_trained(tmp_path: Path) -> None:
+    state = {f"w{size}": torch.randn(size) for size in range(1, 20)}  # in the file, most begin anywhere
+    loaded = read_checkpoint(write_checkpoint(tmp_path / "a", family="f", config={}, state=state)).state
+    assert [name for name, weight in loaded.items() if weight.data_ptr() % 64] == []
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_storage_is_read_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
     weights = torch.randn(1000)

@@ -207,12 +207,20 @@ def _mix(args: Sequence[str]) -> None:
 
 def _convert(args: Sequence[str]) -> None:
     parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
-    parser.add_argument("checkpoint", help="official .ckpt, vqvae_*.pt or StyleGAN .pkl file, or a .ckpt of medgen fit")
+    parser.add_argument(
+        "checkpoint", help="official .ckpt, vqvae_*.pt, *_net_G.pth or .pkl file, or a .ckpt of medgen fit"
+    )
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--top", type=str | None, help="of an official VQ-VAE2: pixelsnail_*.pt of the top map")
     parser.add_argument("--bottom", type=str | None, help="the same of the bottom map")
-    parser.add_argument("--image_size", type=int, nargs=2, help="height and width, which a Medfusion file does not say")
-    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which it does not say either")
+    parser.add_argument("--encoder", type=str | None, help="of an official SPADE: *_net_E.pth of the style encoder")
+    parser.add_argument("--doublings", type=int | None, help="of an official SPADE: 4 few, 5 normal, 6 more, 7 most")
+    parser.add_argument("--dont_care", type=bool, default=False, help="of an official SPADE: the last class is unknown")
+    parser.add_argument("--instance_edges", type=bool, default=False, help="of an official SPADE: made with instances")
+    parser.add_argument(
+        "--image_size", type=int, nargs=2, help="height and width, which Medfusion and SPADE do not say"
+    )
+    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which they do not say either")
     parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")
     parser.add_argument("--dtype", type=StorageType, default="float32", help="how weights are stored")
     parser.add_argument(
@@ -228,6 +236,8 @@ def _convert(args: Sequence[str]) -> None:
         cfg.out,
         top=cfg.top,
         bottom=cfg.bottom,
+        encoder=cfg.encoder,
+        spade_options={name: cfg[name] for name in ("doublings", "dont_care", "instance_edges") if cfg[name]},
         image_size=tuple(cfg.image_size) if cfg.image_size else None,
         label_names=cfg.label_names,
         about=_read_about(cfg.about) if cfg.about else None,

@@ -17,6 +17,8 @@ from medgen.checkpoint import DISCRIMINATOR_FILE, About, CheckpointError, write_
 from medgen.families import FAMILIES, family_class
 from medgen.families.medfusion import convert as medfusion
 from medgen.families.medfusion.official import convert_checkpoint
+from medgen.families.spade import convert as spade
+from medgen.families.spade import official as spade_files
 from medgen.families.stylegan2 import convert as stylegan2
 from medgen.families.stylegan3 import convert as stylegan3
 from medgen.families.vqvae2 import convert as vqvae2
@@ -46,6 +48,13 @@ COMPONENTS: Mapping[str, Component] = {
     "medfusion_unet_v1": Component(partial(medfusion.build_unet, kind="additive"), medfusion.load_weights),
     "medfusion_vae": Component(partial(medfusion.build_autoencoder, kind="kl"), medfusion.load_weights),
     "medfusion_vqvae": Component(partial(medfusion.build_autoencoder, kind="vq"), medfusion.load_weights),
+    "spade_generator": Component(spade.build_synthesis, spade.load_synthesis_weights),
+    "spade_inner_encoder": Component(spade.build_inner_style_encoder, spade.load_inner_style_encoder_weights),
+    "spade_encoder": Component(spade.build_style_encoder, spade.load_style_encoder_weights),
+    "spade_cardiac_encoder": Component(
+        partial(spade.build_style_encoder, kind="cardiac"), spade.load_style_encoder_weights
+    ),
+    "spade_discriminator": Component(spade.build_discriminator, spade.load_discriminator_weights),
     "stylegan2_generator": Component(stylegan2.build_generator, stylegan2.load_generator_weights),
     "stylegan2_discriminator": Component(stylegan2.build_discriminator, stylegan2.load_discriminator_weights),
     "stylegan3_generator": Component(stylegan3.build_generator, stylegan3.load_generator_weights),
@@ -79,6 +88,8 @@ def convert(
     *,
     top: str | Path | None = None,
     bottom: str | Path | None = None,
+    encoder: str | Path | None = None,
+    spade_options: Mapping[str, Any] | None = None,
     image_size: tuple[int, int] | None = None,
     label_names: Sequence[str] = (),
     about: About | None = None,
@@ -88,15 +99,19 @@ def convert(
     """The folder of a new medgen checkpoint, made from other files without running anything in them.
 
     Args:
-        path: A diffusion checkpoint of the official Medfusion code, the autoencoder of the official VQ-VAE2 code, a
-            ``.pkl`` of the official StyleGAN2-ADA or StyleGAN3 code, or a checkpoint of a medgen training run; of the
-            latter two the averaged generator is taken. The discriminator of a ``.pkl`` becomes the extra file
-            `DISCRIMINATOR_FILE`.
+        path: A diffusion checkpoint of the official Medfusion code, the autoencoder of the official VQ-VAE2 code, the
+            generator (``latest_net_G.pth``) of the official SPADE code or its cardiac forks, a ``.pkl`` of the official
+            StyleGAN2-ADA or StyleGAN3 code, or a checkpoint of a medgen training run; of the latter two the averaged
+            generator is taken. The discriminator of a ``.pkl`` becomes the extra file `DISCRIMINATOR_FILE`.
         out: The folder to write.
         top: For an official VQ-VAE2: the file of the prior of the top map.
         bottom: The same of the bottom map.
-        image_size: Height and width, which an official Medfusion file does not state; 256 x 256 if None.
-        label_names: Class names, which it does not state either, nor does a ``.pkl``; "class 0", ... by default.
+        encoder: For an official SPADE: the file of its style encoder, ``latest_net_E.pth``.
+        spade_options: What its files do not state, see `medgen.families.spade.official.convert_checkpoint`:
+            ``doublings``, ``dont_care``, ``instance_edges``.
+        image_size: Height and width, which official files of Medfusion and SPADE do not state; 256 x 256 if None.
+        label_names: Class names, which they do not state either, nor does a ``.pkl``; "class 0", ... by default. Of
+            SPADE those of the label maps.
         about: Licence, data and intended use of the weights.
         dtype: How floating-point weights are stored, see `write_checkpoint`.
         extra_files: Files to put beside the weights, by name.
@@ -112,6 +127,16 @@ def convert(
     if not pickled and is_official(path):
         files = convert_checkpoints(path, top, bottom, image_size=image_size, label_names=label_names)
         found = _Found("vqvae2", files.config.to_dict(), files.state)
+    elif not pickled and spade_files.is_official(path):
+        spade_made = spade_files.convert_checkpoint(
+            path, encoder=encoder, image_size=image_size, mask_names=label_names, **(spade_options or {})
+        )
+        found = _Found("spade", spade_made.config.to_dict(), spade_made.state)
+    elif encoder is not None or spade_options:
+        raise ValueError(
+            f"encoder, doublings, dont_care and instance_edges go with a generator of the official SPADE code "
+            f"(latest_net_G.pth), which {path} is not; leave them out"
+        )
     elif top is not None or bottom is not None:
         raise ValueError(
             f"top and bottom go with the autoencoder of the official VQ-VAE2 code (vqvae_*.pt), which {path} is not; "

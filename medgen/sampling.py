@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -24,6 +25,7 @@ from medgen.noise import whole_number
 
 RUN_FILE = "run.json"
 TABLE_FILE = "samples.csv"
+MASK_FOLDER = "masks"
 COLUMNS = ("file", "label", "seed", "index", "checkpoint", "revision")
 
 
@@ -78,7 +80,8 @@ def sample_to_folder(
         progress: Whether to show a progress bar.
 
     Returns:
-        The table, ``samples.csv``, with the columns of `COLUMNS`.
+        The table, ``samples.csv``, with the columns of `COLUMNS`. Generators of label maps write these, too, as PNGs of
+        class numbers in ``masks``, which the further column ``mask`` names.
 
     Raises:
         ValueError: If an argument is out of range or unknown to the model.
@@ -102,24 +105,30 @@ def sample_to_folder(
     ]
     with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
         for indices in pending:
-            labels = [label for i in indices if (label := run.label_of(i)) is not None]
+            labels = labels_per_image(generator, [x for i in indices if (x := run.label_of(i)) is not None])
             images = generator.sample(
                 len(indices),
-                labels_per_image(generator, labels),
+                labels,
                 seed=run.seed,
                 first_index=indices[0],
                 batch_size=batch_size,
                 precision=run.precision,
                 **run.options,
             )
+            masks = generator.masks_for(len(indices), labels, seed=run.seed, first_index=indices[0], **run.options)
             if indices is pending[0]:  # not before: options that the sampler refuses must not occupy the folder
                 _claim(target, request)
-            for index, image in zip(indices, images, strict=True):
+            if masks is not None:
+                (target / MASK_FOLDER).mkdir(exist_ok=True)
+            for place, (index, image) in enumerate(zip(indices, images, strict=True)):
                 text = {"SyntheticData": "YES", "Software": "medgen", "seed": str(run.seed), "index": str(index)}
                 text |= {"label": names[index % len(names)]}
                 text |= {"checkpoint": generator.source, "revision": generator.revision}
                 path = target / _file(index)
                 with _full_disk_explained(path):
+                    if masks is not None:  # before the image, whose presence says that all is done
+                        mask = Image.fromarray(masks[place].numpy().astype(np.uint8))
+                        save_png(mask, target / MASK_FOLDER / _file(index), text)
                     save_png(image, path, text)
                 bar.update()
     table = target / TABLE_FILE
@@ -231,11 +240,13 @@ def _write_table(table: Path, generator: Generator, run: SamplingRun, names: Seq
     existing = sum(1 for _ in table.open()) - 1 if table.exists() else 0
     if existing >= n:  # a longer run was asked for before
         return
+    masks = (table.parent / MASK_FOLDER).is_dir()
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS, "mask") if masks else COLUMNS)
     for i in range(n):
-        writer.writerow((_file(i), names[i % len(names)], run.seed, i, generator.source, generator.revision))
+        row = (_file(i), names[i % len(names)], run.seed, i, generator.source, generator.revision)
+        writer.writerow((*row, f"{MASK_FOLDER}/{_file(i)}") if masks else row)
     _write_text(table, text.getvalue())
 
 

@@ -1,6 +1,7 @@
 """The README and the documentation say what is true: their code runs, and what they name exists."""
 
 import re
+import shutil
 import tomllib
 from importlib import import_module
 from inspect import signature
@@ -26,6 +27,9 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "_build" not in path.parts
 }
+LABELS = {"spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
+"""Labels of the models that pages name, by family, where they are not those of chest X-rays."""
+
 TINY = {**MedfusionConfig.tiny().to_dict(), "timesteps": 50}
 
 OPTIONS = {f"--{name}" for family in FAMILIES for name in signature(family_class(family)._sample).parameters}
@@ -67,8 +71,9 @@ def workplace(tmp_path, monkeypatch) -> Path:
         torch.manual_seed(0)
         kind = family_class(family)
         tiny = TINY if family == "medfusion" else kind.config_class.tiny().to_dict()
-        config = kind.config_class.from_dict({**tiny, "label_names": ["No Finding", "Pneumonia"]})
-        nudge(kind(config)).save_pretrained(tmp_path / "bundled" / family, about=About(licence="CC0-1.0"))
+        config = kind.config_class.from_dict({**tiny, "label_names": LABELS.get(family, ("No Finding", "Pneumonia"))})
+        folder = nudge(kind(config)).save_pretrained(tmp_path / "bundled" / family, about=About(licence="CC0-1.0"))
+        shutil.copytree(folder, tmp_path / "runs" / family / "published")
     monkeypatch.setattr("medgen.zoo.bundled_folder", lambda name: tmp_path / "bundled" / ZOO[name].family)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "medfusion": "medgen.families.medfusion.generator:MedfusionGenerator",
+    "spade": "medgen.families.spade.generator:SPADEGenerator",
     "stylegan2": "medgen.families.stylegan2.generator:StyleGAN2Generator",
     "stylegan3": "medgen.families.stylegan3.generator:StyleGAN3Generator",
     "vqvae2": "medgen.families.vqvae2.generator:VQVAE2Generator",

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-AdversarialKind = Literal["hinge", "logistic", "least_squares", "exponential"]
+AdversarialKind = Literal["hinge", "logistic", "least_squares", "exponential", "wasserstein"]
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -51,6 +51,16 @@ def exponential_generator(fake: Tensor) -> Tensor:
     return (-fake).exp()
 
 
+def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Half of what fake logits exceed real ones by. Arjovsky et al. 2017, "Wasserstein GAN", eq. 2, negated."""
+    return (fake.mean() - real.mean()) / 2
+
+
+def wasserstein_generator(fake: Tensor) -> Tensor:
+    """The negated logits of fake images, in the shape of ``fake``. Arjovsky et al. 2017, algorithm 1."""
+    return -fake
+
+
 class AdversarialLoss(NamedTuple):
     """The two sides of one game.
 
@@ -68,4 +78,5 @@ ADVERSARIAL: Mapping[AdversarialKind, AdversarialLoss] = {
     "logistic": AdversarialLoss(logistic_discriminator, logistic_generator),
     "least_squares": AdversarialLoss(least_squares_discriminator, least_squares_generator),
     "exponential": AdversarialLoss(exponential_discriminator, exponential_generator),
+    "wasserstein": AdversarialLoss(wasserstein_discriminator, wasserstein_generator),
 }

@@ -15,20 +15,15 @@ from torch.nn.functional import interpolate
 _SMALLEST_NORM = 1e-10  # a pixel without any active feature stays at zero
 
 
-class _FeatureDistance(nn.Module, ABC):
-    """What perceptual losses share: a frozen network that moves with the loss but is no part of its state.
+class _FrozenNetwork(nn.Module):
+    """A module with a frozen network that moves with it but is no part of its state.
 
     The network stays in eval mode, its weights reach neither optimisers nor checkpoints.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self._hidden = (network.eval().requires_grad_(False),)  # in a tuple, where nn.Module does not see it
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
 
     @property
     def network(self) -> nn.Module:
@@ -39,6 +34,18 @@ class _FeatureDistance(nn.Module, ABC):
         self.network._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+
+class _FeatureDistance(_FrozenNetwork, ABC):
+    """What perceptual losses on normalised features share."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(network)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """One distance per image.
@@ -54,11 +61,7 @@ class _FeatureDistance(nn.Module, ABC):
         Raises:
             ValueError: If the shapes differ or there are neither one nor three channels.
         """
-        if prediction.shape != target.shape or prediction.dim() not in (4, 5) or prediction.shape[1] not in (1, 3):
-            raise ValueError(
-                f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}; "
-                "give two equal (B, C, H, W) or (B, C, D, H, W) with one or three channels"
-            )
+        _check_pair(prediction, target)
         with torch.no_grad():
             wanted = self._normalised_features(target)
         distances = [
@@ -77,9 +80,7 @@ class _FeatureDistance(nn.Module, ABC):
         return difference.sum(1, keepdim=True)
 
     def _normalised_features(self, x: Tensor) -> list[Tensor]:
-        if x.dim() == 5:
-            x = x.movedim(2, 1).flatten(0, 1)  # (B, C, D, H, W) -> (B D, C, H, W)
-        x = ((x + 1) / 2 - self.mean) / self.std  # one channel becomes three
+        x = ((_slices(x) + 1) / 2 - self.mean) / self.std  # one channel becomes three
         maps = [features.float() for features in self.features(x)]
         # vector_norm, unlike the root of a sum, has a finite gradient where all features are zero
         return [f / (torch.linalg.vector_norm(f, dim=1, keepdim=True) + _SMALLEST_NORM) for f in maps]
@@ -154,7 +155,7 @@ class VGGPerceptualLoss(_FeatureDistance):
 
         with torch.device("meta"):  # shapes only: the weights are about to come
             network = vgg16(weights=None).features[: self._TAPS[-1] + 1]
-        by_place = {match[1]: tensor for key, tensor in weights.items() if (match := re.search(_VGG_KEY, key))}
+        by_place = _by_place(weights)
         if missing := sorted(set(network.state_dict()) - set(by_place)):
             raise ValueError(f"weights of VGG16 are missing for features.{', features.'.join(missing)}")
         network.load_state_dict({key: by_place[key] for key in network.state_dict()}, assign=True)
@@ -174,12 +175,7 @@ class VGGPerceptualLoss(_FeatureDistance):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The five feature maps, finest first."""
-        maps = []
-        for place, layer in enumerate(self.network.children()):
-            x = layer(x)
-            if place in self._TAPS:
-                maps.append(x)
-        return maps
+        return _tapped(self.network, x, self._TAPS)
 
     def compare(self, level: int, difference: Tensor) -> Tensor:
         """Sum over channels, weighted by the learned head if there is one."""
@@ -188,7 +184,111 @@ class VGGPerceptualLoss(_FeatureDistance):
         return nn.functional.conv2d(difference, self.get_buffer(f"head{level}"))
 
 
+class VGG19Loss(_FrozenNetwork):
+    """Absolute difference of the features in five layers of VGG19, as SPADE and pix2pixHD are trained with.
+
+    Images go in as they are, in [-1, 1]; features are not normalised. The first activation of each resolution counts,
+    and coarser ones count more: 1/32, 1/16, 1/8, 1/4, 1.
+
+    Args:
+        weights: VGG19's convolutions, named as in torchvision (``features.0.weight``) or SPADE (``slice1.0.weight``);
+            networks of other widths are possible.
+
+    Raises:
+        ValueError: If a weight is missing.
+
+    Source: Johnson et al. 2016, "Perceptual losses for real-time style transfer and super-resolution"; layers and
+    shares as in Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with conditional GANs".
+    """
+
+    _POOLED = (3, 8, 17, 26)  # activations that are halved next, by their place in torchvision's `features`
+    _TAPS = (1, 6, 11, 20, 29)
+    _SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(nn.Sequential(*self._layers(_by_place(weights))))
+
+    @classmethod
+    def from_file(cls, weights: str | Path) -> Self:
+        """The loss with weights read from a file, safetensors or torch: torchvision's vgg19."""
+        return cls(_read(weights))
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """One distance per image.
+
+        Args:
+            prediction: Images in [-1, 1], (B, C, H, W) with one or three channels, or volumes (B, C, D, H, W), which
+                are compared slice by slice. Each side is at least 16 px.
+            target: Images to compare with, in the shape of ``prediction``; no gradient flows to them.
+
+        Returns:
+            (B,), 0 for equal images.
+
+        Raises:
+            ValueError: If the shapes differ or there are neither one nor three channels.
+        """
+        _check_pair(prediction, target)
+        with torch.no_grad():
+            wanted = self.features(_slices(target))
+        per_slice = torch.stack(
+            [
+                share * (ours.float() - theirs.float()).abs().mean((1, 2, 3))
+                for share, ours, theirs in zip(self._SHARES, self.features(_slices(prediction)), wanted, strict=True)
+            ]
+        ).sum(0)
+        return per_slice.reshape(len(prediction), -1).mean(1)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The five feature maps, finest first, of images (B, 1 or 3, H, W) in [-1, 1]."""
+        x = x.expand(-1, 3, -1, -1)
+        return _tapped(self.network, x, self._TAPS)
+
+    @classmethod
+    def _layers(cls, by_place: Mapping[str, Tensor]) -> list[nn.Module]:
+        """Torchvision's layers up to the last one that counts, with the given weights."""
+        layers: list[nn.Module] = []
+        while len(layers) <= cls._TAPS[-1]:
+            place = len(layers)
+            if missing := [name for name in (f"{place}.weight", f"{place}.bias") if name not in by_place]:
+                raise ValueError(f"weights of VGG19 are missing for features.{', features.'.join(missing)}")
+            weight, bias = by_place[f"{place}.weight"], by_place[f"{place}.bias"]
+            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")
+            conv.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+            layers += [conv, nn.ReLU()]
+            if place + 1 in cls._POOLED:
+                layers.append(nn.MaxPool2d(2))
+        return layers
+
+
 _VGG_KEY = r"(?:features|slice\d)\.(\d+\.(?:weight|bias))$"
+
+
+def _by_place(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a VGG network by the place of their layer in torchvision's `features`, such as ``0.weight``."""
+    return {match[1]: tensor for key, tensor in weights.items() if (match := re.search(_VGG_KEY, key))}
+
+
+def _tapped(network: nn.Module, x: Tensor, places: Sequence[int]) -> list[Tensor]:
+    """What the layers at some places give."""
+    maps = []
+    for place, layer in enumerate(network.children()):
+        x = layer(x)
+        if place in places:
+            maps.append(x)
+    return maps
+
+
+def _check_pair(prediction: Tensor, target: Tensor) -> None:
+    if prediction.shape != target.shape or prediction.dim() not in (4, 5) or prediction.shape[1] not in (1, 3):
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}; "
+            "give two equal (B, C, H, W) or (B, C, D, H, W) with one or three channels"
+        )
+
+
+def _slices(x: Tensor) -> Tensor:
+    """Images as they are; the slices of volumes: (B, C, D, H, W) -> (B D, C, H, W)."""
+    return x.movedim(2, 1).flatten(0, 1) if x.dim() == 5 else x
 
 
 def _read(path: str | Path) -> Mapping[str, Tensor]:

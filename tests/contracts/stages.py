@@ -19,12 +19,16 @@ class Stage:
         module: Its class path, as a recipe has it.
         arguments: Those that `tiny()` needs beside the config.
         previous: Which argument takes the checkpoint of the stage before.
+        data: What its data need beside images and labels.
     """
 
     module: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     previous: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict)
 
+
+MASKS = {"mask_column": "mask", "mask_classes": 3}
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "medfusion": (
@@ -33,6 +37,15 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             {"perceptual": None, "discriminator_channels": (8, 8), "adversarial_start": 0},
         ),
         Stage("medgen.families.medfusion.modules.LatentDiffusionModule", previous="autoencoder"),
+    ),
+    "spade": (
+        Stage("medgen.families.spade.modules.LabelMapModule", data=MASKS),
+        Stage(
+            "medgen.families.spade.modules.SPADEModule",
+            {"perceptual": None, "discriminator_width": 4, "discriminator_layers": 2},
+            previous="label_maps",
+            data=MASKS,
+        ),
     ),
     "stylegan2": (Stage("medgen.families.stylegan2.modules.StyleGAN2Module", {"label_layers": 2}),),
     "stylegan3": (),  # for sampling only

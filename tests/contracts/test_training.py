@@ -60,7 +60,8 @@ def train(family: str, number: int, table: Path, folder: Path, *callbacks: Callb
         train(family, number - 1, table, folder)
         checkpoint = folder / f"{number - 1}.ckpt"
     config = tiny_config(family)
-    data = data_module(table, image_size=config.image_size, channels=config.channels)
+    options = {"image_size": config.image_size, "channels": config.channels, **STAGES[family][number].data}
+    data = data_module(table, **options)
     torch.manual_seed(0)
     module = build(family, number, checkpoint)
     options = TRAINER | {"max_epochs": 1, "limit_train_batches": 2, "default_root_dir": folder / str(number)}

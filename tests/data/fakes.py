@@ -21,6 +21,12 @@ def write_picture(path: Path, seed: int, **options) -> None:
     Image.fromarray(picture(seed, **options)).save(path)
 
 
+def write_mask(path: Path, seed: int) -> None:
+    """A label map of the picture with this seed: 0 where it is dark, 1, and 2 where it is bright."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.digitize(picture(seed), (85, 170)).astype(np.uint8)).save(path)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [",".join(header), *(",".join(map(str, row)) for row in rows)]
@@ -29,18 +35,19 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
 
 
 def write_table(folder: Path, per_split: Sequence[tuple[str, int]] = (("train", 12), ("val", 4), ("test", 4))) -> Path:
-    """A CSV beside its images: two classes, an age, two findings, one patient per two images."""
+    """A CSV beside its images and masks of three classes: a label, an age, two findings, one patient per two images."""
     rows, number = [], 0
     for split, count in per_split:
         for place in range(count):
             write_picture(folder / "images" / f"{number:03d}.png", number)
+            write_mask(folder / "masks" / f"{number:03d}.png", number)
             patient = f"{split}-{place // 2}"
             findings = (place % 2, "" if place == 3 else -1 if place == 2 else 1)
-            rows.append(
-                (f"images/{number:03d}.png", ("healthy", "ill")[number % 2], patient, split, 40 + number, *findings)
-            )
+            label, mask = ("healthy", "ill")[number % 2], f"masks/{number:03d}.png"
+            rows.append((f"images/{number:03d}.png", label, patient, split, 40 + number, *findings, mask))
             number += 1
-    return write_csv(folder / "labels.csv", ("image", "label", "patient", "split", "age", "edema", "effusion"), rows)
+    header = ("image", "label", "patient", "split", "age", "edema", "effusion", "mask")
+    return write_csv(folder / "labels.csv", header, rows)
 
 
 def write_chexpert(folder: Path) -> Path:

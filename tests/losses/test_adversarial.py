@@ -10,6 +10,7 @@ ANSWERS = {  # of real logits 2 and 0 against fake logits -3 and 1
     "logistic": ((math.log1p(math.exp(-2)) + math.log(2)) / 2 + (math.log1p(math.exp(-3)) + math.log1p(math.e)) / 2)
     / 2,
     "least_squares": ((1 + 1) / 2 + (9 + 1) / 2) / 2,
+    "wasserstein": ((-3 + 1) / 2 - (2 + 0) / 2) / 2,
     "exponential": ((math.exp(-2) + 1) / 2 + (math.exp(-3) + math.e) / 2) / 2,
 }
 

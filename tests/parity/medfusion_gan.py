@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
 from medgen.families.medfusion.convert import convert_weights
-from medgen.families.medfusion.losses import AutoencoderLoss, kl_divergence
+from medgen.families.medfusion.losses import AutoencoderLoss
+from medgen.losses.divergence import kl_divergence
 from tests.parity.conftest import Case
 from tests.parity.medfusion_pipeline import load_autoencoder_and_discriminators
 
@@ -26,7 +27,7 @@ def set_up(case: Case) -> Setup:
     if isinstance(autoencoder, KLAutoencoder):
         mean, log_variance = autoencoder.encode_moments(x)
         outputs = autoencoder.decode_multiscale(autoencoder.encode(x, case.inputs["noise"]))
-        latent_loss, latent_weight = kl_divergence(mean, log_variance), 1e-6
+        latent_loss, latent_weight = kl_divergence(mean, log_variance).mean(), 1e-6
     else:
         outputs, quantized = autoencoder.decode_multiscale(autoencoder.encode(x))
         latent_loss, latent_weight = quantized.loss, 1

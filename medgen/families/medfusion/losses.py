@@ -177,19 +177,6 @@ class AutoencoderLoss(nn.Module):
         return torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Divergence of N(mean, variance) from N(0, 1) in nats: summed over the latent, averaged over the batch.
-
-    Args:
-        mean: (B, C, ...).
-        log_variance: In the shape of ``mean``.
-
-    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", appendix B.
-    """
-    mean, log_variance = mean.float(), log_variance.float()
-    return (mean.square() + log_variance.exp() - 1 - log_variance).sum() / (2 * len(mean))
-
-
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
     """How much the adversarial loss has to weigh to move the last layer as far as the reconstruction loss does.
 

@@ -13,8 +13,9 @@ from medgen.families.medfusion.autoencoder import Discriminator, KLAutoencoder
 from medgen.families.medfusion.ema import ema_decay as published_decay
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
 from medgen.families.medfusion.latents import LatentStore
-from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction, kl_divergence
+from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction
 from medgen.losses.adversarial import AdversarialKind
+from medgen.losses.divergence import kl_divergence
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.noise import stream_seed
 from medgen.stages import FirstStageModule, LaterStageModule, load_parts, start_from
@@ -105,7 +106,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         if isinstance(autoencoder, KLAutoencoder):
             mean, logvar = autoencoder.encode_moments(x)
             z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-            return autoencoder.decode_multiscale(z), kl_divergence(mean, logvar)
+            return autoencoder.decode_multiscale(z), kl_divergence(mean, logvar).mean()
         outputs, quantized = autoencoder.decode_multiscale(autoencoder.encode(x))
         return outputs, quantized.loss
 

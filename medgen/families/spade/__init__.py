@@ -1,0 +1,1 @@
+"""SPADE: images of label maps."""

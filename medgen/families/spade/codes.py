@@ -1,0 +1,116 @@
+"""Codes that say what a label map leaves open: their distribution for each label, and codes of one's own images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from medgen.labels import LabelSpace
+from medgen.nn.label_vector import label_vector_length
+
+_SMALLEST_SPREAD = 1e-4
+
+
+class CodePrior(nn.Module):
+    """Normal distributions of codes: one over all images and, where there are labels, one for each of them.
+
+    Means follow the label vector linearly, so that the classes of a single-label data set have their own mean and
+    findings or numbers add up. Each dimension has a spread of its own; classes have their own spread, too. They are
+    measured on training images by `fit`; before that all are standard normal.
+
+    Args:
+        dim: Length of a code.
+        space: The labels.
+    """
+
+    def __init__(self, dim: int, space: LabelSpace) -> None:
+        super().__init__()
+        self.dim = dim
+        self.space = space
+        length = label_vector_length(space)
+        kinds = 1 + (length if space.kind == "single" else min(length, 1))
+        self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
+        self.slope = nn.Parameter(torch.zeros(length, dim), requires_grad=False)
+        self.log_spread = nn.Parameter(torch.zeros(kinds, dim), requires_grad=False)
+
+    @torch.no_grad()
+    def fit(self, codes: Tensor, vectors: Tensor | None = None) -> None:
+        """Take over the distribution of codes.
+
+        Args:
+            codes: (N, dim), of training images; any spread that comes on top of theirs is the caller's to add.
+            vectors: Their label vectors, (N, K), see `label_vector`; None without labels.
+
+        Raises:
+            ValueError: If there are fewer than two codes.
+        """
+        if len(codes) < 2:
+            raise ValueError(f"a distribution of {len(codes)} codes has no spread; give at least two")
+        codes = codes.double()
+        mean = codes.mean(0)
+        rest = codes - mean
+        spreads = [rest.std(0)]
+        slope = torch.zeros_like(self.slope, dtype=torch.float64)
+        if vectors is not None and vectors.shape[1]:
+            vectors = vectors.double()
+            slope = torch.linalg.pinv(vectors, rtol=1e-6) @ rest
+            residual = rest - vectors @ slope
+            if self.space.kind == "single":
+                groups = [residual[vectors[:, k] > 0] for k in range(vectors.shape[1])]
+                spreads += [group.std(0) if len(group) > 1 else spreads[0] for group in groups]
+            else:
+                spreads.append(residual.std(0))
+        self.mean.copy_(mean)
+        self.slope.copy_(slope)
+        self.log_spread.copy_(torch.stack(spreads).clamp(min=_SMALLEST_SPREAD).log())
+
+    def moments(self, vectors: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations, each (n, dim), of codes of images with label vectors (n, K) or None."""
+        spread = self.log_spread.exp()
+        if vectors is None or not vectors.shape[1]:
+            return self.mean.expand(n, -1), spread[0].expand(n, -1)
+        known = (vectors != 0).any(1)
+        kind = 1 + vectors.argmax(1) if self.space.kind == "single" else torch.ones_like(known, dtype=torch.int64)
+        return self.mean + vectors @ self.slope, spread[torch.where(known, kind, 0)]
+
+    def draw(self, vectors: Tensor | None, normal: Tensor) -> Tensor:
+        """Codes (n, dim) of standard normal numbers of the same shape."""
+        mean, spread = self.moments(vectors, len(normal))
+        return mean + spread * normal
+
+
+@dataclass(frozen=True)
+class StyleCodes:
+    """Styles of images, in the language of one checkpoint's style encoder.
+
+    Attributes:
+        values: (n, style_dim) float32.
+        encoder: Which encoder they are of: the hash of its weights.
+    """
+
+    values: Tensor
+    encoder: str
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, which: int | slice) -> StyleCodes:
+        values = self.values[which : which + 1 or None] if isinstance(which, int) else self.values[which]
+        return replace(self, values=values)
+
+    def blend(self, other: StyleCodes, share: float | Tensor) -> StyleCodes:
+        """Styles between these and others of the same encoder: these at 0, the others at 1.
+
+        Args:
+            other: As many styles, or one.
+            share: One number, or one per image, (n,), so that ``a.blend(b, torch.linspace(0, 1, 5))`` walks in 5 steps.
+
+        Raises:
+            ValueError: If the others are another encoder's.
+        """
+        if other.encoder != self.encoder:
+            raise ValueError("the styles to blend are of two checkpoints; encode both images with the same one")
+        share = torch.as_tensor(share, dtype=self.values.dtype).reshape(-1, 1)
+        return replace(self, values=self.values + share * (other.values - self.values))

@@ -1,0 +1,81 @@
+"""Discriminators that judge patches of an image together with its label map, at several scales."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medgen.families.spade.normalisation import Norm, NormalisedConv
+
+_WIDEST = 512
+
+
+class PatchDiscriminator(nn.Module):
+    """Whether each patch of an image is real, with what the layers on the way there see.
+
+    Args:
+        channels_in: Channels of semantic map and image together.
+        width: Channels of the first layer; each of the next has twice as many, at most 512.
+        layers: Number of layers before the logits; all but the first and the last of them have half the size of the one
+            before, and so has the first.
+        norm: The norm of all of them but the first.
+
+    Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
+    """
+
+    def __init__(self, channels_in: int, width: int = 64, layers: int = 4, *, norm: Norm = "instance") -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers is {layers}; a discriminator has at least 1")
+        widths = [min(width << i, _WIDEST) for i in range(layers)]
+        self.first = nn.Conv2d(channels_in, widths[0], 4, 2, padding=2)
+        self.layers = nn.ModuleList(
+            NormalisedConv(a, b, 4, norm=norm, stride=2 if i < layers - 1 else 1, padding=2)
+            for i, (a, b) in enumerate(pairwise(widths), start=1)
+        )
+        self.last = nn.Conv2d(widths[-1], 1, 4, padding=2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The features of all layers for (B, channels_in, H, W); the last are the logits (B, 1, H', W')."""
+        features = [F.leaky_relu(self.first(x), 0.2)]
+        for layer in self.layers:
+            features.append(layer(features[-1]))
+        return [*features, self.last(features[-1])]
+
+
+class MultiscaleDiscriminator(nn.Module):
+    """Patch discriminators of the image at full size, half of it, and so on.
+
+    Args:
+        channels_in: Channels of semantic map and image together.
+        width: Channels of the first layer of each.
+        layers: Layers of each before the logits.
+        scales: Number of discriminators.
+        norm: The norm of their layers.
+
+    Source: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with conditional GANs", section
+    3.2.
+    """
+
+    def __init__(
+        self, channels_in: int, width: int = 64, layers: int = 4, scales: int = 2, *, norm: Norm = "instance"
+    ) -> None:
+        super().__init__()
+        if scales < 1:
+            raise ValueError(f"scales is {scales}; use at least 1")
+        self.scales = nn.ModuleList(PatchDiscriminator(channels_in, width, layers, norm=norm) for _ in range(scales))
+
+    def forward(self, x: Tensor) -> list[list[Tensor]]:
+        """The features of every scale, full size first, of semantic map and image (B, channels_in, H, W).
+
+        Those of one scale are the results of its layers in order; the last are the logits (B, 1, H', W').
+        """
+        found: list[list[Tensor]] = []
+        for scale in self.scales:
+            if found:
+                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+            found.append(cast("list[Tensor]", scale(x)))
+        return found

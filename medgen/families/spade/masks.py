@@ -1,0 +1,68 @@
+"""Label maps as users give them: checked, and read from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
+
+
+def checked_masks(masks: Tensor, num_classes: int, image_size: tuple[int, int], name: str = "mask") -> Tensor:
+    """Label maps (B, H, W) or (H, W) as int64.
+
+    Args:
+        masks: Class numbers, of any whole-number type.
+        num_classes: Numbers that are allowed, from 0 on.
+        image_size: Height and width they must have.
+        name: What an error calls them.
+
+    Raises:
+        ValueError: If they are of another shape or type, or hold other numbers, which are named.
+    """
+    if masks.dim() == 4 and masks.shape[1] == 1:
+        masks = masks[:, 0]
+    if masks.dim() not in (2, 3) or tuple(masks.shape[-2:]) != image_size:
+        height, width = image_size
+        raise ValueError(
+            f"{name} has shape {tuple(masks.shape)}; expected (n, {height}, {width}), the size of the images. Resize "
+            "maps by nearest neighbour, as other ways make classes that are not there"
+        )
+    if masks.is_floating_point() or masks.is_complex():
+        raise ValueError(f"{name} is of type {masks.dtype}; give whole class numbers, such as torch.int64")
+    values = masks.unique().tolist()
+    if values and not (values[0] >= 0 and values[-1] < num_classes):
+        shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+        hint = "; write it as 0 and 1 instead of 0 and 255" if values in ([0, 255], [255]) else ""
+        raise ValueError(
+            f"{name} holds the values {shown}; this generator has the classes 0 to {num_classes - 1}{hint}"
+        )
+    return masks.to(torch.int64)
+
+
+def masks_of_files(path: str | Path, indices: range) -> Tensor:
+    """The label maps (n, H, W) of images with these numbers, which take the files of a folder in turn.
+
+    Args:
+        path: An index image, or a folder of them.
+        indices: Numbers of the images.
+
+    Raises:
+        FileNotFoundError: If there is no such file, or none in the folder.
+        ValueError: If a file is no label map, or they differ in size.
+    """
+    from medgen.data.readers import read_mask
+
+    path = Path(path)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"mask {path} is neither a label map nor a folder of them ({', '.join(_SUFFIXES)})")
+    read = {
+        file: torch.from_numpy(read_mask(file).astype("int64")) for file in {files[i % len(files)] for i in indices}
+    }
+    sizes = {tuple(mask.shape) for mask in read.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"the label maps in {path} have different sizes: {', '.join(map(str, sorted(sizes)))}")
+    return torch.stack([read[files[i % len(files)]] for i in indices])

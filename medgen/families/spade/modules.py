@@ -1,0 +1,422 @@
+"""Training of SPADE: an autoencoder of label maps, if there is to be one, then generator against discriminators."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors.torch import save
+from torch import Tensor
+
+from medgen.checkpoint import DISCRIMINATOR_FILE
+from medgen.data.base import Batch, ImageDataModule
+from medgen.families.spade.discriminator import MultiscaleDiscriminator
+from medgen.families.spade.encoders import StyleEncoder
+from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
+from medgen.families.spade.label_maps import LabelMapVAE
+from medgen.generator import load_strictly, part_of
+from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
+from medgen.losses.divergence import kl_divergence
+from medgen.losses.feature_matching import feature_matching
+from medgen.losses.perceptual import FeaturePerceptualLoss
+from medgen.nn.label_vector import label_vector
+from medgen.nn.modes import evaluating
+from medgen.noise import stream_seed
+from medgen.stages import discriminator_beside, load_parts, loss_networks, start_from
+from medgen.training import GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.zoo import load
+
+_BATCH = 64
+_FIELDS_OF_MAPS = ("map_dim", "map_width", "mask_names", "dont_care", "image_size")
+
+
+class LabelMapModule(ReproducibleModule):
+    """Trains the autoencoder of label maps; images are not looked at.
+
+    Args:
+        config: What is trained; the same config goes into the next stage.
+        kl_weight: Weight of the divergence of codes from standard normal ones, in nats per map.
+        lr: Learning rate of AdamW.
+        weight_decay: Its weight decay.
+        lr_shape: ``constant``, or ``cosine`` down to 0 at the end.
+        warmup: Optimiser steps of linear rise.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If the config has no such autoencoder.
+
+    Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", eq. 10.
+    """
+
+    def __init__(
+        self,
+        config: SPADEConfig,
+        kl_weight: float = 1.0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        lr_shape: LearningRateShape = "cosine",
+        warmup: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        if config.map_shape is None:
+            raise ValueError("config.map_dim is 0: there is no autoencoder of label maps to train; give it a length")
+        self.save_hyperparameters()
+        self.config = config
+        self.map_vae = LabelMapVAE(config.map_shape)
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.config)
+            check_masks(self.config, self.datamodule)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Nats per map: what the map costs given its code, and what the code costs."""
+        mean, log_variance = self.map_vae.encode(batch["mask"])
+        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        logits = self.map_vae.decode(code).float()
+        terms = {
+            "cross_entropy": F.cross_entropy(logits, batch["mask"], reduction="sum") / len(mean),
+            "kl": kl_divergence(mean, log_variance).mean(),
+        }
+        loss: Tensor = terms["cross_entropy"] + self.hparams["kl_weight"] * terms["kl"]
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Share of pixels of unseen maps that come back as they were, and Dice of all classes but the background."""
+        self._compare("val", batch["mask"])
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._compare("test", batch["mask"])
+
+    def _compare(self, split: str, masks: Tensor) -> None:
+        copies = self.map_vae.draw(self.map_vae.encode(masks)[0])
+        ours, theirs = (
+            F.one_hot(part, self.config.num_classes)[..., 1:].flatten(0, 2).float() for part in (copies, masks)
+        )
+        overlap = 2 * (ours * theirs).sum(0) / (ours + theirs).sum(0).clamp(min=1)
+        scores = {"accuracy": (copies == masks).float().mean(), "dice": overlap.mean()}
+        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(masks), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW."""
+        hparams = self.hparams
+        optimizer = torch.optim.AdamW(self.map_vae.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"])
+        return self.scheduled(optimizer, shape=hparams["lr_shape"], warmup=hparams["warmup"])
+
+
+class SPADEModule(GenerativeModule):
+    """Trains generator and style encoder against discriminators that see images beside their label maps.
+
+    Both sides of the game are played on the same drawn images.
+
+    Args:
+        config: What is trained and published.
+        label_maps: The stage before: a checkpoint written by `LabelMapModule`, or a SPADE checkpoint folder or zoo
+            name; needed where the config has an autoencoder of label maps.
+        adversarial: Which game: ``hinge`` is published.
+        feature_weight: Weight of feature matching.
+        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`; None for none. It must not be the one
+            that judges the result. (Published is VGG19, whose weights are a download.)
+        perceptual_weight: Its weight.
+        perceptual_levels: How many of its resolutions to compare, from the finest on; None for all.
+        kl_weight: Weight of the divergence of style codes from standard normal ones, which is summed over the batch, as
+            published.
+        pixel_weight: Weight of the mean absolute error to the real image, which the style code describes; published for
+            cardiac MR with a style encoder is 100, else 0.
+        scales: Discriminators, each at half the resolution of the one before.
+        discriminator_width: Channels of their first layer.
+        discriminator_layers: Layers of each.
+        lr: The generator's learning rate is half of it and the discriminators' twice, as published; both Adam.
+        betas: Adam's.
+        ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n).
+        init_from: A SPADE checkpoint folder or zoo name to fine-tune: all its weights are the start, those of the
+            discriminators if they lie beside them. Labels and image size may differ, classes and shape may not.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", appendix A.
+    """
+
+    generator: SPADEGenerator
+
+    def __init__(
+        self,
+        config: SPADEConfig,
+        label_maps: str | None = None,
+        adversarial: AdversarialKind = "hinge",
+        feature_weight: float = 10.0,
+        perceptual: str | None = "efficientnet_lite1",
+        perceptual_weight: float = 10.0,
+        perceptual_levels: int | None = None,
+        kl_weight: float = 0.05,
+        pixel_weight: float = 0.0,
+        scales: int = 2,
+        discriminator_width: int = 64,
+        discriminator_layers: int = 4,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.0, 0.9),
+        ema_decay: float = 0.999,
+        init_from: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        if adversarial not in ADVERSARIAL:
+            raise ValueError(f"adversarial is {adversarial!r}; use one of {', '.join(ADVERSARIAL)}")
+        if config.map_dim and label_maps is None and init_from is None:
+            raise ValueError(
+                "config.map_dim asks for an autoencoder of label maps; give label_maps, the checkpoint of its training "
+                "(LabelMapModule), or set map_dim to 0"
+            )
+        if pixel_weight and config.style in ("none", "drawn"):
+            raise ValueError(
+                f"pixel_weight compares images with those whose style they have, but config.style is {config.style!r}"
+            )
+        super().__init__(
+            SPADEGenerator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
+        )
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        if self.generator.map_vae is not None:
+            self.generator.map_vae.requires_grad_(requires_grad=False)
+        self.discriminator = MultiscaleDiscriminator(
+            config.shape.num_classes + config.channels,
+            width=discriminator_width,
+            layers=discriminator_layers,
+            scales=scales,
+        )
+        self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
+        self._measured = -1
+
+    @property
+    def published(self) -> SPADEGenerator:
+        """The averaged generator."""
+        return cast("SPADEGenerator", super().published)
+
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the loss."""
+        return loss_networks(self.hparams)
+
+    def setup(self, stage: str) -> None:
+        """Check the data and the style encoder's batch against the config."""
+        super().setup(stage)
+        if stage == "fit":
+            check_masks(self.generator.config, self.datamodule)
+
+    def on_fit_start(self) -> None:
+        """Load what training starts from, unless it has started already."""
+        if int(self.batches_seen) > 0:
+            return
+        source, maps = self.hparams["init_from"], self.hparams["label_maps"]
+        if source is not None:
+            start_from(self.generator, source, label_weights=r"_prior\.", free=("image_size",))
+            self._load_discriminator(source)
+        if maps is not None:
+            load_parts(self.generator, maps, ("map_vae",), "model.label_maps", fields=_FIELDS_OF_MAPS)
+        self.published.load_state_dict(self.generator.state_dict())
+        self.published.about = self.generator.about
+
+    def _load_discriminator(self, source: str) -> None:
+        """Take over the discriminators that came with the model to fine-tune."""
+        if Path(source).suffix == ".ckpt":
+            content = torch.load(source, map_location="cpu", weights_only=True)
+            weights: Mapping[str, Tensor] | None = part_of(content["state_dict"], "discriminator.")
+        else:
+            weights = discriminator_beside(load(source).folder)
+        if weights is None:
+            rank_zero_warn(f"{source} has no discriminators; training starts with new ones, which takes longer")
+            return
+        load_strictly(self.discriminator, weights, where=source)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the generator, then one of the discriminators on the same images."""
+        g_opt, d_opt = cast("list[LightningOptimizer]", self.optimizers())
+        semantic, real = self.generator.semantic(batch["mask"]), batch["image"] * 2 - 1
+        with self.toggled_optimizer(g_opt):
+            fake, kl = self.generate(semantic, real)
+            self._descend(g_opt, self.generator_loss(semantic, fake, real, kl))
+        with self.toggled_optimizer(d_opt):
+            self._descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real))
+
+    def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        self.manual_backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def generate(self, semantic: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images in the styles of real ones, and the summed divergence of their codes where these are distributions."""
+        encoder = self.generator.style_encoder
+        if encoder is None:
+            prior = self.generator.style_prior
+            code = None if prior is None else torch.randn(len(real), prior.dim, device=real.device)
+            return self.generator.synthesis(semantic, code), None
+        if not isinstance(encoder, StyleEncoder):
+            return self.generator.synthesis(semantic, encoder.mean(real)), None
+        mean, log_variance = (part.float() for part in encoder(real))
+        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        return self.generator.synthesis(semantic, code), kl_divergence(mean, log_variance).sum()
+
+    def generator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor, kl: Tensor | None) -> Tensor:
+        """What the generator and the style encoder minimise."""
+        hparams = self.hparams
+        ours, theirs = self.compare(semantic, fake, real)
+        terms = {"adversarial": self.adversarial_generator(ours)}
+        weights = {"adversarial": 1.0}
+        if hparams["feature_weight"]:
+            terms["features"] = feature_matching(ours, theirs)
+            weights["features"] = hparams["feature_weight"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(fake, real).mean()
+            weights["perceptual"] = hparams["perceptual_weight"]
+        if kl is not None:
+            terms["kl"], weights["kl"] = kl, hparams["kl_weight"]
+        if hparams["pixel_weight"]:
+            terms["pixel"], weights["pixel"] = F.l1_loss(fake.float(), real), hparams["pixel_weight"]
+        loss = torch.stack([weights[name] * value.float() for name, value in terms.items()]).sum()
+        self.log("train/loss_g", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/g_{name}": value.detach() for name, value in terms.items()})
+        return loss
+
+    def discriminator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor) -> Tensor:
+        """What the discriminators minimise: the mean over their scales."""
+        ours, theirs = self.compare(semantic, fake, real)
+        game = ADVERSARIAL[self.hparams["adversarial"]].discriminator
+        losses = [2 * game(b[-1].float(), a[-1].float()) for a, b in zip(ours, theirs, strict=True)]  # sums of both
+        loss = torch.stack(losses).mean()
+        self.log("train/loss_d", loss.detach(), prog_bar=True)
+        for name, logits in (("fake", ours), ("real", theirs)):
+            self.log(f"train/logit_{name}", torch.stack([scale[-1].detach().float().mean() for scale in logits]).mean())
+        return loss
+
+    def adversarial_generator(self, features: list[list[Tensor]]) -> Tensor:
+        """The generator's side of the game, the mean over scales, of what the discriminators make of its images."""
+        kind = self.hparams["adversarial"]
+        game = ADVERSARIAL[kind].generator
+        # Half of the squared distance, as Mao et al. write it; the published code takes the whole.
+        scale = 2.0 if kind == "least_squares" else 1.0
+        return scale * torch.stack([game(part[-1].float()).mean() for part in features]).mean()
+
+    def compare(self, semantic: Tensor, fake: Tensor, real: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Features of drawn and of real images, for each scale; both in one batch, whose statistics they share."""
+        pairs = torch.cat([torch.cat([semantic, images.to(semantic.dtype)], 1) for images in (fake, real)])
+        features = self.discriminator(pairs)
+        count = len(fake)
+        return [[x[:count] for x in scale] for scale in features], [[x[count:] for x in scale] for scale in features]
+
+    def on_validation_start(self) -> None:
+        """Measure the distributions that unseen labels are drawn from, which what follows may sample."""
+        if not self.trainer.sanity_checking:
+            self._measure_codes()
+
+    def on_train_epoch_end(self) -> None:
+        """Likewise in epochs without validation, for the checkpoint."""
+        self._measure_codes()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Error of unseen images drawn again from their map and style."""
+        self._compare_unseen("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The same on the test split."""
+        self._compare_unseen("test", batch)
+
+    def _compare_unseen(self, split: str, batch: Batch) -> None:
+        generator, real = self.published, batch["image"] * 2 - 1
+        encoder, prior = generator.style_encoder, generator.style_prior
+        code = None if prior is None else prior.moments(None, len(real))[0] if encoder is None else encoder.mean(real)
+        drawn = generator.synthesis(generator.semantic(batch["mask"]), code).float()
+        error = (drawn - real).abs().mean() / 2
+        self.log(f"{split}/l1", error, batch_size=len(real), sync_dist=True)
+
+    @torch.no_grad()
+    def _measure_codes(self) -> None:
+        """Fit the priors of the published generator to the codes of all training images, once an epoch."""
+        generator = self.published
+        if self._measured == self.current_epoch or not (generator.style_prior or generator.map_prior):
+            return
+        self._measured = self.current_epoch
+        fit_priors(generator, self.datamodule, seed=self.seed)
+        for name in ("style_prior", "map_prior"):
+            if (prior := getattr(generator, name)) is not None:
+                getattr(self.generator, name).load_state_dict(prior.state_dict())  # the average of equals stays
+
+    def configure_optimizers(self) -> Any:
+        """Adam for both, the discriminators four times as fast.
+
+        Source: Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium".
+        """
+        lr, betas = self.hparams["lr"], self.hparams["betas"]
+        trained = [weight for weight in self.generator.parameters() if weight.requires_grad]
+        return [
+            torch.optim.Adam(trained, lr=lr / 2, betas=betas),
+            torch.optim.Adam(self.discriminator.parameters(), lr=lr * 2, betas=betas),
+        ]
+
+    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """The discriminators, which fine-tuning starts from, too."""
+        weights = part_of(state, "discriminator.")
+        return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
+
+
+@torch.no_grad()
+def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 0) -> None:
+    """Measure what codes the training images have, so that styles and label maps like theirs can be drawn.
+
+    Args:
+        generator: Its priors are set.
+        data: Its train split is taken, without augmentation; all processes take all of it.
+        seed: Seed of the draws from the codes' distributions.
+    """
+    dataset = data.dataset("train")
+    dataset.augmentation = None
+    space, device = generator.label_space, generator.device
+    noise = torch.Generator().manual_seed(stream_seed("priors", seed))
+    found: dict[str, list[Tensor]] = {"style": [], "map": [], "vectors": []}
+
+    def drawn(mean: Tensor, log_variance: Tensor) -> Tensor:
+        normal = torch.randn(mean.shape, generator=noise).to(device)
+        return (mean + normal * (0.5 * log_variance).exp()).cpu()
+
+    with evaluating(generator), torch.autocast(device.type, enabled=False):
+        for start in range(0, len(dataset), _BATCH):
+            batch = dataset.__getitems__(list(range(start, min(start + _BATCH, len(dataset)))))
+            images = batch["image"].to(device) * 2 - 1
+            encoder = generator.style_encoder
+            if isinstance(encoder, StyleEncoder):
+                found["style"].append(drawn(*encoder(images)))
+            elif encoder is not None:
+                found["style"].append(encoder.mean(images).cpu())
+            if generator.map_vae is not None:
+                found["map"].append(drawn(*generator.map_vae.encode(batch["mask"].to(device))))
+            vector = label_vector(batch.get("label"), space, len(images), torch.device("cpu"))
+            found["vectors"] += [] if vector is None else [vector]
+    vectors = torch.cat(found["vectors"]) if found["vectors"] else None
+    for name, prior in (("style", generator.style_prior), ("map", generator.map_prior)):
+        if prior is not None and found[name]:
+            prior.fit(torch.cat(found[name]), vectors)
+
+
+def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
+    """Refuse data without label maps, or with another number of classes.
+
+    Raises:
+        ValueError: Naming both numbers.
+    """
+    if data.mask_classes != config.num_classes:
+        extra = " and don't care" if config.dont_care else ""
+        raise ValueError(
+            f"data.mask_classes is {data.mask_classes}, but model.config has {config.num_classes} classes "
+            f"({', '.join(config.mask_names)}{extra}); give label maps of as many classes (mask_column, mask_classes)"
+        )

@@ -1,0 +1,194 @@
+"""The files of the official SPADE code and of its cardiac forks, as the config and weights of a `SPADEGenerator`.
+
+They hold weights only. Widths, channels, norms and the kind of style follow from their names and shapes; the size of
+the images, how often the image doubles, and what the last channels of the semantic map are have to be said.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from medgen.checkpoint import CheckpointError
+from medgen.families.spade import convert
+from medgen.families.spade.generator import SPADEConfig, SPADEGenerator, Style
+from medgen.generator import load_strictly
+from medgen.torch_files import read_torch_file
+
+_PUBLISHED_SIZE = 256
+"""Pixels along each side that the official encoder brings images to."""
+
+
+class Converted(NamedTuple):
+    """What the files become.
+
+    Attributes:
+        config: The config of the generator.
+        state: Its state dict.
+    """
+
+    config: SPADEConfig
+    state: dict[str, Tensor]
+
+
+def is_official(path: str | Path) -> bool:
+    """Whether a file of ``torch.save`` holds a generator of the official SPADE code; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If it is damaged, unsafe, or not of ``torch.save``.
+    """
+    content = read_torch_file(path)
+    return isinstance(content, dict) and "head_0.conv_0.bias" in content and "fc.weight" in content
+
+
+def convert_checkpoint(
+    path: str | Path,
+    *,
+    encoder: str | Path | None = None,
+    image_size: tuple[int, int] | None = None,
+    doublings: int | None = None,
+    dont_care: bool = False,
+    instance_edges: bool = False,
+    mask_names: Sequence[str] = (),
+) -> Converted:
+    """The generator that official files make up, read without running anything.
+
+    Args:
+        path: ``latest_net_G.pth``.
+        encoder: ``latest_net_E.pth``; without it a generator of codes draws styles, but cannot read them from images.
+        image_size: Height and width of the images; 256 x 256 if None.
+        doublings: 4 to 7 for ``num_upsampling_layers`` few, normal, more and most. None for what the weights tell,
+            which they do where there is a code or an eighth block, else 5.
+        dont_care: Whether the last class is where nobody said what is there (``contain_dontcare_label``).
+        instance_edges: Whether the last channel has edges of instances (without ``no_instance``).
+        mask_names: Names of the classes; "class 0", ... by default.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If a file is damaged or unsafe, or the networks are not like ours.
+        ValueError: If an argument contradicts the weights.
+    """
+    path = Path(path)
+    weights = _weights(path)
+    size = image_size or (_PUBLISHED_SIZE, _PUBLISHED_SIZE)
+    config = _config(weights, path, size, doublings, dont_care, instance_edges)
+    classes = len(config.mask_names)
+    if mask_names and len(mask_names) != classes:
+        raise ValueError(
+            f"label_names has {len(mask_names)} names, but {path} has {classes} classes; say dont_care or "
+            "instance_edges if the last ones are these"
+        )
+    fields = config.to_dict() | {"mask_names": tuple(mask_names) or config.mask_names}
+    if encoder is not None:
+        fields |= _encoder_fields(config, Path(encoder))
+    config = SPADEConfig.from_dict(fields)
+    with torch.device("meta"):  # a network without memory: it takes the file's tensors as they are
+        generator = SPADEGenerator(config)
+    try:
+        load_strictly(generator.synthesis, convert.synthesis_weights(weights, config.shape), where=str(path))
+        if config.style == "inside":
+            convert.load_inner_style_encoder_weights(generator.style_encoder, weights)  # type: ignore[arg-type]
+        elif encoder is not None:
+            convert.load_style_encoder_weights(generator.style_encoder, _weights(Path(encoder)))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise CheckpointError(f"{path} has a generator unlike ours of SPADE: {error}") from error
+    state = SPADEGenerator(config).state_dict()  # priors, which start as standard normal
+    return Converted(
+        config,
+        {
+            name: weight if weight.device.type != "meta" else state[name]
+            for name, weight in generator.state_dict().items()
+        },
+    )
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(
+            f"{path} is no state dict; give a latest_net_G.pth or latest_net_E.pth of the official code"
+        )
+    return content
+
+
+def _config(
+    weights: Mapping[str, Tensor],
+    path: Path,
+    image_size: tuple[int, int],
+    doublings: int | None,
+    dont_care: bool,
+    instance_edges: bool,
+) -> SPADEConfig:
+    start, image = weights["fc.weight"], weights.get("conv_img.0.weight", weights.get("conv_img.weight"))
+    style: Style = "inside" if "fc_img.weight" in weights else "drawn" if start.dim() == 2 else "none"
+    widest = int(weights["head_0.conv_0.bias"].numel())
+    most = "up_4.conv_0.bias" in weights
+    if image is None:
+        raise CheckpointError(f"{path} is damaged: it has no conv_img")
+    clade = "head_0.norm_0.class_specified_affine.weight" in weights
+    gamma = weights["head_0.norm_0.class_specified_affine.weight" if clade else "head_0.norm_0.mlp_gamma.weight"]
+    channels = int(gamma.shape[0] if clade else weights["head_0.norm_0.mlp_shared.0.weight"].shape[1])
+    classes = channels - instance_edges - dont_care
+    if classes < 2:
+        raise ValueError(
+            f"{path} has {channels} channels of label maps, too few for dont_care and instance_edges beside"
+        )
+    told = _doublings(weights, style, image_size, widest, most)
+    if doublings is not None and told is not None and doublings != told:
+        raise ValueError(f"doublings is {doublings}, but the weights of {path} tell {told} for images of {image_size}")
+    return SPADEConfig(
+        image_size=image_size,
+        channels=int(image.shape[0]),
+        mask_names=tuple(f"class {i}" for i in range(classes)),
+        dont_care=dont_care,
+        instance_edges=instance_edges,
+        width=int(image.shape[1]) * (2 if most else 1),
+        doublings=doublings or told or 5,
+        norm="batch" if "head_0.norm_0.param_free_norm.running_mean" in weights else "instance",
+        modulation="clade" if clade else "spade",
+        kernel_size=3 if clade else int(gamma.shape[-1]),
+        hidden=128 if clade else int(gamma.shape[1]),
+        style=style,
+        style_dim=int(weights["fc_img.bias"].numel()) if style == "inside" else int(start.shape[1]),
+        style_size=None,
+    )
+
+
+def _doublings(
+    weights: Mapping[str, Tensor], style: Style, image_size: tuple[int, int], widest: int, most: bool
+) -> int | None:
+    """How often the image doubles, as far as the weights tell."""
+    if style == "none":
+        return 7 if most else None
+    pixels = int(weights["fc_img2.bias" if style == "inside" else "fc.bias"].numel()) // widest
+    return round(math.log2(math.sqrt(image_size[0] * image_size[1] / pixels)))
+
+
+def _encoder_fields(config: SPADEConfig, path: Path) -> dict[str, object]:
+    """What the config says of a style encoder beside the generator."""
+    weights = _weights(path)
+    if config.style != "drawn":
+        raise ValueError(f"encoder is {path}, but the generator takes no codes of it; leave it out")
+    if "fc_mu.weight" not in weights:
+        raise CheckpointError(f"{path} is no style encoder: it has no fc_mu; give latest_net_E.pth")
+    dim, features = weights["fc_mu.weight"].shape
+    last = max(name for name in weights if re.fullmatch(r"layer\d\.0\.weight_orig", name))
+    pixels = features // int(weights[last].shape[0])
+    layers = int(last[len("layer")])
+    if dim != config.style_dim:
+        raise ValueError(
+            f"{path} has codes of length {dim}, the generator takes {config.style_dim}; give its own encoder"
+        )
+    cardiac = pixels == 64  # 8 x 8, where the official one ends with 4 x 4
+    return {
+        "style": "vae",
+        "style_size": None if cardiac else _PUBLISHED_SIZE,
+        "style_halvings": layers - 1 if cardiac else layers,
+    }

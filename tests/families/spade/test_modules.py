@@ -1,0 +1,274 @@
+"""Training beyond the contract: both stages, losses, priors of codes, exact resume, several processes, bad input."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors.torch import load_file
+
+import medgen
+from medgen.families.spade.generator import SPADEConfig
+from medgen.families.spade.modules import LabelMapModule, SPADEModule, fit_priors
+from medgen.nn.label_vector import label_vector
+from tests.test_recipes import KeepWeights, StopAt, calling, start
+from tests.tiny import NAMES, assert_same_weights, data_module, fit, train, write_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+HOME = "medgen.families.spade.modules"
+SMALL = {"perceptual": None, "discriminator_width": 4, "discriminator_layers": 2}
+MASKS = {"mask_column": "mask", "mask_classes": 3}
+
+
+def config(kind="single", **changes):
+    return replace(SPADEConfig.tiny(), **({"label_kind": kind, "label_names": NAMES[kind]} | changes))
+
+
+def data(table, kind="single", **options):
+    return data_module(table, kind, **(MASKS | options))
+
+
+def module_of(kind="single", config_changes=None, **options):
+    torch.manual_seed(0)
+    changes = {"map_dim": 0} | (config_changes or {})
+    return SPADEModule(config(kind, **changes), **(SMALL | options))
+
+
+@pytest.fixture(scope="module")
+def maps(table, tmp_path_factory):
+    """The checkpoint of the first stage."""
+    path = tmp_path_factory.mktemp("maps") / "run.yaml"
+    folder = fit(write_recipe(path, f"{HOME}.LabelMapModule", table, config=config(), data=MASKS))
+    return str(folder / "checkpoints" / "last.ckpt")
+
+
+def recipe(path: Path, table, maps, **changes):
+    trainer = changes.pop("trainer", {})
+    arguments = {"label_maps": maps, **SMALL, **changes}
+    return write_recipe(path, f"{HOME}.SPADEModule", table, config=config(), data=MASKS, trainer=trainer, **arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(table, maps, tmp_path_factory):
+    """The folder of a run of two epochs of the second stage."""
+    return fit(recipe(tmp_path_factory.mktemp("spade") / "run.yaml", table, maps))
+
+
+# The first stage
+
+
+def test_the_autoencoder_of_label_maps_learns(table, tmp_path):
+    torch.manual_seed(0)
+    module = LabelMapModule(config(map_width=8, map_dim=16), kl_weight=0.01, lr=0.01, lr_shape="constant")
+    trainer = train(module, data(table), tmp_path, max_epochs=1)
+    before = trainer.callback_metrics["val/accuracy"]
+    trainer = train(module, data(table), tmp_path, max_epochs=15)
+    assert trainer.callback_metrics["val/accuracy"] > before + 0.1
+    assert 0 < trainer.callback_metrics["val/dice"] <= 1
+
+
+def test_without_an_autoencoder_in_the_config_there_is_nothing_to_train():
+    with pytest.raises(ValueError, match=r"config\.map_dim is 0: there is no autoencoder of label maps to train"):
+        LabelMapModule(config(map_dim=0))
+
+
+# The second stage
+
+
+def test_the_autoencoder_of_label_maps_is_taken_over_and_left_alone(finished, maps):
+    published = medgen.load(finished / "published")
+    first = torch.load(maps, weights_only=True)["state_dict"]
+    for name, weight in published.map_vae.state_dict().items():
+        assert torch.equal(weight, first[f"map_vae.{name}"])
+
+
+def test_what_is_published_draws_maps_styles_and_images(finished):
+    generator = medgen.load(finished / "published")
+    images = generator.sample(3, "ill", seed=0)
+    assert images.shape == (3, 1, 16, 16)
+    assert generator.sample_masks(3, "ill", seed=0).unique().numel() > 1
+
+
+def test_discriminators_are_published_beside_the_generator(finished):
+    state = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    published = load_file(finished / "published" / "discriminator.safetensors")
+    assert published
+    assert all(torch.equal(weight, state[f"discriminator.{name}"]) for name, weight in published.items())
+
+
+def test_the_priors_are_those_of_the_published_encoders_on_the_training_images(finished, table):
+    generator = medgen.load(finished / "published")
+    before = {name: weight.clone() for name, weight in generator.style_prior.state_dict().items()}
+    assert before["log_spread"].shape == (3, 8)
+    images = data(table).dataset("train")
+    batch = images.__getitems__(list(range(len(images))))
+    mean, log_variance = generator.style_encoder(batch["image"] * 2 - 1)
+    vectors = label_vector(batch["label"], generator.label_space, len(images), torch.device("cpu"))
+    found, spread = generator.style_prior.moments(vectors, len(images))
+    for k in (0, 1):
+        of_class = batch["label"] == k
+        ours, noise = mean[of_class].mean(0), (0.5 * log_variance[of_class]).exp().mean(0)
+        assert ((found[of_class][0] - ours).abs() < 4 * noise / math.sqrt(int(of_class.sum())) + 1e-3).all()
+        assert (spread[of_class][0] > 0).all()
+    fit_priors(generator, data(table), seed=3)
+    for name, weight in generator.style_prior.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-4)
+
+
+def test_the_generator_learns_to_draw_its_maps(table, tmp_path):
+    module = module_of(config_changes={"style": "none"}, pixel_weight=0.0, feature_weight=10.0, lr=4e-3, ema_decay=0.9)
+    before = train(module, data(table), tmp_path, max_epochs=1).callback_metrics["val/l1"]
+    after = train(module, data(table), tmp_path, max_epochs=12).callback_metrics["val/l1"]
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("adversarial", ["hinge", "least_squares", "logistic", "wasserstein"])
+def test_every_game_can_be_played(table, tmp_path, adversarial):
+    module = module_of(adversarial=adversarial)
+    trainer = train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=2)
+    assert all(value.isfinite() for value in trainer.callback_metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "terms"),
+    [
+        ({}, {}, {"adversarial", "features", "kl"}),
+        ({"style": "none"}, {"feature_weight": 0.0}, {"adversarial"}),
+        ({}, {"pixel_weight": 100.0}, {"adversarial", "features", "kl", "pixel"}),
+        ({"style": "inside", "image_size": (32, 32)}, {}, {"adversarial", "features"}),
+        ({"style": "drawn"}, {}, {"adversarial", "features"}),
+        ({"instance_edges": True, "norm": "group"}, {}, {"adversarial", "features", "kl"}),
+    ],
+)
+def test_the_loss_has_the_terms_that_were_asked_for(table, tmp_path, changes, options, terms):
+    module = module_of(config_changes=changes, **options)
+    images = data(table, image_size=changes.get("image_size", (16, 16)))
+    trainer = train(module, images, tmp_path, max_epochs=1, limit_train_batches=1)
+    logged = {name.removeprefix("train/g_") for name in trainer.callback_metrics if name.startswith("train/g_")}
+    assert logged == terms
+
+
+def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
+    module = module_of(perceptual="efficientnet_lite1", perceptual_levels=2)
+    trainer = train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
+    assert trainer.callback_metrics["train/g_perceptual"] > 0
+    assert module.trained_with == ("efficientnet_lite1",)
+    assert not any("efficientnet" in name or "perceptual" in name for name in module.state_dict())
+
+
+def test_four_batches_stay_finite_in_bfloat16(table, tmp_path):
+    module = module_of()
+    train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=4, precision="bf16-mixed")
+    assert all(value.isfinite().all() for value in module.state_dict().values() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("kind", ["multi", "continuous", "none"])
+def test_it_trains_on_every_kind_of_label(table, tmp_path, kind):
+    module = module_of(kind)
+    train(module, data(table, kind), tmp_path, max_epochs=1, limit_train_batches=2)
+    masks = data(table, kind).dataset("val")[0]["mask"]
+    label = {"multi": ["edema"], "continuous": [0.5], "none": None}[kind]
+    assert module.published.sample(2, label, mask=masks, seed=0).isfinite().all()
+
+
+# Fine-tuning
+
+
+def test_fine_tuning_starts_from_all_weights(table, tmp_path, finished):
+    start_folder = str(finished / "published")
+    module = SPADEModule(config(), init_from=start_folder, **(SMALL | {"lr": 0.0, "ema_decay": 0.0}))
+    train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    source = medgen.load(start_folder)
+    for name, weight in source.synthesis.named_parameters():
+        assert torch.equal(module.get_parameter(f"generator.synthesis.{name}"), weight)
+    for name, weight in load_file(finished / "published" / "discriminator.safetensors").items():
+        if not name.endswith((".u", ".v")):  # which move with every pass
+            assert torch.equal(module.discriminator.state_dict()[name], weight)
+
+
+def test_fine_tuning_to_other_labels_measures_their_priors_anew(table, tmp_path, finished):
+    module = SPADEModule(config("multi"), init_from=str(finished / "published"), **SMALL)
+    train(module, data(table, "multi"), tmp_path, max_epochs=1, limit_train_batches=1)
+    assert module.published.style_prior.slope.shape == (2, 8)
+    assert module.published.style_prior.slope.any()
+
+
+def test_a_start_of_other_classes_is_refused(table, tmp_path, finished):
+    changed = config(mask_names=("background", "wall", "hollow"))
+    module = SPADEModule(changed, init_from=str(finished / "published"), **SMALL)
+    with pytest.raises(ValueError, match=r"has another shape than model.config: mask_names is .*hollow"):
+        train(module, data(table), tmp_path, max_epochs=1)
+
+
+# Stopping and several processes
+
+
+def test_a_run_goes_on_exactly_where_it_stopped(table, tmp_path, maps, finished):
+    path = tmp_path / "run.yaml"
+    with pytest.raises(SIGTERMException):
+        fit(recipe(path, table, maps, trainer=calling(StopAt, hook="on_train_batch_end", call=2)))
+    folder = fit(recipe(path, table, maps), "--ckpt_path", "last")
+    assert_same_weights(folder, finished)
+
+
+@pytest.mark.ddp
+def test_two_processes_stay_in_step(table, tmp_path, maps):
+    shared = {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "max_epochs": 2}
+    process = start(recipe(tmp_path / "run.yaml", table, maps, trainer=calling(KeepWeights) | shared))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    ours, theirs = (torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])] == []
+    assert any(name.endswith("running_mean") and weight.any() for name, weight in ours.items())
+    assert ours["batches_seen"] == 6
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adversarial": "chess"}, "adversarial is 'chess'; use one of hinge"),
+        ({"config_changes": {"map_dim": 4}}, "config.map_dim asks for an autoencoder of label maps; give label_maps"),
+        ({"config_changes": {"style": "none"}, "pixel_weight": 1.0}, "pixel_weight compares images"),
+        ({"scales": 0}, "scales is 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        module_of(**options)
+
+
+@pytest.mark.parametrize("make", [lambda: LabelMapModule(config()), module_of], ids=["maps", "images"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask_column": None, "mask_classes": None}, r"data.mask_classes is None, but model.config has 3 classes"),
+        ({"mask_classes": 5}, r"data.mask_classes is 5, but model.config has 3 classes \(background, wall, cavity\)"),
+        ({"image_size": 32}, r"image_size: model.config has \(16, 16\), data has \(32, 32\)"),
+    ],
+)
+def test_data_that_the_config_does_not_describe_are_refused(table, tmp_path, make, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(make(), data(table, **options), tmp_path, max_epochs=1)
+
+
+def test_a_batch_that_batch_norm_cannot_work_with_is_named(table, tmp_path):
+    with pytest.raises(ValueError, match=r"one value per channel.*raise batch_size to at least 2, or use another norm"):
+        train(module_of(), data(table, batch_size=1), tmp_path, max_epochs=1)
+
+
+def test_a_missing_first_stage_is_named(table, tmp_path):
+    module = module_of(config_changes={"map_dim": 4}, label_maps=str(tmp_path / "absent.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"model.label_maps .*absent.ckpt' is not there; train that stage"):
+        train(module, data(table), tmp_path, max_epochs=1)
+
+
+def test_a_first_stage_of_other_maps_is_refused(table, tmp_path, maps):
+    module = module_of(config_changes={"map_dim": 6}, label_maps=maps)
+    with pytest.raises(ValueError, match=r"has another shape than model\.config: map_dim is 6 here and 4 there"):
+        train(module, data(table), tmp_path, max_epochs=1)

@@ -1,11 +1,10 @@
-"""What synthetic images with label maps are good for: segmentation networks trained on them, judged on patients."""
+"""Segmentation networks of images with label maps, and how well they do on each patient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,11 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.comparisons import Outcome, compare_ways, folds_without_one
-from medgen.evaluation.intervals import Interval, bootstrap
-from medgen.evaluation.sets import ImageSet
+from medgen.evaluation.hausdorff import class_maps, hausdorff
+from medgen.evaluation.sets import FeatureSet, ImageSet, RealImages, patients_of
 from medgen.evaluation.short_training import Batches, fit_quietly, one_cycle
-from medgen.evaluation.utility import CLASSICAL
+
+if TYPE_CHECKING:
+    from medgen.data.base import ImageDataModule
+
+_READ = 256
+"""Images read together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +31,17 @@ class SegmentedImages:
 
     Attributes:
         images: The images, (n, C, H, W) in [0, 1] when sliced.
-        masks: Class of each pixel, (n, H, W) int64 when sliced; 0 is the background.
+        masks: Class of each pixel, (n, H, W) whole numbers when sliced; 0 is the background.
         rows: Which of them, (m,) int64.
         groups: Who each image is of, (n,) int64.
+        labels: What each image is of, such as the patient's pathology, (n,) int64; None where nothing is known.
     """
 
     images: ImageSet | Tensor
     masks: ImageSet | Tensor
     rows: Tensor
     groups: Tensor
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,6 +54,31 @@ class SegmentedImages:
         """Images and label maps at positions among the rows."""
         rows = self.rows[list(positions)].tolist()
         return tuple(torch.cat([part[row : row + 1] for row in rows]) for part in (self.images, self.masks))  # type: ignore[return-value]
+
+
+def segmented_images(datamodule: ImageDataModule, split: str) -> SegmentedImages:
+    """The images and label maps of one split, or of several joined by ``+``, with their patients and classes.
+
+    Raises:
+        ValueError: If the data have no masks.
+    """
+    if datamodule.mask_classes is None:
+        raise ValueError("the data have no masks; give mask_classes, and for a table mask_column")
+    images = RealImages(datamodule, split)
+    n = len(images)
+    masks = [
+        part.__getitems__(list(range(start, min(start + _READ, len(part)))))["mask"].byte()
+        for part in images.parts
+        for start in range(0, len(part), _READ)
+    ]
+    part = FeatureSet(name=split, images=images, features={}, labels=images.labels, n=n, rows=range(n))
+    return SegmentedImages(
+        images=images,
+        masks=torch.cat(masks),
+        rows=torch.arange(n),
+        groups=patients_of(part),
+        labels=part.labels if datamodule.label_space.kind == "single" else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +154,7 @@ class SegmenterModule(LightningModule):
     Args:
         recipe: Network and training.
         channels: Channels of the images.
-        classes: Number of classes, the background among them.
+        classes: Number of classes, the background among them; an attribute, too.
 
     Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
     segmentation", online methods.
@@ -133,6 +163,7 @@ class SegmenterModule(LightningModule):
     def __init__(self, recipe: SegmenterRecipe, channels: int, classes: int) -> None:
         super().__init__()
         self.recipe = recipe
+        self.classes = classes
         network = SegmentationUNet(channels, classes, width=recipe.width, levels=recipe.levels)
         self.network = network.to(memory_format=torch.channels_last)
 
@@ -165,9 +196,21 @@ class SegmenterModule(LightningModule):
 
 
 def train_segmenter(
-    train: Sequence[SegmentedImages], recipe: SegmenterRecipe, classes: int, *, seed: int = 0
+    train: Sequence[SegmentedImages],
+    recipe: SegmenterRecipe,
+    classes: int,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> SegmenterModule:
     """A segmentation network trained on several sets mixed.
+
+    Args:
+        train: Images with label maps.
+        recipe: Network and training.
+        classes: Number of classes, the background among them.
+        device: Where it trains and stays.
+        seed: First weights, order and augmentation.
 
     Raises:
         ValueError: If images have a size that the network cannot halve often enough.
@@ -182,6 +225,7 @@ def train_segmenter(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = SegmenterModule(recipe, images.shape[1], classes)
+        module.to(device)
         batches = Batches(train, recipe.augment, steps=recipe.steps, batch_size=recipe.batch_size, seed=seed)
         fit_quietly(module, batches, recipe.steps)
     return module.eval()
@@ -195,98 +239,80 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
         truth: The same.
         classes: Number of classes K.
 
+    Raises:
+        ValueError: If masks hold other numbers.
+
     Source: Dice 1945, "Measures of the amount of ecologic association between species".
     """
-    a, b = (F.one_hot(masks.long(), classes).flatten(1, 2).double() for masks in (predicted, truth))
-    found: Tensor = 2 * (a * b).sum(1) / (a + b).sum(1)  # 0 / 0 is NaN
-    return found[:, 1:]
+    a, b = (class_maps(masks, classes).flatten(2).double() for masks in (predicted, truth))
+    found: Tensor = 2 * (a * b).sum(2) / (a + b).sum(2)  # 0 / 0 is NaN
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationSetup:
-    """What all comparisons of segmentation share.
+class PatientScores:
+    """How well a segmentation network does on each patient: means over the patient's images.
 
     Attributes:
-        train: Real training images.
-        test: Real test images.
-        synthetic: Generated images with the masks they were asked for.
-        recipe: How networks are trained.
-        class_names: Names of the classes, the background first.
-        folds: Parts of the real training patients; each repetition leaves one out.
-        seeds: Repetitions of each fold.
+        patients: Their numbers, (P,) int64.
+        labels: What each is of, (P,) int64, taken from the first image; None where nothing is known.
+        dice: Of each class but the background, (P, K - 1) float64. NaN where no image of the patient has the class, and
+            for classes that no mask of the data has.
+        hausdorff: The same for the 95 % Hausdorff distance in pixels.
     """
 
-    train: SegmentedImages
-    test: SegmentedImages
-    synthetic: SegmentedImages
-    class_names: Sequence[str]
-    recipe: SegmenterRecipe = field(default_factory=SegmenterRecipe)
-    folds: int = 6
-    seeds: int = 1
+    patients: Tensor
+    labels: Tensor | None
+    dice: Tensor
+    hausdorff: Tensor
 
 
-def segmentation_utility(setup: SegmentationSetup, ratios: Sequence[float] = (0.5, 1.0)) -> list[Outcome]:
-    """Dice on real test patients after training on real images, with classical augmentation, with synthetic images.
+def patient_scores(segmenter: SegmenterModule, data: SegmentedImages, *, batch_size: int = 16) -> PatientScores:
+    """Dice and Hausdorff distance of a network's label maps against those of the data.
 
-    Synthetic images come from all training patients, so those of the fold that a repetition leaves out may have shaped
-    them; for the strict comparison give a generator that was trained on the same patients only.
+    Args:
+        segmenter: A trained network.
+        data: Images with the label maps to compare with.
+        batch_size: Images seen together.
 
     Raises:
-        ValueError: If sizes do not fit the network, or there are fewer patients than folds.
-
-    Source: Al Khalil et al. 2023, "On the usability of synthetic data for improving the robustness of deep
-    learning-based segmentation of cardiac magnetic resonance images".
+        ValueError: If masks hold classes that the network does not know.
     """
-    classes = len(setup.class_names)
-
-    def answers(train: Sequence[SegmentedImages], seed: int, recipe: SegmenterRecipe = setup.recipe) -> Tensor:
-        module = train_segmenter(train, recipe, classes, seed=seed)
-        parts = [setup.test.read([position]) for position in range(len(setup.test))]
-        return torch.cat([dice(module.masks(images), masks, classes) for images, masks in parts])
-
-    def mixed(real: SegmentedImages, seed: int, *, ratio: float) -> Tensor:
-        order = torch.randperm(len(setup.synthetic), generator=torch.Generator().manual_seed(seed))
-        return answers([real, setup.synthetic.subset(order[: round(ratio * len(real))])], seed)
-
-    ways: dict[str, Callable[[SegmentedImages, int], Tensor]] = {
-        "real": lambda real, seed: answers([real], seed),
-        "real + classical": lambda real, seed: answers([real], seed, replace(setup.recipe, augment=CLASSICAL)),
-    }
-    groups = setup.train.groups[setup.train.rows]
-    repetitions = [
-        (setup.train.subset(rows), seed)
-        for rows, seed in folds_without_one(torch.zeros_like(groups), groups, setup.folds, seeds=setup.seeds)
-    ]
-    for ratio in ratios:
-        if round(ratio * max(len(real) for real, _ in repetitions)) <= len(setup.synthetic):
-            ways[f"real + {ratio:g} x synthetic"] = partial(mixed, ratio=ratio)
-    patients = setup.test.groups[setup.test.rows].numpy()
-    names = setup.class_names[1:]
-    return compare_ways(ways, repetitions, partial(_outcome, patients=patients, names=names))
-
-
-def _outcome(name: str, runs: Sequence[Tensor], *, patients: NDArray[np.int64], names: Sequence[str]) -> Outcome:
-    """Means over test images, then classes, then repetitions."""
-    found = torch.stack(list(runs)).numpy()  # (runs, images, classes)
-
-    def mean(columns: Sequence[int]) -> Interval:
-        values = found[..., columns]
-        known, filled = np.isfinite(values), np.nan_to_num(values)
-
-        def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-            total = np.einsum("bn,rnk->brk", counts, filled)
-            weight = np.einsum("bn,rnk->brk", counts, known.astype(np.float64))
-            each = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-            result: NDArray[np.float64] = each.mean((1, 2))
-            return result
-
-        return bootstrap(statistic, patients)
-
-    everything = range(len(names))
-    per_label: Mapping[str, Interval] = {label: mean([k]) for k, label in enumerate(names)}
-    return Outcome(
-        name=name,
-        value=mean(everything),
-        per_label=per_label if len(names) > 1 else {},
-        runs=tuple(float(np.nanmean(run, axis=0).mean()) for run in found),
+    classes, values = segmenter.classes, []
+    shown = torch.zeros(classes - 1, dtype=torch.bool)
+    for start in range(0, len(data), batch_size):
+        images, masks = data.read(range(start, min(start + batch_size, len(data))))
+        predicted = segmenter.masks(images)
+        values.append(torch.stack([dice(predicted, masks, classes), hausdorff(predicted, masks, classes)], 1))
+        shown |= class_maps(masks, classes).any(0).flatten(1).any(1)
+    means = patient_means(torch.cat(values), data.groups[data.rows])
+    means[..., ~shown] = torch.nan
+    patients, first = np.unique(data.groups[data.rows].numpy(), return_index=True)
+    return PatientScores(
+        patients=torch.from_numpy(patients),
+        labels=None if data.labels is None else data.labels[data.rows[torch.from_numpy(first)]],
+        dice=means[:, 0],
+        hausdorff=means[:, 1],
     )
+
+
+def patient_means(values: Tensor, patients: Tensor) -> Tensor:
+    """Means over the images of each patient, in the order of their numbers, (P, ...); NaN does not count.
+
+    Args:
+        values: One row per image, (n, ...).
+        patients: Who each is of, (n,).
+    """
+    return torch.stack([values[patients == patient].nanmean(0) for patient in patients.unique()])
+
+
+def class_means(counts: NDArray[np.float64], values: Tensor) -> NDArray[np.float64]:
+    """The mean over classes, then that of each class, (r, 1 + K): a statistic for `bootstraps`.
+
+    Args:
+        counts: How often each patient was drawn in each resample, (r, P).
+        values: (P, K), NaN where a patient lacks a class.
+    """
+    weights = torch.from_numpy(counts)
+    each = (weights @ values.nan_to_num()) / (weights @ values.isfinite().double())  # NaN where no patient has it
+    return torch.cat([each.nanmean(1, keepdim=True), each], 1).numpy()

@@ -1,0 +1,84 @@
+"""How far the borders of label maps lie apart, in pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def hausdorff(predicted: Tensor, truth: Tensor, classes: int, *, quantile: float = 0.95) -> Tensor:
+    """Hausdorff distance of each image and class but the background in pixels, (B, K - 1).
+
+    The border of a class is made of its pixels with a neighbour above, below, left or right that is not of the class or
+    not in the image. Each border pixel of either mask has a distance to the nearest border pixel of the other. Of
+    these, the quantile is taken in each direction, and the larger one counts.
+
+    Args:
+        predicted: (B, H, W) class numbers.
+        truth: The same.
+        classes: Number of classes K.
+        quantile: 0.95 leaves out the farthest 5 %, which a few stray pixels may be; 1 gives the maximum.
+
+    Returns:
+        NaN where neither mask has the class. Where only one has it, the diagonal of the image, which is more than any
+        two pixels can be apart.
+
+    Raises:
+        ValueError: If shapes differ, masks hold other numbers than those of the classes, or `quantile` is not in
+            (0, 1].
+
+    Source: Huttenlocher et al. 1993, "Comparing images using the Hausdorff distance"; the quantile as in Menze et al.
+    2015, "The multimodal brain tumor image segmentation benchmark (BRATS)".
+    """
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile is {quantile}; give a number above 0 and at most 1, which is the maximum")
+    borders = [_borders(part) for part in (class_maps(predicted, classes), class_maps(truth, classes))]
+    if borders[0].shape != borders[1].shape:
+        raise ValueError(f"predicted is {tuple(predicted.shape)}, truth {tuple(truth.shape)}; give the same shapes")
+    found = torch.full(borders[0].shape[:2], torch.nan, dtype=torch.float64)
+    for image, k in (borders[0] | borders[1]).any(-1).any(-1).nonzero().tolist():
+        a, b = (border[image, k].nonzero().double() for border in borders)
+        found[image, k] = _distance(a, b, quantile) if len(a) and len(b) else math.hypot(*predicted.shape[-2:])
+    return found
+
+
+def class_maps(masks: Tensor, classes: int) -> Tensor:
+    """Which pixels show each class but the background, (B, K - 1, H, W) bool.
+
+    Args:
+        masks: (B, H, W) class numbers.
+        classes: Number of classes K.
+
+    Raises:
+        ValueError: If masks have another shape or hold other numbers.
+    """
+    if masks.dim() != 3 or masks.is_floating_point():
+        raise ValueError(
+            f"masks are {masks.dtype} of shape {tuple(masks.shape)}; give whole numbers of shape (B, H, W)"
+        )
+    if masks.numel() and not 0 <= int(masks.min()) <= int(masks.max()) < classes:
+        raise ValueError(
+            f"masks hold the numbers {int(masks.min())} to {int(masks.max())}; {classes} classes are 0 to {classes - 1}"
+        )
+    return F.one_hot(masks.long(), classes).movedim(-1, 1)[:, 1:].bool()
+
+
+def _borders(shown: Tensor) -> Tensor:
+    """Pixels with one of four neighbours outside, (B, K - 1, H, W) bool; the image ends at its edge."""
+    padded = F.pad(shown, (1, 1, 1, 1))
+    rows, columns = padded[..., 1:-1], padded[..., 1:-1, :]
+    inside = rows[..., :-2, :] & rows[..., 2:, :] & columns[..., :-2] & columns[..., 2:]
+    return shown & ~inside
+
+
+def _distance(a: Tensor, b: Tensor, quantile: float) -> float:
+    """Of border pixels (n, 2) and (m, 2) in float64."""
+    try:
+        from scipy.spatial import KDTree
+    except ImportError as error:
+        raise ImportError('Hausdorff distances need scipy; run: pip install "medgen[eval]"') from error
+    directed = (KDTree(there.numpy()).query(here.numpy())[0] for here, there in ((a, b), (b, a)))
+    return max(float(torch.from_numpy(distances).quantile(quantile)) for distances in directed)

@@ -1,0 +1,1 @@
+"""CycleGAN, images of one kind translated to another without pairs."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About, CheckpointError, write_checkpoint
 from medgen.families import FAMILIES, family_class
+from medgen.families.cyclegan import convert as cyclegan
 from medgen.families.medfusion import convert as medfusion
 from medgen.families.medfusion.official import convert_checkpoint
 from medgen.families.spade import convert as spade
@@ -48,6 +49,8 @@ COMPONENTS: Mapping[str, Component] = {
     "medfusion_unet_v1": Component(partial(medfusion.build_unet, kind="additive"), medfusion.load_weights),
     "medfusion_vae": Component(partial(medfusion.build_autoencoder, kind="kl"), medfusion.load_weights),
     "medfusion_vqvae": Component(partial(medfusion.build_autoencoder, kind="vq"), medfusion.load_weights),
+    "cyclegan_generator": Component(cyclegan.build_generator, cyclegan.load_generator_weights),
+    "cyclegan_discriminator": Component(cyclegan.build_discriminator, cyclegan.load_discriminator_weights),
     "spade_generator": Component(spade.build_synthesis, spade.load_synthesis_weights),
     "spade_inner_encoder": Component(spade.build_inner_style_encoder, spade.load_inner_style_encoder_weights),
     "spade_encoder": Component(spade.build_style_encoder, spade.load_style_encoder_weights),

@@ -77,6 +77,11 @@ ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
         licence="see its card: medgen info medfusion-cxr",
     ),
+    "stylegan2-cxr": ModelEntry(
+        family="stylegan2",
+        description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
+        licence="see its card: medgen info stylegan2-cxr",
+    ),
     "vqvae2-cxr": ModelEntry(
         family="vqvae2",
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",

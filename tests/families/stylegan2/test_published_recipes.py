@@ -4,8 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import medgen
 from medgen.families.stylegan2.generator import StyleGAN2Config
 from medgen.families.stylegan2.presets import PRESETS, auto
 from tests.tiny import data_arguments, fit
@@ -54,3 +56,18 @@ def test_a_recipe_trains_with_data_of_ones_own(table, tmp_path):
     size = ["--data.init_args.batch_size", "8"]
     folder = fit(recipe, "--data", str(data), *size, *labels, *smaller, *brief, *quiet)
     assert (folder / "published" / "discriminator.safetensors").is_file()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_bundled_model_is_fine_tuned_with_images_of_ones_own(table, tmp_path):
+    data = tmp_path / "data.yaml"
+    arguments = data_arguments(table, image_size=64, batch_size=8)
+    data.write_text(yaml.safe_dump({"class_path": "medgen.data.TableDataModule", "init_args": arguments}))
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text((FOLDER / "fine-tune-stylegan2.yaml").read_text())
+    brief = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(recipe.with_suffix(""))]
+    folder = fit(recipe, "--data", str(data), *brief, *quiet)
+    tuned, start = medgen.load(folder / "published"), medgen.load("stylegan2-cxr")
+    assert tuned.label_space.names == ("healthy", "ill")
+    torch.testing.assert_close(tuned.synthesis.start, start.synthesis.start, rtol=0, atol=0.02)

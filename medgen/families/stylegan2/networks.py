@@ -23,6 +23,7 @@ from medgen.families.stylegan2.layers import (
     modulated,
 )
 from medgen.families.stylegan2.resampling import separable_filter, upsample
+from medgen.nn.layout import training_layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +214,8 @@ class Synthesis(nn.Module):
             *noise: For each of the convolutions, coarse to fine, (B or 1, 1, h, w) or None.
         """
         # Convolutions and everything around them keep this layout, in which they run faster; weights have their own.
-        x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        layout = training_layout(styles.device)
+        x = self.start.expand(len(styles), -1, -1, -1).contiguous(memory_format=layout)
         x = self.second[0](x, styles[:, 0], noise[0])
         image: Tensor = self.to_image[0](x, styles[:, 1])
         for i in range(1, len(self.second)):
@@ -282,7 +284,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor, label: Tensor | None = None) -> Tensor:
         """Logits (B,) of images (B, C, H, W) in [-1, 1] and label vectors (B, num_labels)."""
-        x = self.from_image(images).contiguous(memory_format=torch.channels_last)  # as in synthesis
+        x = self.from_image(images).contiguous(memory_format=training_layout(images.device))  # as in synthesis
         for block in reversed(self.blocks):
             x = block(x)
         with torch.autocast(images.device.type, enabled=False):

@@ -164,13 +164,12 @@ class SegmenterModule(LightningModule):
         super().__init__()
         self.recipe = recipe
         self.classes = classes
-        network = SegmentationUNet(channels, classes, width=recipe.width, levels=recipe.levels)
-        self.network = network.to(memory_format=torch.channels_last)
+        # Not channels last, as elsewhere: instance norm would bring its input to the usual order and back each time.
+        self.network = SegmentationUNet(channels, classes, width=recipe.width, levels=recipe.levels)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""
-        images = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(images)
+        logits: Tensor = self.network((images - 0.5) / 0.25)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
+
+_GOLDEN = 0.618034
+"""Steps of the golden ratio round the circle of hues keep any number of colours apart."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -86,6 +90,17 @@ def save_images(images: Tensor, folder: str | Path, *, first_index: int = 0) -> 
     for image, path in zip(images, paths, strict=True):
         save_png(image, path)
     return paths
+
+
+def coloured(masks: Tensor, classes: int) -> Tensor:
+    """Label maps as pictures (B, 3, H, W) in [0, 1]: each class has its own hue, the background is black.
+
+    Args:
+        masks: (B, H, W) class numbers.
+        classes: Number of classes, the background among them.
+    """
+    hues = [colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.7, 1.0) for k in range(classes - 1)]
+    return torch.tensor([(0.0, 0.0, 0.0), *hues])[masks.long()].movedim(-1, 1)
 
 
 def image_grid(images: Tensor, *, columns: int, captions: Sequence[str] = (), scale: int = 1) -> Image.Image:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medgen.images import from_uint8, image_grid, save_images, save_png, to_pil, to_uint8
+from medgen.images import coloured, from_uint8, image_grid, save_images, save_png, to_pil, to_uint8
 
 
 def test_every_byte_survives_the_way_through_float():
@@ -102,3 +102,11 @@ def test_captions_are_drawn_under_the_images():
     grid = np.array(image_grid(images, columns=1, captions=["Edema", ""]))
     assert grid[20:34].max() > 0
     assert grid[54:].max() == 0
+
+
+def test_masks_of_other_classes_have_other_colours_on_black():
+    pictures = coloured(torch.arange(30).view(1, 5, 6), 30)
+    assert pictures.shape == (1, 3, 5, 6)
+    assert len(pictures.flatten(2)[0].T.unique(dim=0)) == 30
+    assert pictures[0, :, 0, 0].tolist() == [0, 0, 0]
+    assert pictures.flatten(2)[0, :, 1:].amax(0).min() == 1

@@ -120,7 +120,7 @@ class Augmentation:
         angle = math.radians(min(90.0, self.rotation_degrees)) + math.radians(min(45.0, self.shear_degrees))
         side = max(height, width)
         reach = side * (self.translation + (self.scaling + math.tan(min(angle, math.pi / 4))) / 2)
-        # Shifts are half of uniform noise in (-1, 1) after a Gaussian blur; six of its standard deviations are the most.
+        # Shifts are half of uniform noise in (-1, 1) after a blur; six of its standard deviations are the most.
         blurred = min(1.0, 6 / math.sqrt(3) / (2 * math.sqrt(math.pi) * self.elastic_smoothness))
         return min(math.ceil(reach + self.elastic_pixels / 2 * blurred), height - 1, width - 1)
 

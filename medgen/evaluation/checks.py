@@ -16,6 +16,7 @@ from medgen.evaluation.features import FeatureNetwork
 from medgen.evaluation.networks import feature_network
 from medgen.evaluation.run import Opened, real_features
 from medgen.evaluation.scores import Score
+from medgen.evaluation.segmentation import SegmentedImages, SegmenterRecipe, segmented_images
 from medgen.evaluation.sets import FeatureSet, RealImages, patients_of
 from medgen.labels import LabelSpace
 
@@ -81,6 +82,7 @@ class Settings:
         seed: Seed of everything drawn.
         batch_size: Images seen together.
         recipe: How the classifiers of utility and bias are trained.
+        segmenter: How the segmentation network of consistency is trained.
         folds: Repetitions of each, on other training patients.
         seeds: Repetitions of each fold.
         hide: Boxes that bias hides; without any, the borders. See `medgen.evaluation.saliency.without_boxes`.
@@ -92,6 +94,7 @@ class Settings:
     seed: int = 0
     batch_size: int = 16
     recipe: ClassifierRecipe = field(default_factory=ClassifierRecipe)
+    segmenter: SegmenterRecipe = field(default_factory=SegmenterRecipe)
     folds: int = 8
     seeds: int = 1
     hide: Sequence[tuple[float, float, float, float]] = ()
@@ -148,6 +151,10 @@ class Case:
         images = RealImages(self.datamodule, split)
         n = len(images)
         return FeatureSet(name=split, images=images, features={}, labels=images.labels, n=n, rows=range(n))
+
+    def segmented(self, split: str) -> SegmentedImages:
+        """Real images of a split with their masks."""
+        return segmented_images(self.datamodule, split)
 
     def labelled(self, part: FeatureSet) -> LabelledImages:
         """A set for classifiers, without images of unknown class."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 _ARGUMENTS = {
     *("sources", "data", "out", "metrics", "n", "split", "seed", "network", "weights", "batch_size", "device", "help"),
-    *("recipe", "folds", "seeds", "hide", "patients"),
+    *("recipe", "folds", "seeds", "hide", "segmenter", "patients"),
 }
 
 
@@ -18,6 +18,7 @@ def main(args: Sequence[str]) -> None:
     from medgen.cli import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.report import report
+    from medgen.evaluation.segmentation import SegmenterRecipe
 
     parser = ArgumentParser(
         prog="medgen evaluate",
@@ -53,6 +54,12 @@ def main(args: Sequence[str]) -> None:
         help="boxes that bias hides: [[left, top, right, bottom], ...], shares of width and height; default: borders",
     )
     parser.add_argument(
+        "--segmenter",
+        type=SegmenterRecipe | None,
+        default=None,
+        help="network of consistency, such as --segmenter.steps 1000, or a YAML file",
+    )
+    parser.add_argument(
         "--patients",
         type=bool,
         default=True,
@@ -61,10 +68,10 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
     own, options = split_options(args, _ARGUMENTS)
     cfg = parser.parse_args(own)
-    datamodule = parser.instantiate(cfg).data
+    objects = parser.instantiate(cfg)
     scores = report(
         cfg.sources,
-        datamodule,
+        objects.data,
         cfg.out,
         cfg.metrics,
         n=cfg.n,
@@ -78,6 +85,7 @@ def main(args: Sequence[str]) -> None:
         folds=cfg.folds,
         seeds=cfg.seeds,
         hide=cfg.hide,
+        segmenter=objects.segmenter,
         patients=cfg.patients,
         command=shlex.join(["medgen", "evaluate", *args]),
         **options,

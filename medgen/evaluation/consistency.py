@@ -25,6 +25,7 @@ from medgen.evaluation.segmentation import (
     patient_means,
     patient_scores,
 )
+from medgen.evaluation.sets import ImageSet, batches
 
 
 class Agreement(NamedTuple):
@@ -148,8 +149,8 @@ class StyleAgreement:
 
 def style_agreement(
     segmenter: SegmenterModule,
-    images_a: Tensor,
-    images_b: Tensor,
+    images_a: ImageSet | Tensor,
+    images_b: ImageSet | Tensor,
     *,
     groups: Tensor | None = None,
     batch_size: int = 16,
@@ -166,17 +167,17 @@ def style_agreement(
     Raises:
         ValueError: If shapes differ, or groups are not one for each image.
     """
-    if images_a.shape != images_b.shape:
-        raise ValueError(
-            f"images_a is {tuple(images_a.shape)}, images_b {tuple(images_b.shape)}; give the same masks in two styles"
-        )
+    shapes = [(len(images), *images[0:1].shape[1:]) for images in (images_a, images_b)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"images_a is {shapes[0]}, images_b {shapes[1]}; give the same masks in two styles")
     if groups is not None and len(groups) != len(images_a):
         raise ValueError(f"groups has {len(groups)} entries for {len(images_a)} images; give one for each")
-    pairs = list(zip(images_a.split(batch_size), images_b.split(batch_size), strict=True))
-    overlap = torch.cat([dice(segmenter.masks(a), segmenter.masks(b), segmenter.classes) for a, b in pairs])
-    moved = torch.cat([intensity_distance(a, b) for a, b in pairs])
+    rows, values = range(len(images_a)), []
+    for a, b in zip(batches(images_a, rows, batch_size), batches(images_b, rows, batch_size), strict=True):
+        overlap = dice(segmenter.masks(a), segmenter.masks(b), segmenter.classes)
+        values.append(torch.cat([intensity_distance(a, b)[:, None], overlap], 1))
     patients = torch.arange(len(images_a)) if groups is None else groups
-    means = patient_means(torch.cat([moved[:, None], overlap], 1), patients)
+    means = patient_means(torch.cat(values), patients)
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([class_means(counts, means[:, :1])[:, 1:], class_means(counts, means[:, 1:])], axis=1)

@@ -23,6 +23,7 @@ from medgen.evaluation.page import all_scores, write_page
 from medgen.evaluation.run import Opened, check_size, compare, measurable, measure, opened, warn_of_bias
 from medgen.evaluation.saliency import Box, checked_boxes
 from medgen.evaluation.scores import Score
+from medgen.evaluation.segmentation import SegmenterRecipe
 from medgen.evaluation.sets import RealImages, StoredImages, known_and_positive, open_source
 from medgen.evaluation.suite import CHECKS, obstacle
 from medgen.generator import Generator
@@ -79,6 +80,7 @@ def report(
     folds: int = 8,
     seeds: int = 1,
     hide: Sequence[Box] = (),
+    segmenter: SegmenterRecipe | None = None,
     patients: bool = True,
     command: str = "",
     **options: Any,
@@ -105,6 +107,7 @@ def report(
         seeds: Repetitions of each fold.
         hide: Boxes that ``bias`` hides, each left, top, right and bottom as shares of width and height; without any it
             hides the borders.
+        segmenter: How the segmentation network of ``consistency`` is trained; None for the default.
         patients: Whether the report shows real images; without them it can be shared where the data may not.
         command: What the page says how to get it again.
         **options: Sampling options of the family, such as ``steps``.
@@ -149,6 +152,7 @@ def report(
         folds=folds,
         seeds=seeds,
         hide=checked_boxes(hide),
+        segmenter=segmenter or SegmenterRecipe(),
     )
     judged: list[Judged] = []
     about = {
@@ -264,13 +268,11 @@ def _chosen(
         ImportError: If it needs a package that is missing.
     """
     asked = [*METRICS, *CHECKS] if metrics is None else metrics
-    has_train = "train" in datamodule.table.splits
     chosen = []
     for name in asked:
         blocked: Exception | None = None
         if name in CHECKS:
-            kind, labelled = datamodule.label_space.kind, judged.labels is not None
-            blocked = obstacle(name, kind, split, has_train, judged.generator is not None, labelled)
+            blocked = obstacle(name, judged, datamodule, split)
         elif fewest < METRICS[name].least:
             blocked = ValueError(f"{name} needs at least {METRICS[name].least} images in each set; there are {fewest}")
         if blocked is None:

@@ -124,6 +124,30 @@ MEANINGS: dict[str, Meaning] = {
         0,
         "Sets of equal size; a generated class is to lie nearest to its own.",
     ),
+    "consistency_dice": Meaning(
+        "labels", "Dice of masks", 1, "How well a segmentation network of real images finds the asked-for masks."
+    ),
+    "consistency_dice_ratio": Meaning(
+        "labels", "Dice of masks, by that of real", 0, "1 where images show their masks as clearly as real ones do."
+    ),
+    "consistency_hausdorff": Meaning(
+        "labels", "Hausdorff distance of masks", -1, "How far that network's borders lie from the masks', in pixels."
+    ),
+    "consistency_hausdorff_ratio": Meaning(
+        "labels", "Hausdorff distance, by that of real", 0, "1 where images place borders as well as real ones do."
+    ),
+    "style_dice": Meaning(
+        "labels",
+        "Dice of two styles",
+        1,
+        "What that network sees of one mask; 1 where a style leaves anatomy alone.",
+    ),
+    "style_intensity": Meaning(
+        "labels",
+        "Intensities of two styles",
+        0,
+        "How far a style moves them, in a range of 1; 0 where it moves none.",
+    ),
     "prevalence": Meaning("labels", "Label prevalence", 0, "How often a classifier of real images sees the label."),
     "prevalence_difference": Meaning(
         "labels", "Prevalence, generated less real", 0, "Below 0, the generator drops the label."

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from medgen.evaluation.checks import Case, Check, Figure, Findings
 from medgen.evaluation.classifier import train_classifier
 from medgen.evaluation.comparisons import Outcome
 from medgen.evaluation.conditional import inception_scores, label_aucs, label_prevalences
+from medgen.evaluation.consistency_check import consistency_check, masks_obstacle
 from medgen.evaluation.controls import class_distances, controls, zero_point
 from medgen.evaluation.copies import near_copies
 from medgen.evaluation.efficiency import efficiency
@@ -32,12 +34,15 @@ from medgen.evaluation.privacy import (
     training_cells,
 )
 from medgen.evaluation.reconstruction import reconstruction
-from medgen.evaluation.run import measurable, measure
+from medgen.evaluation.run import Opened, measurable, measure
 from medgen.evaluation.saliency import border_share, mean_saliency, saliency_picture, without_borders, without_boxes
 from medgen.evaluation.scores import Score, score
 from medgen.evaluation.sets import FeatureSet, known_and_positive, patients_of
 from medgen.evaluation.variety import LEAST_SIDE, lossless_bytes, mean_image, pair_similarity
 from medgen.images import image_grid
+
+if TYPE_CHECKING:
+    from medgen.data.base import ImageDataModule
 
 CLASS_LEAST = 20
 """Images a class needs on each side for numbers of its own."""
@@ -416,6 +421,7 @@ class Entry:
         labels: Whether it needs classes or findings.
         train: Whether it needs a train split apart from the compared one.
         generator: Whether it needs a generator, not only images.
+        masks: Whether it needs data with masks, and a generator that takes such masks.
         packages: Modules it needs.
         shared: Whether it is about the real images, so that once does for all that are judged.
     """
@@ -424,6 +430,7 @@ class Entry:
     labels: bool = False
     train: bool = True
     generator: bool = False
+    masks: bool = False
     packages: tuple[str, ...] = ()
     shared: bool = False
 
@@ -437,6 +444,7 @@ CHECKS: Mapping[str, Entry] = {
     "inception_score": Entry(run=_inception_score, labels=True, packages=("sklearn",)),
     "label_auc": Entry(run=_label_auc, labels=True, packages=("sklearn",)),
     "prevalence": Entry(run=_prevalence, labels=True, packages=("sklearn",)),
+    "consistency": Entry(run=consistency_check, generator=True, masks=True, packages=("scipy",)),
     "privacy": Entry(run=_privacy, packages=("matplotlib", "scipy", "sklearn")),
     "reconstruction": Entry(run=reconstruction, train=False, generator=True),
     "likelihood": Entry(run=likelihood, train=False, generator=True),
@@ -447,30 +455,28 @@ CHECKS: Mapping[str, Entry] = {
 """What a report holds beside the metrics on features."""
 
 
-def obstacle(
-    name: str, case_labels: str, split: str, has_train: bool, is_generator: bool, labelled: bool
-) -> Exception | None:
-    """Why a check cannot be made of these data, or None.
+def obstacle(name: str, judged: Opened, datamodule: ImageDataModule, split: str) -> Exception | None:
+    """Why a check cannot be made, or None.
 
     Args:
         name: Name of the check.
-        case_labels: Kind of the data's labels.
+        judged: What is judged.
+        datamodule: The real data.
         split: The real images.
-        has_train: Whether the data have a train split.
-        is_generator: Whether a generator is judged.
-        labelled: Whether the judged images have labels.
     """
-    entry = CHECKS[name]
+    entry, kind = CHECKS[name], datamodule.label_space.kind
     if entry.train and "train" in split.split("+"):
         return ValueError(f"split is {split!r}; {name} compares with training images, so leave train out of split")
-    if entry.train and not has_train:
+    if entry.train and "train" not in datamodule.table.splits:
         return ValueError(f"the data have no train split; {name} needs it")
-    if entry.labels and case_labels not in ("single", "multi"):
-        return ValueError(f"the data's labels are {case_labels!r}; {name} asks for classes")
-    if entry.labels and not labelled:
+    if entry.labels and kind not in ("single", "multi"):
+        return ValueError(f"the data's labels are {kind!r}; {name} asks for classes")
+    if entry.labels and judged.labels is None:
         return ValueError(f"the images have no labels, which {name} needs; {HOW_TO_LABEL}")
-    if entry.generator and not is_generator:
+    if entry.generator and judged.generator is None:
         return ValueError(f"{name} needs a generator, but images were given")
+    if entry.masks and judged.generator and (reason := masks_obstacle(judged.generator, datamodule)):
+        return ValueError(f"{name} needs masks that the generator can be asked for, but {reason}")
     if missing := [module for module in entry.packages if find_spec(module) is None]:
         return ImportError(f'{name} needs {", ".join(missing)}; run: pip install "medgen[eval]"')
     return None

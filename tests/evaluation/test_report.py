@@ -241,7 +241,9 @@ def test_an_error_in_a_check_loses_no_score(folder, datamodule, network, tmp_pat
 
 
 def test_an_unknown_metric_is_refused_with_all_names(folder, datamodule, tmp_path):
-    with pytest.raises(ValueError, match=r"'fid' is unknown; use frechet_distance.*label_auc, prevalence, privacy"):
+    with pytest.raises(
+        ValueError, match=r"'fid' is unknown; use frechet_distance.*label_auc, prevalence, consistency, privacy"
+    ):
         report(folder, datamodule, tmp_path, ["fid"])
 
 

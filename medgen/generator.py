@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -145,10 +145,10 @@ class Generator(nn.Module, ABC):
         """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Refuse sampling options that this family does not have, or that are of another type.
+        """Refuse sampling options that this family does not have, or that are of another type or out of range.
 
         Raises:
-            ValueError: Naming the option and those there are.
+            ValueError: Naming the option, and those there are or what it may be.
         """
         parameters = inspect.signature(self._sample).parameters
         known = {name: str(p.annotation) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -160,6 +160,17 @@ class Generator(nn.Module, ABC):
             kinds = [_PLAIN_TYPES.get(part, object) for part in known[name].split(" | ")]
             if not any(isinstance(value, kind) for kind in kinds):
                 raise ValueError(f"sampling option {name} is {value!r}; it is of type {known[name]}")
+        self._check_values(**options)
+
+    def _check_values(self, **options: Any) -> None:
+        """Refuse values of options that are out of range whatever the images; for families to override.
+
+        Runs begin with it, so that a mistake costs neither a progress bar nor, in training, the epochs before the first
+        samples.
+
+        Raises:
+            ValueError: Naming the option and what it may be.
+        """
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
         """Options as `_sample` takes them, for images with these numbers; what differs between them as `PerImage`.
@@ -212,8 +223,7 @@ class Generator(nn.Module, ABC):
             raise ValueError(f"batch_size is {batch_size}; use at least 1")
         if first_index < 0:
             raise ValueError(f"first_index is {first_index}; images are numbered from 0")
-        if precision not in ("float32", "bf16"):
-            raise ValueError(f"precision is {precision!r}; use 'float32' or 'bf16'")
+        check_precision(precision)
         self.check_options(options)
         condition = self.label_space.resolve(label, n)
         prepared = self._prepare(options, range(first_index, first_index + n))
@@ -319,6 +329,16 @@ class Generator(nn.Module, ABC):
         from medgen.hub import push
 
         return push(self, repo, private=private, message=message)
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what is no `Precision`.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision!r}; use {' or '.join(map(repr, get_args(Precision)))}")
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
-from medgen.generator import Generator, Precision
+from medgen.generator import Generator, Precision, check_precision
 from medgen.images import from_uint8, image_grid, save_png
 from medgen.noise import whole_number
 
@@ -92,10 +92,11 @@ def sample_to_folder(
         raise ValueError(f"n is {n}; ask for at least one image")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; use at least 1")
+    check_precision(run.precision)
     generator.check_options(run.options)
     names = [_display_name(generator, run.label_of(i)) for i in range(len(run.labels) or 1)]
     target = Path(folder)
-    request = _request(generator, run)
+    request = _request(generator, run, names)
     _refuse_others(target, request)
     pending = [
         chunk
@@ -179,12 +180,14 @@ def _missing(folder: Path, indices: range) -> Iterator[range]:
         yield range(start, indices.stop)
 
 
-def _request(generator: Generator, run: SamplingRun) -> dict[str, object]:
+def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> dict[str, object]:
+    # A class has many spellings, and all are the same run; numbers stay as typed, since tables round them.
+    labels = run.labels if generator.label_space.kind == "continuous" else names if run.labels else ()
     return {
         "checkpoint": generator.source,
         "revision": generator.revision,
         "seed": run.seed,
-        "labels": list(run.labels),
+        "labels": list(labels),
         "precision": run.precision,
         "options": {name: value for name, value in run.options.items() if name != "progress"},  # changes no image
     }

@@ -176,6 +176,7 @@ def test_sample_again_draws_only_what_is_missing(command, model, tmp_path):
         (["--stepz", "3"], "sampling option stepz is unknown to medfusion"),
         (["--steps", "many"], "sampling option steps is 'many'; it is of type int"),
         (["--steps", "2.5"], "sampling option steps is 2.5; it is of type int"),
+        (["--steps", "0"], "steps is 0; this schedule allows 1 to 10"),
         (["--eta", "none"], "sampling option eta is 'none'"),
         (["--precision", "fp8"], "precision is 'fp8'"),
         (["--sampler", "magic"], "sampler 'magic' is unknown"),
@@ -186,9 +187,9 @@ def test_sample_again_draws_only_what_is_missing(command, model, tmp_path):
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(command, model, tmp_path, arguments, message):
     folder = tmp_path / "new"
-    status, out, err = command("sample", model, "--out", folder, "--quiet", "true", *arguments)
+    status, out, err = command("sample", model, "--out", folder, *arguments)
     assert (status, out) == (1, "")
-    assert err.startswith("medgen sample: ")
+    assert err.startswith("medgen sample: ")  # and with no progress bar
     assert message in err
     assert err.count("\n") == 1
     assert not folder.exists()

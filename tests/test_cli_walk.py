@@ -155,10 +155,14 @@ def test_a_family_without_styles_is_refused(command, tmp_path, monkeypatch, argu
 # Mix
 
 
+def opened(path):
+    with Image.open(path) as file:
+        return np.array(file, int)
+
+
 def cells(path, rows, columns):
     """The pictures of a grid, (rows, columns, 128, 128); a caption is under each."""
-    with Image.open(path) as file:
-        pixels = np.array(file, int)
+    pixels = opened(path)
     assert pixels.shape == (rows * (128 + 14 + 4) + 4, columns * (128 + 4) + 4)
     return np.stack(
         [
@@ -199,6 +203,24 @@ def test_a_mix_can_have_a_label_for_rows_and_one_for_columns(command, model, gen
     for cell, expected in ((found[1, 0], styles[0]), (found[0, 1], styles[1]), (found[1, 1], half)):
         assert np.abs(cell - picture(generator.synthesize(expected))).max() <= 1
     assert np.abs(found[1, 0] - found[0, 1]).max() > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row", "columns"),
+    [
+        ([], "seed 1", ["seed 2", "seed 13"]),
+        (["--labels", "FINDING"], "seed 1, finding", ["seed 2, finding", "seed 13, finding"]),
+        (["--labels", "0,1"], "seed 1, no finding", ["seed 2, finding", "seed 13, finding"]),
+    ],
+)
+def test_the_captions_of_a_mix_are_seeds_and_labels(command, model, tmp_path, arguments, row, columns):  # noqa: F811
+    out = tmp_path / "mix.png"
+    assert command("mix", model, "--out", out, "--rows", 1, "--columns", "2,13", *arguments, *QUIET)[0] == 0
+    captions = ["", *columns, row, "", ""]
+    expected = np.array(image_grid(torch.zeros(6, 1, 16, 16), columns=3, captions=captions, scale=SCALE), int)
+    found = opened(out)
+    for top in (132, 132 + 146):
+        assert np.array_equal(found[top : top + 14], expected[top : top + 14])
 
 
 def test_a_mix_says_what_it_did_and_where_it_comes_from(command, model, tmp_path):  # noqa: F811

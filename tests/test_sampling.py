@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from medgen.families import family_class
 from medgen.generator import Generator
 from medgen.images import to_uint8
 from medgen.sampling import COLUMNS, SamplingRun, sample_to_folder, write_grid
@@ -190,6 +191,27 @@ def test_two_runs_are_not_mixed(whole, generator, run, change, message):
     assert contents(whole) == before
 
 
+def test_spellings_of_a_class_are_the_same_run(whole, generator):
+    before = contents(whole)
+    sample_to_folder(generator, 6, whole, SamplingRun(seed=5, labels=("HEALTHY", "1"), options=STEPS), progress=False)
+    assert contents(whole) == before
+    assert json.loads(before["run.json"])["labels"] == ["healthy", "ill"]
+
+
+def test_numbers_that_tables_round_alike_are_two_runs(tmp_path):
+    first, second = (SamplingRun(seed=0, labels=(age,), options=STEPS) for age in ("63.00012", "63.00013"))
+    sample_to_folder(tiny_generator("continuous"), 1, tmp_path, first, progress=False)
+    with pytest.raises(FileExistsError, match=r"labels \['63.00012'\] there, \['63.00013'\] asked for"):
+        sample_to_folder(tiny_generator("continuous"), 1, tmp_path, second, progress=False)
+
+
+def test_no_findings_and_no_condition_are_two_runs(tmp_path):
+    first, second = (SamplingRun(seed=0, labels=labels, options=STEPS) for labels in ((), ("",)))
+    sample_to_folder(tiny_generator("multi"), 1, tmp_path, first, progress=False)
+    with pytest.raises(FileExistsError, match=r"labels \[\] there, \[''\] asked for"):
+        sample_to_folder(tiny_generator("multi"), 1, tmp_path, second, progress=False)
+
+
 @pytest.mark.parametrize("field", ["source", "revision"])
 def test_images_of_two_checkpoints_are_not_mixed(whole, generator, run, field):
     setattr(generator, field, "other")
@@ -222,6 +244,29 @@ def test_bad_input_is_refused_and_nothing_written(generator, tmp_path, n, change
     with pytest.raises(ValueError, match=message):
         sample_to_folder(generator, n, folder, run, progress=False)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"),
+    [
+        ("medfusion", "steps", 0),
+        ("medfusion", "eta", 2.0),
+        ("medfusion", "decode_batch", 0),
+        ("stylegan2", "truncation", 9),
+        ("stylegan2", "layer_noise", "const"),
+        ("stylegan3", "truncation_layers", -1),
+        ("stylegan3", "center", "mean"),
+        ("vqvae2", "temperature", 0.0),
+        ("vqvae2", "bottom_top_p", 2.0),
+    ],
+)
+def test_values_out_of_range_are_told_before_the_progress_bar(tmp_path, capsys, family, name, value):
+    kind = family_class(family)
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; use|steps is 0; this schedule allows"):
+        sample_to_folder(
+            kind(kind.config_class.tiny()), 1, tmp_path / "new", SamplingRun(seed=0, options={name: value})
+        )
+    assert capsys.readouterr().err == ""
 
 
 def test_a_label_for_an_unconditional_model_is_refused(tmp_path):

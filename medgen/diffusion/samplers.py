@@ -43,8 +43,7 @@ def ddim(
 
     Source: Song et al. 2021, "Denoising diffusion implicit models", eq. 12 and 16.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}; use 0 (deterministic) to 1 (as noisy as ancestral sampling)")
+    check_eta(eta)
     visited = schedule.timesteps(steps) if times is None else check_times(times, schedule)
     x = noise.normal(*shape)
     for t, t_next in pairwise([*visited, -1]):
@@ -55,6 +54,16 @@ def ddim(
         if sigma > 0:
             x = x + sigma * noise.normal(*shape)
     return x
+
+
+def check_eta(eta: float) -> None:
+    """Refuse a noise that `ddim` cannot add.
+
+    Raises:
+        ValueError: If it is not between 0 and 1.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}; use 0 (deterministic) to 1 (as noisy as ancestral sampling)")
 
 
 def ancestral(

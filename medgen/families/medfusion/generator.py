@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from medgen.diffusion.denoiser import NetworkDenoiser, Objective, guided
-from medgen.diffusion.samplers import find_sampler
+from medgen.diffusion.samplers import check_eta, find_sampler
 from medgen.diffusion.schedule import BetaStrategy, NoiseSchedule
 from medgen.families.medfusion.attention import AttentionKind
 from medgen.families.medfusion.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
@@ -210,6 +210,29 @@ class MedfusionGenerator(Generator, family="medfusion"):
         decoder = for_inference(self.autoencoder.decoder)
         return decoder(self.autoencoder.settle(latent * self.latent_std + self.latent_mean))
 
+    def _check_values(
+        self,
+        *,
+        steps: int | None = None,
+        eta: float | None = None,
+        guidance: float = 1.0,
+        negative_label: Label = None,
+        sampler: str = "ddim",
+        decode_batch: int = 16,
+        **others: Any,
+    ) -> None:
+        if steps is not None:
+            self.schedule.timesteps(steps)
+        find_sampler(sampler)
+        if eta is not None and sampler != "ddim":
+            raise ValueError(f"eta is an option of sampler 'ddim', not of {sampler!r}")
+        if eta is not None:
+            check_eta(eta)
+        if decode_batch < 1:
+            raise ValueError(f"decode_batch is {decode_batch}; use at least 1")
+        if negative_label is not None and guidance == 1:
+            raise ValueError("negative_label has no effect at guidance 1; use a larger guidance")
+
     def _sample(
         self,
         label: Tensor | None,
@@ -236,17 +259,11 @@ class MedfusionGenerator(Generator, family="medfusion"):
         """
         steps = min(_PUBLISHED_STEPS, self.config.timesteps) if steps is None else steps
         extra = {} if eta is None else {"eta": eta}
-        if extra and sampler != "ddim":
-            raise ValueError(f"eta is an option of sampler 'ddim', not of {sampler!r}")
-        if decode_batch < 1:
-            raise ValueError(f"decode_batch is {decode_batch}; use at least 1")
         if guidance != 1 and label is None:
             raise ValueError(
                 f"guidance is {guidance}, but there is no label to guide by; give one or leave guidance at 1"
             )
         negative = self.label_space.resolve(negative_label, len(noise))
-        if negative is not None and guidance == 1:
-            raise ValueError("negative_label has no effect at guidance 1; use a larger guidance")
         network = guided(
             for_inference(self.unet),
             label,

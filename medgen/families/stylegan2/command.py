@@ -100,8 +100,11 @@ def mix(args: Sequence[str]) -> None:
     top, left, inside = images.split([len(fine), len(coarse), len(fine) * len(coarse)])
     blank = torch.zeros_like(images[:1])
     lines = [torch.cat([left[i : i + 1], part]) for i, part in enumerate(inside.split(len(fine)))]
-    captions = ["", *(f"seed {seed}" for seed in seeds[1])]
-    captions += [text for seed in seeds[0] for text in (f"seed {seed}", *[""] * len(fine))]
+    rows, columns = (
+        [_caption(generator, seed, label) for seed in part]
+        for part, label in zip(seeds, (labels[0], labels[-1]), strict=True)
+    )
+    captions = ["", *columns, *(text for row in rows for text in (row, *[""] * len(fine)))]
     sheet = image_grid(torch.cat([blank, top, *lines]), columns=len(fine) + 1, captions=captions, scale=_scale(images))
     target.parent.mkdir(parents=True, exist_ok=True)
     text = _origin(generator, [*seeds[0], *seeds[1]], cfg.labels) | {"layer": str(layer)}
@@ -117,7 +120,7 @@ def _parser(verb: str, about: str) -> Any:
     parser = ArgumentParser(prog=f"medgen {verb}", description=about)
     parser.add_argument("name", help="a name of medgen list, a checkpoint folder, or org/repo[@revision]")
     parser.add_argument(
-        "--truncation", type=float, default=1.0, help="how far styles go from the average: less is more typical"
+        "--truncation", type=float, default=1.0, help="how far styles go from the average, 0 to 2: less is more typical"
     )
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn together")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
@@ -155,6 +158,12 @@ def _labels(generator: Generator, text: str | None) -> list[Label]:
         (label,) = labels_per_image(generator, [part.strip()])
         found.append(label)
     return found
+
+
+def _caption(generator: Generator, seed: int, label: Label) -> str:
+    space = generator.label_space
+    (name,) = space.describe(space.resolve(label, 1), 1)
+    return f"seed {seed}, {name}" if name else f"seed {seed}"
 
 
 def _drawn(generator: StyledGenerator, styles: Tensor, cfg: Any) -> Tensor:

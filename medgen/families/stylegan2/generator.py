@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -159,6 +159,7 @@ class StyledGenerator(Generator):
         truncation: float = 1.0,
         truncation_layers: int | None = None,
         center: Center = "label",
+        **others: Any,
     ) -> Tensor:
         """The styles (n, num_styles, w_dim) of the images that `sample` draws with the same arguments.
 
@@ -170,17 +171,36 @@ class StyledGenerator(Generator):
             truncation: See `_sample` of the family.
             truncation_layers: See `_sample` of the family.
             center: See `_sample` of the family.
+            **others: Further options of `sample`; no style depends on them.
 
         Raises:
-            ValueError: If an argument is out of range.
+            ValueError: If an argument is out of range or unknown to this model.
         """
         if n < 1:
             raise ValueError(f"n is {n}; ask for at least one image")
+        own = {"truncation": truncation, "truncation_layers": truncation_layers, "center": center}
+        self.check_options(own | others)
         condition = self.label_space.resolve(label, n)
         condition = None if condition is None else condition.to(self.device)
         noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
         with evaluating(self):
             return self._styles(condition, noise, truncation, truncation_layers, center)
+
+    def _check_values(
+        self,
+        *,
+        truncation: float = 1.0,
+        truncation_layers: int | None = None,
+        center: str = "label",
+        **others: Any,
+    ) -> None:
+        super()._check_values(**others)
+        if not 0 <= truncation <= 2:
+            raise ValueError(f"truncation is {truncation}; use 0 (the average image) to 1 (none), at most 2")
+        if truncation_layers is not None and not 0 <= truncation_layers <= self.num_styles:
+            raise ValueError(f"truncation_layers is {truncation_layers}; use 0 to {self.num_styles}, or None for all")
+        if center not in get_args(Center):
+            raise ValueError(f"center is {center!r}; use 'label' or 'all'")
 
     @abstractmethod
     def draw(self, styles: Tensor) -> Tensor:
@@ -215,13 +235,6 @@ class StyledGenerator(Generator):
     def _styles(
         self, label: Tensor | None, noise: NoiseSource, truncation: float, layers: int | None, center: str
     ) -> Tensor:
-        count = self.num_styles
-        if not 0 <= truncation <= 2:
-            raise ValueError(f"truncation is {truncation}; use 0 (the average image) to 1 (none), at most 2")
-        if layers is not None and not 0 <= layers <= count:
-            raise ValueError(f"truncation_layers is {layers}; use 0 to {count}, or None for all")
-        if center not in get_args(Center):
-            raise ValueError(f"center is {center!r}; use 'label' or 'all'")
         if label is None and self.config.needs_label:
             raise ValueError(
                 f"there is no label, but this model was trained with labels only; give one of "
@@ -230,7 +243,7 @@ class StyledGenerator(Generator):
         with torch.autocast(noise.device.type, enabled=False):
             vector = label_vector(label, self.label_space, len(noise), noise.device)
             style: Tensor = self.mapping(noise.normal(self.z_dim), vector)
-            styles = style[:, None].repeat(1, count, 1)
+            styles = style[:, None].repeat(1, self.num_styles, 1)
             if truncation == 1:
                 return styles
             if center == "all" and label is not None:
@@ -280,8 +293,9 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
             seed: Seed of ``random`` noise.
 
         Raises:
-            ValueError: If styles are of another shape.
+            ValueError: If styles are of another shape, or there is no such noise.
         """
+        self._check_values(layer_noise=layer_noise)
         styles = self._every_style(styles)
         noise = NoiseSource(seed, range(len(styles)), self.device)
         with evaluating(self):
@@ -315,9 +329,12 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
         styles = self._styles(label, noise, truncation, truncation_layers, center)
         return for_inference(self.synthesis)(styles, *self._layer_noise(layer_noise, noise))
 
+    def _check_values(self, *, layer_noise: str = "random", **others: Any) -> None:
+        super()._check_values(**others)
+        if layer_noise not in get_args(LayerNoise):
+            raise ValueError(f"layer_noise is {layer_noise!r}; use one of {', '.join(get_args(LayerNoise))}")
+
     def _layer_noise(self, kind: str, noise: NoiseSource) -> list[Tensor | None]:
-        if kind not in get_args(LayerNoise):
-            raise ValueError(f"layer_noise is {kind!r}; use one of {', '.join(get_args(LayerNoise))}")
         if kind == "fixed":
             return self.synthesis.fixed_noise()
         sizes = self.synthesis.noise_sizes()

@@ -233,9 +233,16 @@ class VQVAE2Generator(Generator, family="vqvae2"):
             }
 
     def bits_of(self, images: Tensor, label: Label = None) -> Tensor:
-        """Bits per dimension of the codes of images (B, C, H, W) in [0, 1], over both maps, (B,).
+        """Bits per dimension of the codes of images, over both maps, (B,).
 
         The more, the less likely the generator finds an image; what the autoencoder leaves out of it is not seen.
+
+        Args:
+            images: Images (B, C, H, W) in [0, 1].
+            label: What they are to show, see `Generator.sample`; None for anything.
+
+        Raises:
+            ValueError: If images are not of the config's size and range, or a label is unknown.
         """
         found = self.log_prob(self.encode(images), label)
         top, bottom = math.prod(self.config.top_size), math.prod(self.config.bottom_size)
@@ -312,6 +319,9 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         both = torch.cat([upsampled, autoencoder.bottom_codes.lookup(codes.bottom)], dim=1)
         return for_inference(autoencoder.decode_both)(both)
 
+    def _check_values(self, *, progress: bool = False, **options: Any) -> None:
+        _choices(**options)
+
     def _sample(
         self,
         label: Tensor | None,
@@ -340,13 +350,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
             bottom_top_p: Another `top_p` for it.
             progress: Whether to show a progress bar for each map.
         """
-        first = Choice(temperature, top_k, top_p)
-        second = Choice(  # before the top map is drawn, which may take a while, so that a bad one is refused at once
-            first.temperature if bottom_temperature is None else bottom_temperature,
-            first.top_k if bottom_top_k is None else bottom_top_k,
-            first.top_p if bottom_top_p is None else bottom_top_p,
-            level="bottom_",
-        )
+        first, second = _choices(temperature, top_k, top_p, bottom_temperature, bottom_top_k, bottom_top_p)
         given = known or _Known()
         # Codes are drawn in float32: under bf16 all weights would be cast at every code.
         with torch.autocast(noise.device.type, enabled=False):
@@ -365,6 +369,25 @@ class VQVAE2Generator(Generator, family="vqvae2"):
                 progress=progress,
             )
         return self._decoded(Codes(top, bottom))
+
+
+def _choices(
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    bottom_temperature: float | None = None,
+    bottom_top_k: int | None = None,
+    bottom_top_p: float | None = None,
+) -> tuple[Choice, Choice]:
+    """How codes of the top and of the bottom map are chosen."""
+    first = Choice(temperature, top_k, top_p)
+    second = Choice(
+        first.temperature if bottom_temperature is None else bottom_temperature,
+        first.top_k if bottom_top_k is None else bottom_top_k,
+        first.top_p if bottom_top_p is None else bottom_top_p,
+        level="bottom_",
+    )
+    return first, second
 
 
 def bits_per_dimension(logits: Tensor, codes: Tensor) -> Tensor:

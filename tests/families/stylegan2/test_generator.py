@@ -139,8 +139,18 @@ def test_sizes_that_cannot_be_are_refused(changes, text):
     ],
 )
 def test_options_out_of_range_are_refused(model, options, text):
-    with pytest.raises(ValueError, match=text):
-        model.sample(1, "ill", **options)
+    for draw in (model.sample, model.styles):
+        with pytest.raises(ValueError, match=text):
+            draw(1, "ill", **options)
+
+
+def test_styles_do_not_depend_on_the_noise_of_layers(model):
+    assert torch.equal(model.styles(2, "ill", seed=1, layer_noise="none"), model.styles(2, "ill", seed=1))
+
+
+def test_images_of_styles_have_noise_that_there_is(model):
+    with pytest.raises(ValueError, match="layer_noise is 'const'; use one of random, fixed, none"):
+        model.synthesize(torch.zeros(1, 6, 16), layer_noise="const")
 
 
 def test_styles_of_another_shape_are_refused(model):

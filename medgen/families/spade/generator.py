@@ -189,8 +189,9 @@ class SPADEGenerator(Generator, family="spade"):
         """The label maps (n, H, W), int64, that `sample` draws with the same arguments.
 
         Raises:
-            ValueError: If the generator draws no label maps.
+            ValueError: If the generator draws no label maps, or `truncation` is out of range.
         """
+        self._check_values(truncation=truncation)
         condition = self.label_space.resolve(label, n)
         condition = None if condition is None else condition.to(self.device)
         noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
@@ -247,6 +248,10 @@ class SPADEGenerator(Generator, family="spade"):
         return self.sample_masks(
             n, label, seed=seed, first_index=first_index, truncation=options.get("truncation", 1.0)
         )
+
+    def _check_values(self, *, truncation: float = 1.0, **_: Any) -> None:
+        if not 0 <= truncation <= 2:
+            raise ValueError(f"truncation is {truncation}; use 0 (the mean) to 1 (as in training images), at most 2")
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
         """Masks and styles, one for each image."""
@@ -340,8 +345,6 @@ class SPADEGenerator(Generator, family="spade"):
             instances: Numbers of instances, (n, H, W), for generators with instance edges.
             truncation: How far drawn maps and styles may be from the mean one: 1 as far as training images are, 0 not.
         """
-        if not 0 <= truncation <= 2:
-            raise ValueError(f"truncation is {truncation}; use 0 (the mean) to 1 (as in training images), at most 2")
         with torch.autocast(noise.device.type, enabled=False):  # codes and maps are the same in every precision
             # Always drawn, so that a seed has the same style whether its map is given or not.
             map_noise = noise.normal(self.config.map_dim)

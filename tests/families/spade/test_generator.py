@@ -132,6 +132,14 @@ def test_styles_between_two_lie_between_them(model, masks, images):
     assert far(walk[1], walk[2])
 
 
+@pytest.mark.parametrize("truncation", [-0.1, 2.1])
+def test_a_truncation_out_of_range_is_refused_before_anything_is_drawn(model, truncation):
+    message = f"truncation is {truncation}; use 0"
+    for refuse in (model.check_options, lambda options: model.sample_masks(1, **options)):
+        with pytest.raises(ValueError, match=message):
+            refuse({"truncation": truncation})
+
+
 def test_styles_of_another_checkpoint_are_refused(model, masks, images):
     foreign = model_of(seed=1).encode_style(images)
     with pytest.raises(ValueError, match="codes of another checkpoint's style encoder; encode the images with this"):

@@ -100,7 +100,7 @@ class LaterStageModule(GenerativeModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it up again."""
         for generator in (self.generator, self.published):
-            _note_networks(generator, tuple(checkpoint.get("trained_with", ())))
+            note_networks(generator, tuple(checkpoint.get("trained_with", ())))
 
     def on_fit_start(self) -> None:
         """Refuse to train on what nothing was loaded into, and leave the images out."""
@@ -197,7 +197,7 @@ def load_parts(
     check_shape(generator.config, found.config, f"{argument} {source}", fields)
     for part in parts:
         load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
-    _note_networks(generator, found.trained_with)
+    note_networks(generator, found.trained_with)
 
 
 def start_from(generator: Generator, source: str, *, label_weights: str, free: Collection[str] = ()) -> None:
@@ -223,7 +223,7 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
         state = {name: weight for name, weight in state.items() if not re.search(label_weights, name)}
         state |= {name: weight for name, weight in fresh.items() if re.search(label_weights, name)}
     load_strictly(generator, state, where=source)
-    _note_networks(generator, found.trained_with)
+    note_networks(generator, found.trained_with)
 
 
 def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
@@ -262,5 +262,6 @@ def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> GeneratorC
     return config if isinstance(config, kind.config_class) else None
 
 
-def _note_networks(generator: Generator, trained_with: tuple[str, ...]) -> None:
+def note_networks(generator: Generator, trained_with: tuple[str, ...]) -> None:
+    """Write down which feature networks a generator was trained with, which must not judge it."""
     generator.about = dataclasses.replace(generator.about, trained_with=trained_with)

@@ -155,7 +155,11 @@ def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
     module = module_of(perceptual="efficientnet_lite1", perceptual_levels=2)
     trainer = train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
     assert trainer.callback_metrics["train/g_perceptual"] > 0
-    assert module.trained_with == ("efficientnet_lite1",)
+    assert module.published.about.trained_with == module.trained_with == ("efficientnet_lite1",)
+    checkpoint = {"trained_with": ["another"]}
+    module.on_load_checkpoint(checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    assert checkpoint["trained_with"] == ["another", "efficientnet_lite1"]
     assert not any("efficientnet" in name or "perceptual" in name for name in module.state_dict())
 
 

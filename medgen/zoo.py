@@ -77,6 +77,11 @@ ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
         licence="see its card: medgen info medfusion-cxr",
     ),
+    "spade-cardiac": ModelEntry(
+        family="spade",
+        description="128 px cardiac MR with label maps, five groups of patients; small, trained on a CPU",
+        licence="see its card: medgen info spade-cardiac",
+    ),
     "stylegan2-cxr": ModelEntry(
         family="stylegan2",
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",

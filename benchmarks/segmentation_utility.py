@@ -1,6 +1,7 @@
 """What synthetic hearts add to the segmentation of real ones, for networks trained on few patients.
 
-    python benchmarks/segmentation_utility.py [--patients 4 8 all] [--ratio 2] [--seeds 1] [--out runs/segmentation]
+    python benchmarks/segmentation_utility.py [--patients 4 8 all] [--ratio 2] [--steps 300] [--seeds 1]
+        [--out runs/segmentation] [--device cuda]
 
 For each number of patients a generator is trained on these patients only (segmentation_utility.yaml; `--config` for
 another recipe), and draws images of deformed label maps of theirs, in styles drawn as for their pathology. Segmentation
@@ -24,7 +25,7 @@ import medgen
 from medgen.anatomy import Checked, Compose, RandomAffine, RandomElastic, Sometimes, Thicken
 from medgen.data import TableDataModule
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.segmentation import SegmentedImages, segmented_images
+from medgen.evaluation.segmentation import SegmentedImages, SegmenterRecipe, segmented_images
 from medgen.evaluation.segmentation_utility import (
     Cohort,
     SegmentationOutcome,
@@ -78,7 +79,9 @@ def train(config: Path, table: Path, folder: Path) -> None:
         subprocess.run(command, check=True)
 
 
-def draw(folder: Path, real: SegmentedImages, names: list[str], ratio: int) -> SegmentedImages:
+def draw(
+    folder: Path, real: SegmentedImages, names: list[str], ratio: int, device: torch.device | str
+) -> SegmentedImages:
     """Synthetic images of deformed maps of real ones, `ratio` for each, unless they are there."""
     file = folder / "synthetic.pt"
     if not file.exists():
@@ -87,9 +90,9 @@ def draw(folder: Path, real: SegmentedImages, names: list[str], ratio: int) -> S
         transform = change(masks.shape[-1])
         changed = transform(masks, NoiseSource(0, range(len(masks))))
         print(f"deformed maps: {transform.tally}", flush=True)
-        generator = medgen.load(folder / "published")
+        generator = medgen.load(folder / "published").to(device)
         images = generator.sample(len(masks), mask=changed, label=[names[i] for i in labels.tolist()], seed=0)
-        torch.save({"images": images, "masks": changed.byte(), "labels": labels}, file)
+        torch.save({"images": images.cpu(), "masks": changed.byte(), "labels": labels}, file)
     found = torch.load(file, weights_only=True)
     n = len(found["images"])
     return SegmentedImages(
@@ -117,10 +120,12 @@ def compared(arguments: argparse.Namespace, patients: int | None) -> list[Segmen
         class_names=("background", "right ventricle", "myocardium", "left ventricle"),
         label_names=names,
         classical=CLASSICAL,
+        recipe=SegmenterRecipe(steps=arguments.steps),
         ratio=arguments.ratio,
         seeds=arguments.seeds,
+        device=arguments.device,
     )
-    cohort = Cohort(real=real, synthetic=draw(folder, real, names, arguments.ratio))
+    cohort = Cohort(real=real, synthetic=draw(folder, real, names, arguments.ratio, arguments.device))
     outcomes = segmentation_utility_by_patients([cohort], setup)
     (folder / "outcomes.json").write_text(json.dumps([asdict(row) for row in outcomes], indent=1), encoding="utf-8")
     return outcomes
@@ -130,8 +135,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", nargs="+", default=["4", "8", "all"], help="numbers of training patients, or all")
     parser.add_argument("--ratio", type=int, default=2, help="synthetic images for each real one")
+    parser.add_argument("--steps", type=int, default=SegmenterRecipe().steps, help="steps of each network's training")
     parser.add_argument("--seeds", type=int, default=1, help="networks trained in each way")
     parser.add_argument("--config", type=Path, default=RECIPE, help="how generators are trained")
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument(
+        "--device", default=best, help="where segmentation networks are trained; cuda where it is there"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/segmentation"), help="folder of what is made")
     arguments = parser.parse_args()
     outcomes = []

@@ -21,7 +21,8 @@ from medgen.evaluation.segmentation import (
     SegmentedImages,
     SegmenterModule,
     class_means,
-    dice,
+    overlaps,
+    patient_dice,
     patient_means,
     patient_scores,
 )
@@ -78,8 +79,8 @@ def consistency(
         batch_size: Images seen together.
 
     Returns:
-        Means over the images of a patient, then patients, then classes; classes that one side's masks lack are left
-        out.
+        Dice over all pixels of a patient and mean distances over the patient's images, then means over patients, then
+        classes; classes that one side's masks lack are left out.
 
     Raises:
         ValueError: If the sides differ in size, have no class in common, or masks hold classes that the network does
@@ -135,8 +136,8 @@ class StyleAgreement:
     """What a change of style changes, with 95 % intervals over patients.
 
     Attributes:
-        dice: Mean over classes of Dice between a network's label maps of the two images of a mask; 1 where the style
-            leaves the anatomy alone.
+        dice: Mean over classes of Dice between a network's label maps of the images in the two styles, over all pixels
+            of a patient; 1 where the style leaves the anatomy alone.
         dice_per_class: Dice of each class but the background, in their order; NaN where the network sees none.
         intensity: How far the intensities of the one image must move to be those of the other, on average over its
             pixels (1-D Wasserstein distance), in the range of the images; 0 where the style changes nothing.
@@ -172,19 +173,20 @@ def style_agreement(
         raise ValueError(f"images_a is {shapes[0]}, images_b {shapes[1]}; give the same masks in two styles")
     if groups is not None and len(groups) != len(images_a):
         raise ValueError(f"groups has {len(groups)} entries for {len(images_a)} images; give one for each")
-    rows, values = range(len(images_a)), []
+    rows, common, moved = range(len(images_a)), [], []
     for a, b in zip(batches(images_a, rows, batch_size), batches(images_b, rows, batch_size), strict=True):
-        overlap = dice(segmenter.masks(a), segmenter.masks(b), segmenter.classes)
-        values.append(torch.cat([intensity_distance(a, b)[:, None], overlap], 1))
+        common.append(overlaps(segmenter.masks(a), segmenter.masks(b), segmenter.classes))
+        moved.append(intensity_distance(a, b))
     patients = torch.arange(len(images_a)) if groups is None else groups
-    means = patient_means(torch.cat(values), patients)
+    distance = patient_means(torch.cat(moved)[:, None], patients)
+    agreement = patient_dice(torch.cat(common), patients)
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([class_means(counts, means[:, :1])[:, 1:], class_means(counts, means[:, 1:])], axis=1)
+        return np.concatenate([class_means(counts, distance)[:, 1:], class_means(counts, agreement)], axis=1)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class may be seen in no image
-        intensity, whole, *each = bootstraps(statistic, np.arange(len(means)))
+        intensity, whole, *each = bootstraps(statistic, np.arange(len(agreement)))
     return StyleAgreement(dice=whole, dice_per_class=tuple(each), intensity=intensity)
 
 

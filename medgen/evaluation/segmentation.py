@@ -230,6 +230,23 @@ def train_segmenter(
     return module.eval()
 
 
+def overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """What Dice is made of, for each image and class but the background: numbers of pixels, (B, K - 1, 2) float64.
+
+    The first is twice the number that both masks have in common, the second the sum of both masks' numbers.
+
+    Args:
+        predicted: (B, H, W) class numbers.
+        truth: The same.
+        classes: Number of classes K.
+
+    Raises:
+        ValueError: If masks hold other numbers.
+    """
+    a, b = (class_maps(masks, classes).flatten(2).double() for masks in (predicted, truth))
+    return torch.stack([2 * (a * b).sum(2), (a + b).sum(2)], -1)
+
+
 def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     """Dice of each image and class but the background, (B, K - 1); NaN where neither mask has the class.
 
@@ -243,21 +260,39 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
     Source: Dice 1945, "Measures of the amount of ecologic association between species".
     """
-    a, b = (class_maps(masks, classes).flatten(2).double() for masks in (predicted, truth))
-    found: Tensor = 2 * (a * b).sum(2) / (a + b).sum(2)  # 0 / 0 is NaN
-    return found
+    return _dice(overlaps(predicted, truth, classes))
+
+
+def patient_dice(found: Tensor, patients: Tensor) -> Tensor:
+    """Dice of all pixels of each patient, as of a volume, in the order of the patients' numbers, (P, K - 1).
+
+    A slice that shows a few pixels of a class weighs as little as these few pixels do. NaN where a patient lacks a
+    class in both masks.
+
+    Args:
+        found: `overlaps` of images, (n, K - 1, 2).
+        patients: Who each is of, (n,).
+
+    Source: Bernard et al. 2018, "Deep learning techniques for automatic MRI cardiac multi-structures segmentation and
+    diagnosis: is the problem solved?", section III-D, where Dice is taken in 3-D.
+    """
+    return _dice(torch.stack([found[patients == patient].sum(0) for patient in patients.unique()]))
+
+
+def _dice(found: Tensor) -> Tensor:
+    return found[..., 0] / found[..., 1]  # 0 / 0 is NaN
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatientScores:
-    """How well a segmentation network does on each patient: means over the patient's images.
+    """How well a segmentation network does on each patient.
 
     Attributes:
         patients: Their numbers, (P,) int64.
         labels: What each is of, (P,) int64, taken from the first image; None where nothing is known.
-        dice: Of each class but the background, (P, K - 1) float64. NaN where no image of the patient has the class, and
-            for classes that no mask of the data has.
-        hausdorff: The same for the 95 % Hausdorff distance in pixels.
+        dice: Of each class but the background, over all pixels of the patient, (P, K - 1) float64. NaN where no image
+            of the patient has the class, and for classes that no mask of the data has.
+        hausdorff: 95 % Hausdorff distance in pixels, the mean over the patient's images; NaN likewise.
     """
 
     patients: Tensor
@@ -277,21 +312,23 @@ def patient_scores(segmenter: SegmenterModule, data: SegmentedImages, *, batch_s
     Raises:
         ValueError: If masks hold classes that the network does not know.
     """
-    classes, values = segmenter.classes, []
+    classes, common, distances = segmenter.classes, [], []
     shown = torch.zeros(classes - 1, dtype=torch.bool)
     for start in range(0, len(data), batch_size):
         images, masks = data.read(range(start, min(start + batch_size, len(data))))
         predicted = segmenter.masks(images)
-        values.append(torch.stack([dice(predicted, masks, classes), hausdorff(predicted, masks, classes)], 1))
+        common.append(overlaps(predicted, masks, classes))
+        distances.append(hausdorff(predicted, masks, classes))
         shown |= class_maps(masks, classes).any(0).flatten(1).any(1)
-    means = patient_means(torch.cat(values), data.groups[data.rows])
-    means[..., ~shown] = torch.nan
-    patients, first = np.unique(data.groups[data.rows].numpy(), return_index=True)
+    groups = data.groups[data.rows]
+    scores = torch.stack([patient_dice(torch.cat(common), groups), patient_means(torch.cat(distances), groups)])
+    scores[..., ~shown] = torch.nan
+    patients, first = np.unique(groups.numpy(), return_index=True)
     return PatientScores(
         patients=torch.from_numpy(patients),
         labels=None if data.labels is None else data.labels[data.rows[torch.from_numpy(first)]],
-        dice=means[:, 0],
-        hausdorff=means[:, 1],
+        dice=scores[0],
+        hausdorff=scores[1],
     )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from medgen.data import Augmentation
 
@@ -92,6 +93,14 @@ def test_each_image_depends_on_seed_epoch_and_index_only():
         torch.testing.assert_close(mask[0], masks[index], rtol=0, atol=0)
     for other in (run(EVERYTHING, 6, epoch=3), run(EVERYTHING, 6, epoch=2, seed=1)):
         assert not torch.equal(other[0], images)
+
+
+def test_elastic_deformations_are_those_of_torchvision(monkeypatch):
+    ours = run(Augmentation(elastic_pixels=40, elastic_smoothness=3.3), 4)
+    monkeypatch.setattr("medgen.data.augmentation._Elastic", v2.ElasticTransform)
+    theirs = run(Augmentation(elastic_pixels=40, elastic_smoothness=3.3), 4)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=0, atol=1e-4)
+    assert torch.equal(ours[1], theirs[1])
 
 
 def test_images_are_the_same_with_and_without_masks():

@@ -134,6 +134,9 @@ class SPADEModule(GenerativeModule):
             published.
         pixel_weight: Weight of the mean absolute error to the real image, which the style code describes; published for
             cardiac MR with a style encoder is 100, else 0.
+        mixed_weight: Weight of the adversarial loss of a second image of each map, in a style that no image has: each
+            entry of its code is that of another image of the batch. It asks that unseen styles leave the map alone as
+            well; published is 0, for none.
         scales: Discriminators, each at half the resolution of the one before.
         discriminator_width: Channels of their first layer.
         discriminator_layers: Layers of each.
@@ -147,7 +150,9 @@ class SPADEModule(GenerativeModule):
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", appendix A.
+    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", appendix A; images that
+    only discriminators judge, of codes no image has, as in Zhu et al. 2017, "Toward multimodal image-to-image
+    translation", section 3.2.
     """
 
     generator: SPADEGenerator
@@ -163,6 +168,7 @@ class SPADEModule(GenerativeModule):
         perceptual_levels: int | None = None,
         kl_weight: float = 0.05,
         pixel_weight: float = 0.0,
+        mixed_weight: float = 0.0,
         scales: int = 2,
         discriminator_width: int = 64,
         discriminator_layers: int = 4,
@@ -179,10 +185,11 @@ class SPADEModule(GenerativeModule):
                 "config.map_dim asks for an autoencoder of label maps; give label_maps, the checkpoint of its training "
                 "(LabelMapModule), or set map_dim to 0"
             )
-        if pixel_weight and config.style in ("none", "drawn"):
-            raise ValueError(
-                f"pixel_weight compares images with those whose style they have, but config.style is {config.style!r}"
-            )
+        for name, weight in (("pixel_weight", pixel_weight), ("mixed_weight", mixed_weight)):
+            if weight and config.style in ("none", "drawn"):
+                raise ValueError(
+                    f"{name} is {weight}; config.style is {config.style!r}, which takes styles of no image"
+                )
         super().__init__(
             SPADEGenerator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
         )
@@ -199,6 +206,10 @@ class SPADEModule(GenerativeModule):
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
         self._measured = -1
         self._note_networks(())
+
+    @property
+    def _mixes(self) -> bool:
+        return self.hparams["mixed_weight"] > 0
 
     @property
     def published(self) -> SPADEGenerator:
@@ -261,30 +272,34 @@ class SPADEModule(GenerativeModule):
         g_opt, d_opt = cast("list[LightningOptimizer]", self.optimizers())
         semantic, real = self.generator.semantic(batch["mask"]), batch["image"] * 2 - 1
         with self.toggled_optimizer(g_opt):
-            fake, kl = self.generate(semantic, real)
-            self._descend(g_opt, self.generator_loss(semantic, fake, real, kl))
+            code, kl = self.styles_of(real)
+            fake = self.generator.synthesis(semantic, code)
+            mixed = self.generator.synthesis(semantic, mixed_codes(code)) if self._mixes and code is not None else None
+            self._descend(g_opt, self.generator_loss(semantic, fake, real, kl, mixed))
         with self.toggled_optimizer(d_opt):
-            self._descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real))
+            mixed = None if mixed is None else mixed.detach()
+            self._descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real, mixed))
 
     def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
         self.manual_backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
-    def generate(self, semantic: Tensor, real: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images in the styles of real ones, and the summed divergence of their codes where these are distributions."""
+    def styles_of(self, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Style codes of real images, and the summed divergence of these where they are distributions."""
         encoder = self.generator.style_encoder
         if encoder is None:
             prior = self.generator.style_prior
-            code = None if prior is None else torch.randn(len(real), prior.dim, device=real.device)
-            return self.generator.synthesis(semantic, code), None
+            return None if prior is None else torch.randn(len(real), prior.dim, device=real.device), None
         if not isinstance(encoder, StyleEncoder):
-            return self.generator.synthesis(semantic, encoder.mean(real)), None
+            return encoder.mean(real), None
         mean, log_variance = (part.float() for part in encoder(real))
         code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        return self.generator.synthesis(semantic, code), kl_divergence(mean, log_variance).sum()
+        return code, kl_divergence(mean, log_variance).sum()
 
-    def generator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor, kl: Tensor | None) -> Tensor:
+    def generator_loss(
+        self, semantic: Tensor, fake: Tensor, real: Tensor, kl: Tensor | None, mixed: Tensor | None
+    ) -> Tensor:
         """What the generator and the style encoder minimise."""
         hparams = self.hparams
         ours, theirs = self.compare(semantic, fake, real)
@@ -300,21 +315,29 @@ class SPADEModule(GenerativeModule):
             terms["kl"], weights["kl"] = kl, hparams["kl_weight"]
         if hparams["pixel_weight"]:
             terms["pixel"], weights["pixel"] = F.l1_loss(fake.float(), real), hparams["pixel_weight"]
+        if mixed is not None:
+            terms["mixed"] = self.adversarial_generator(self.compare(semantic, mixed, real)[0])
+            weights["mixed"] = hparams["mixed_weight"]
         loss = torch.stack([weights[name] * value.float() for name, value in terms.items()]).sum()
         self.log("train/loss_g", loss.detach(), prog_bar=True)
         self.log_dict({f"train/g_{name}": value.detach() for name, value in terms.items()})
         return loss
 
-    def discriminator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor) -> Tensor:
+    def discriminator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor, mixed: Tensor | None) -> Tensor:
         """What the discriminators minimise: the mean over their scales."""
         ours, theirs = self.compare(semantic, fake, real)
-        game = ADVERSARIAL[self.hparams["adversarial"]].discriminator
-        losses = [2 * game(b[-1].float(), a[-1].float()) for a, b in zip(ours, theirs, strict=True)]  # sums of both
-        loss = torch.stack(losses).mean()
+        loss = self._game(ours, theirs)
+        if mixed is not None:
+            loss = loss + self.hparams["mixed_weight"] * self._game(*self.compare(semantic, mixed, real))
         self.log("train/loss_d", loss.detach(), prog_bar=True)
         for name, logits in (("fake", ours), ("real", theirs)):
             self.log(f"train/logit_{name}", torch.stack([scale[-1].detach().float().mean() for scale in logits]).mean())
         return loss
+
+    def _game(self, ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> Tensor:
+        game = ADVERSARIAL[self.hparams["adversarial"]].discriminator
+        losses = [2 * game(b[-1].float(), a[-1].float()) for a, b in zip(ours, theirs, strict=True)]  # sums of both
+        return torch.stack(losses).mean()
 
     def adversarial_generator(self, features: list[list[Tensor]]) -> Tensor:
         """The generator's side of the game, the mean over scales, of what the discriminators make of its images."""
@@ -384,6 +407,12 @@ class SPADEModule(GenerativeModule):
         """The discriminators, which fine-tuning starts from, too."""
         weights = part_of(state, "discriminator.")
         return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
+
+
+def mixed_codes(codes: Tensor) -> Tensor:
+    """Codes (B, dim) whose entries are each another of the batch: as unseen styles are drawn, which are independent."""
+    order = torch.rand(codes.shape, device=codes.device).argsort(0)
+    return codes.gather(0, order)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import medgen
 from medgen.families.spade.generator import SPADEConfig
-from medgen.families.spade.modules import LabelMapModule, SPADEModule, fit_priors
+from medgen.families.spade.modules import LabelMapModule, SPADEModule, fit_priors, mixed_codes
 from medgen.nn.label_vector import label_vector
 from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, assert_same_weights, data_module, fit, train, write_recipe
@@ -139,6 +139,7 @@ def test_every_game_can_be_played(table, tmp_path, adversarial):
         ({"style": "none"}, {"feature_weight": 0.0}, {"adversarial"}),
         ({}, {"pixel_weight": 100.0}, {"adversarial", "features", "kl", "pixel"}),
         ({"style": "inside", "image_size": (32, 32)}, {}, {"adversarial", "features"}),
+        ({"style": "inside", "image_size": (32, 32)}, {"mixed_weight": 1.0}, {"adversarial", "features", "mixed"}),
         ({"style": "drawn"}, {}, {"adversarial", "features"}),
         ({"instance_edges": True, "norm": "group"}, {}, {"adversarial", "features", "kl"}),
     ],
@@ -149,6 +150,24 @@ def test_the_loss_has_the_terms_that_were_asked_for(table, tmp_path, changes, op
     trainer = train(module, images, tmp_path, max_epochs=1, limit_train_batches=1)
     logged = {name.removeprefix("train/g_") for name in trainer.callback_metrics if name.startswith("train/g_")}
     assert logged == terms
+
+
+def test_mixed_codes_have_the_entries_of_the_codes_and_are_none_of_them():
+    codes = torch.randn(6, 40)
+    mixed = mixed_codes(codes)
+    assert torch.equal(mixed.sort(0).values, codes.sort(0).values)
+    assert not any((row == codes).all(1).any() for row in mixed)
+
+
+def test_discriminators_judge_images_of_mixed_styles_with_their_maps(table, tmp_path):
+    module = module_of(mixed_weight=1.0)
+    train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
+    module.log = lambda *args, **options: None
+    semantic = module.generator.semantic(torch.randint(3, (4, 16, 16)))
+    fake, real, mixed = torch.rand(3, 4, 1, 16, 16)
+    without, alike, other = (module.discriminator_loss(semantic, fake, real, x) for x in (None, fake, mixed))
+    torch.testing.assert_close(alike, 2 * without)
+    assert not torch.isclose(other, alike)
 
 
 def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
@@ -238,7 +257,8 @@ def test_two_processes_stay_in_step(table, tmp_path, maps):
     [
         ({"adversarial": "chess"}, "adversarial is 'chess'; use one of hinge"),
         ({"config_changes": {"map_dim": 4}}, "config.map_dim asks for an autoencoder of label maps; give label_maps"),
-        ({"config_changes": {"style": "none"}, "pixel_weight": 1.0}, "pixel_weight compares images"),
+        ({"config_changes": {"style": "none"}, "pixel_weight": 1.0}, "pixel_weight is 1.0; config.style is 'none'"),
+        ({"config_changes": {"style": "drawn"}, "mixed_weight": 1.0}, "mixed_weight is 1.0; config.style is 'drawn'"),
         ({"scales": 0}, "scales is 0"),
     ],
 )

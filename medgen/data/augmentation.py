@@ -127,7 +127,7 @@ class Augmentation:
         return min(math.ceil(reach + self.elastic_pixels / 2 * blurred), height - 1, width - 1)
 
 
-class _Elastic(v2.ElasticTransform):
+class _Elastic(v2.ElasticTransform):  # type: ignore[misc]
     """torchvision's deformation, whose blur with a kernel of two dimensions takes most of the time, as two of one."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class SPADEModule(GenerativeModule):
 
     @property
     def _mixes(self) -> bool:
-        return self.hparams["mixed_weight"] > 0
+        return bool(self.hparams["mixed_weight"])
 
     @property
     def published(self) -> SPADEGenerator:

@@ -20,11 +20,13 @@ SHAPES = ((8, 256, 32), (1, 256, 32), (8, 64, 128), (1, 64, 256), (8, 512, 16))
 
 
 def seconds(call: Callable[[], object], repeats: int) -> list[float]:
-    """The times of `repeats` calls."""
+    """The times of `repeats` calls, with what they left running on a GPU."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
         call()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return times
 

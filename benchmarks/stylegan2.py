@@ -1,7 +1,7 @@
-"""StyleGAN2 on a CPU: the generator, and full cycles of training, beside the package stylegan2-torch.
+"""StyleGAN2 on a CPU or a GPU: the generator, and full cycles of training, beside the package stylegan2-torch.
 
     pip install stylegan2-torch
-    python benchmarks/stylegan2.py [--batch 4] [--repeats 2]
+    python benchmarks/stylegan2.py [--batch 4] [--repeats 2] [--device cuda]
 
 The peer has its resampling as a CUDA kernel only; here it runs on convolutions of torch, all else is its own.
 
@@ -15,7 +15,8 @@ labels, no augmentation.
 
 Shares are of the highest rate of a 3x3 convolution in the same run; operations are those of our networks as PyTorch
 counts them (a multiply-add is two). ``bf16_speedup`` is of the cycle at 128 px under autocast; it is left out
-on processors without bfloat16 instructions, which emulate them.
+on processors without bfloat16 instructions, which emulate them. On a GPU, convolutions in float32 are in TF32, as
+PyTorch makes them unless told otherwise.
 """
 
 import argparse
@@ -170,7 +171,7 @@ def peer_steps(side: int, batch: int) -> dict[str, Callable[[], None]]:
 
 def cycle_seconds(steps: Mapping[str, Callable[[], None]], repeats: int, dtype: torch.dtype | None = None) -> float:
     """Seconds of a whole cycle."""
-    with torch.autocast("cpu", dtype) if dtype else nullcontext():
+    with torch.autocast(torch.get_default_device().type, dtype) if dtype else nullcontext():
         return sum(CYCLE[name] * min(seconds(step, repeats)) for name, step in steps.items())
 
 
@@ -178,7 +179,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4, help="images per batch of training")
     parser.add_argument("--repeats", type=int, default=2, help="how often everything is timed")
+    parser.add_argument("--device", default="cpu", help="where everything runs")
     arguments = parser.parse_args()
+    torch.set_default_device(arguments.device)
     result: dict[str, float] = {}
 
     def note(**numbers: float) -> None:
@@ -205,13 +208,21 @@ def main() -> None:
         peer = cycle_seconds(peer_steps(side, arguments.batch), arguments.repeats)
         note(**{f"peer_cycle_s_{side}": peer, f"ratio_cycle_{side}": peer / ours})
     note(peak_share_cycle=min(result["peak_share_cycle_64"], result["peak_share_cycle_128"]))
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if arguments.device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         note(bf16_speedup=ours / cycle_seconds(our_steps(128, arguments.batch), arguments.repeats, torch.bfloat16))
     else:
         print("bf16_speedup is left out: this processor has no bfloat16 instructions", flush=True)
     rounded = {name: round(number, 3) for name, number in result.items()}
     print(
-        json.dumps({"benchmark": "stylegan2", "threads": torch.get_num_threads(), "batch": arguments.batch, **rounded})
+        json.dumps(
+            {
+                "benchmark": "stylegan2",
+                "device": arguments.device,
+                "threads": torch.get_num_threads(),
+                "batch": arguments.batch,
+                **rounded,
+            }
+        )
     )
 
 

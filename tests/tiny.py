@@ -1,5 +1,6 @@
 """Tiny data, recipes and models: 16 pixels, 8 channels, 10 steps, no images of real patients."""
 
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ _SCHEDULE = {"lr": 1e-3, "lr_shape": "cosine", "warmup": 3}
 FIRST_STAGE = {"perceptual": None, "discriminator_channels": [8, 8], "adversarial_start": 4, **_SCHEDULE}
 SECOND_STAGE = {"ema_decay": 0.9, **_SCHEDULE}
 TRAINER = {
-    "accelerator": "cpu",
+    "accelerator": os.environ.get("MEDGEN_TEST_ACCELERATOR", "cpu"),
     "max_epochs": 2,
     "logger": False,
     "enable_progress_bar": False,

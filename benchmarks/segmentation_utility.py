@@ -92,11 +92,12 @@ def draw(
         print(f"deformed maps: {transform.tally}", flush=True)
         generator = medgen.load(folder / "published").to(device)
         images = generator.sample(len(masks), mask=changed, label=[names[i] for i in labels.tolist()], seed=0)
-        torch.save({"images": images.cpu(), "masks": changed.byte(), "labels": labels}, file)
+        images = images.cpu().mul(255).round().byte()  # as real ones are kept
+        torch.save({"images": images, "masks": changed.byte(), "labels": labels}, file)
     found = torch.load(file, weights_only=True)
     n = len(found["images"])
     return SegmentedImages(
-        images=found["images"],
+        images=found["images"] / 255,
         masks=found["masks"],
         rows=torch.arange(n),
         groups=torch.arange(n),

@@ -47,7 +47,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` under the trainer's root folder: every epoch and on SIGTERM.
 
-    The folder does not depend on a logger's version number, so ``--ckpt_path last`` finds it in the next run.
+    The folder does not depend on a logger's version number, so ``--ckpt_path last`` finds it in the next run. Every run
+    of a recipe has one; a recipe whose epochs are short names it among its ``trainer.callbacks``, for fewer.
 
     Args:
         every_n_epochs: Epochs between checkpoints.
@@ -142,7 +143,10 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that finds its last checkpoint whatever its logger."""
+        """A trainer that keeps a last checkpoint, as the recipe says or every epoch, and finds it whatever its logger."""
+        own = self._get(self.config_init, "trainer").get("callbacks") or []
+        if any(isinstance(callback, LastCheckpoint) for callback in own):
+            self.trainer_defaults.pop("callbacks")
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, LastCheckpoint):

@@ -190,6 +190,17 @@ def test_the_last_checkpoint_is_found_with_the_default_logger(recipe):
     assert len(list((again.with_suffix("") / "lightning_logs").iterdir())) == 2
 
 
+@pytest.mark.parametrize("stage", [AUTOENCODER])
+def test_a_recipe_says_how_often_the_last_checkpoint_is_written(recipe, monkeypatch):
+    written = []
+    monkeypatch.setattr(
+        AtomicCheckpointIO, "save_checkpoint", lambda self, checkpoint, *rest, **options: written.append(checkpoint)
+    )
+    callback = {"class_path": "medgen.recipes.LastCheckpoint", "init_args": {"every_n_epochs": 2}}
+    fit(recipe("rare", trainer={"max_epochs": 4, "callbacks": [callback]}))
+    assert [checkpoint["epoch"] for checkpoint in written] == [1, 3]
+
+
 @pytest.mark.parametrize("stage", [DIFFUSION])
 def test_a_second_stage_goes_on_without_the_first(run, recipe, straight, stage, tmp_path):
     first = shutil.copy(run.first_stage, tmp_path / "first.ckpt")

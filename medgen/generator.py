@@ -307,7 +307,7 @@ class Generator(nn.Module, ABC):
         family = family_class(checkpoint.family)
         with _SkipInitialisation():
             generator = family(family.config_class.from_dict(checkpoint.config))
-        load_strictly(generator, checkpoint.state, where=str(folder))
+        load_strictly(generator, checkpoint.state, where=str(folder), assign=True)
         generator.about = checkpoint.about
         generator.source = str(source)
         generator.folder = folder
@@ -341,8 +341,15 @@ def check_precision(precision: str) -> None:
         raise ValueError(f"precision is {precision!r}; use {' or '.join(map(repr, get_args(Precision)))}")
 
 
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str, assign: bool = False) -> None:
     """Load weights into a module; every name and shape must agree.
+
+    Args:
+        module: What to load into.
+        state: The weights.
+        where: What errors call their source.
+        assign: Take the tensors as they are instead of copying them, which saves the time; only for a module that is
+            new, since its device and what an optimizer holds of it are lost.
 
     Raises:
         ValueError: Naming the first few weights that are missing, left over or of another shape.
@@ -362,7 +369,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str)
         raise ValueError(
             f"weights of {where} do not fit {type(module).__name__} ({len(problems)} differences): {shown}"
         )
-    module.load_state_dict(dict(state), strict=True, assign=True)
+    module.load_state_dict(dict(state), strict=True, assign=assign)
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -143,7 +143,7 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that keeps a last checkpoint, as the recipe says or every epoch, and finds it whatever its logger."""
+        """A trainer that keeps a last checkpoint, as often as the recipe says, and finds it whatever its logger."""
         own = self._get(self.config_init, "trainer").get("callbacks") or []
         if any(isinstance(callback, LastCheckpoint) for callback in own):
             self.trainer_defaults.pop("callbacks")

@@ -79,6 +79,7 @@ def train(module: LightningModule, data: TableDataModule, folder: Path, **option
     """Two epochs, without checkpoints unless they are asked for."""
     trainer = Trainer(**(TRAINER | {"default_root_dir": folder, "enable_checkpointing": False} | options))
     trainer.fit(module, datamodule=data)
+    module.cpu()  # where a GPU trained, too, so that tests can compare
     return trainer
 
 

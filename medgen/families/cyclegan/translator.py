@@ -116,6 +116,6 @@ class Translator(nn.Module):
         if checkpoint.family != FAMILY:
             raise CheckpointError(f"{folder} holds a {checkpoint.family} model; load it with medgen.load")
         translator = Translator(TranslatorConfig.from_dict(checkpoint.config))
-        load_strictly(translator, checkpoint.state, where=str(folder))
+        load_strictly(translator, checkpoint.state, where=str(folder), assign=True)
         translator.about = checkpoint.about
         return translator.eval()

@@ -212,6 +212,18 @@ def test_fine_tuning_starts_from_all_weights(table, tmp_path, finished):
             assert torch.equal(module.discriminator.state_dict()[name], weight)
 
 
+def test_fine_tuning_moves_what_it_started_from(table, tmp_path, finished):
+    start_folder = finished / "published"
+    module = SPADEModule(config(), init_from=str(start_folder), **SMALL)
+    train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    networks = (("generator", "model"), ("discriminator", "discriminator"))
+    for part, before in (
+        (getattr(module, name), load_file(start_folder / f"{file}.safetensors")) for name, file in networks
+    ):
+        trained = {name: weight for name, weight in part.named_parameters() if weight.requires_grad}
+        assert all(not torch.equal(weight, before[name]) for name, weight in trained.items())
+
+
 def test_fine_tuning_to_other_labels_measures_their_priors_anew(table, tmp_path, finished):
     module = SPADEModule(config("multi"), init_from=str(finished / "published"), **SMALL)
     train(module, data(table, "multi"), tmp_path, max_epochs=1, limit_train_batches=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -148,12 +149,13 @@ def convert(
     else:
         read = _read_networks if pickled else _read_single_file
         found = read(path, image_size, tuple(label_names))
+    networks = tuple(dict.fromkeys((*found.trained_with, *about.trained_with)))
     return write_checkpoint(
         out,
         family=found.family,
         config=found.config,
         state=found.state,
-        about=about,
+        about=replace(about, trained_with=networks),
         dtype=dtype,
         extra_files={**found.extra_files, **(extra_files or {})},
     )
@@ -164,6 +166,7 @@ class _Found(NamedTuple):
     config: dict[str, object]
     state: dict[str, Tensor]
     extra_files: Mapping[str, bytes] = MappingProxyType({})
+    trained_with: tuple[str, ...] = ()
 
 
 class _OfficialGenerator(NamedTuple):
@@ -261,5 +264,5 @@ def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
             )
         critic = part_of(file.state_dict, "discriminator.")
         extra = {DISCRIMINATOR_FILE: save({k: w.contiguous() for k, w in critic.items()})} if critic else {}
-        return _Found(family, kind.from_dict(fields).to_dict(), state, extra)
+        return _Found(family, kind.from_dict(fields).to_dict(), state, extra, file.trained_with)
     return None

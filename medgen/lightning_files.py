@@ -20,6 +20,7 @@ class LightningFile:
         global_step: Optimiser steps so far.
         publishable: Whether the generator in it is whole, see `medgen.training.GenerativeModule`; True where the file
             does not say.
+        trained_with: Feature networks of the losses, as a training run of medgen notes them.
     """
 
     state_dict: dict[str, Tensor]
@@ -27,6 +28,7 @@ class LightningFile:
     version: str
     global_step: int
     publishable: bool
+    trained_with: tuple[str, ...] = ()
 
 
 def read_lightning(path: str | Path) -> LightningFile:
@@ -47,10 +49,12 @@ def read_lightning(path: str | Path) -> LightningFile:
             f"{path} is not a Lightning checkpoint: state_dict entry {strangers[0]!r} is not a tensor"
         )
     hyper_parameters, step = content.get("hyper_parameters", {}), content.get("global_step", 0)
+    networks = content.get("trained_with")
     return LightningFile(
         state_dict=state,
         hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
         version=str(content.get("pytorch-lightning_version", "")),
         global_step=step if isinstance(step, int) else 0,
         publishable=content.get("publishable", True) is True,
+        trained_with=tuple(str(name) for name in networks) if isinstance(networks, list) else (),
     )

@@ -66,11 +66,6 @@ class LaterStageModule(GenerativeModule):
 
     _missing_start: FileNotFoundError | None = None
 
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the first stage's loss."""
-        return self.published.about.trained_with
-
     @abstractmethod
     def load_start(self) -> None:
         """Put into `generator` what training starts from.
@@ -91,16 +86,6 @@ class LaterStageModule(GenerativeModule):
             self._missing_start = error
         self.published.load_state_dict(self.generator.state_dict())
         self.published.about = self.generator.about
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is known of the first stage, which a resumed run does not read again."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["trained_with"] = list(self.trained_with)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
-        for generator in (self.generator, self.published):
-            note_networks(generator, tuple(checkpoint.get("trained_with", ())))
 
     def on_fit_start(self) -> None:
         """Refuse to train on what nothing was loaded into, and leave the images out."""
@@ -197,7 +182,7 @@ def load_parts(
     check_shape(generator.config, found.config, f"{argument} {source}", fields)
     for part in parts:
         load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
-    note_networks(generator, found.trained_with)
+    generator.about = dataclasses.replace(generator.about, trained_with=found.trained_with)
 
 
 def start_from(generator: Generator, source: str, *, label_weights: str, free: Collection[str] = ()) -> None:
@@ -223,7 +208,7 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
         state = {name: weight for name, weight in state.items() if not re.search(label_weights, name)}
         state |= {name: weight for name, weight in fresh.items() if re.search(label_weights, name)}
     load_strictly(generator, state, where=source)
-    note_networks(generator, found.trained_with)
+    generator.about = dataclasses.replace(generator.about, trained_with=found.trained_with)
 
 
 def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
@@ -260,8 +245,3 @@ def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> GeneratorC
         except TypeError:
             return None
     return config if isinstance(config, kind.config_class) else None
-
-
-def note_networks(generator: Generator, trained_with: tuple[str, ...]) -> None:
-    """Write down which feature networks a generator was trained with, which must not judge it."""
-    generator.about = dataclasses.replace(generator.about, trained_with=trained_with)

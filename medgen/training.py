@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -177,6 +178,16 @@ class GenerativeModule(ReproducibleModule):
         return cast("Generator", self.ema.module)
 
     @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the losses of this stage and of what it started from, which must not judge the result."""
+        return self.published.about.trained_with
+
+    @trained_with.setter
+    def trained_with(self, networks: Iterable[str]) -> None:
+        for generator in (self.generator, self.published):
+            generator.about = dataclasses.replace(generator.about, trained_with=tuple(networks))
+
+    @property
     def publishable(self) -> bool:
         """Whether the generator is whole after this training; a stage that leaves a part to the next one says no."""
         return True
@@ -195,8 +206,13 @@ class GenerativeModule(ReproducibleModule):
             self.check_data(self.generator.config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whether `medgen convert` may make a checkpoint folder of it."""
+        """Note whether `medgen convert` may make a checkpoint folder of it, and what that must know."""
         checkpoint["publishable"] = self.publishable
+        checkpoint["trained_with"] = list(self.trained_with)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up again what is known of the start, which a resumed run does not read again."""
+        self.trained_with = dict.fromkeys((*checkpoint.get("trained_with", ()), *self.trained_with))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Note how many optimiser steps there were."""

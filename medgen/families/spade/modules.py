@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
-from medgen.stages import discriminator_beside, load_parts, loss_networks, note_networks, start_from
+from medgen.stages import discriminator_beside, load_parts, loss_networks, start_from
 from medgen.training import GenerativeModule, LearningRateShape, ReproducibleModule
 from medgen.zoo import load
 
@@ -205,7 +205,7 @@ class SPADEModule(GenerativeModule):
         )
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
         self._measured = -1
-        self._note_networks(())
+        self.trained_with = loss_networks(self.hparams)
 
     @property
     def _mixes(self) -> bool:
@@ -215,26 +215,6 @@ class SPADEModule(GenerativeModule):
     def published(self) -> SPADEGenerator:
         """The averaged generator."""
         return cast("SPADEGenerator", super().published)
-
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the loss, and of those of the model it starts from."""
-        return self.published.about.trained_with
-
-    def _note_networks(self, earlier: Iterable[str]) -> None:
-        networks = tuple(dict.fromkeys((*earlier, *loss_networks(self.hparams))))
-        for generator in (self.generator, self.published):
-            note_networks(generator, networks)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is known of the start, which a resumed run does not read again."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["trained_with"] = list(self.trained_with)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
-        super().on_load_checkpoint(checkpoint)
-        self._note_networks(checkpoint.get("trained_with", ()))
 
     def setup(self, stage: str) -> None:
         """Check the data and the style encoder's batch against the config."""
@@ -253,7 +233,8 @@ class SPADEModule(GenerativeModule):
         if maps is not None:
             load_parts(self.generator, maps, ("map_vae",), "model.label_maps", fields=_FIELDS_OF_MAPS)
         self.published.load_state_dict(self.generator.state_dict())
-        self._note_networks(self.generator.about.trained_with)
+        earlier = self.generator.about.trained_with  # of what it starts from
+        self.trained_with = tuple(dict.fromkeys((*earlier, *loss_networks(self.hparams))))
 
     def _load_discriminator(self, source: str) -> None:
         """Take over the discriminators that came with the model to fine-tune."""

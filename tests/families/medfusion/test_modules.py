@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, Trainer
 
 import medgen
 from medgen.families.medfusion.modules import AutoencoderModule, LatentDiffusionModule
+from medgen.interop import convert
 from tests.tiny import CONFIG, CONFIGS, DIFFUSION, FIRST_STAGE, TRAINER, data_module, fit, generator, train, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -201,7 +202,11 @@ def test_what_is_published_names_the_networks_of_both_losses(run, tmp_path):
     train(module, data_module(run.table), tmp_path, max_epochs=1)
     assert medgen.load(tmp_path / "published").about.trained_with == ("efficientnet_lite1",)
     tuned = second_stage(run, init_from=str(tmp_path / "published"))
-    train(tuned, data_module(run.table), tmp_path / "tuned", max_epochs=1)
+    trainer = train(tuned, data_module(run.table), tmp_path / "tuned", max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "tuned.ckpt")
+    assert (
+        medgen.load(convert(tmp_path / "tuned.ckpt", tmp_path / "converted")).about.trained_with == tuned.trained_with
+    )
     assert medgen.load(tmp_path / "tuned" / "published").about.trained_with == tuned.trained_with
     assert tuned.trained_with == ("efficientnet_lite1",)
 

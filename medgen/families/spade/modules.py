@@ -419,11 +419,9 @@ def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 
         for start in range(0, len(dataset), _BATCH):
             batch = dataset.__getitems__(list(range(start, min(start + _BATCH, len(dataset)))))
             images = batch["image"].to(device) * 2 - 1
-            encoder = generator.style_encoder
-            if isinstance(encoder, StyleEncoder):
-                found["style"].append(drawn(*encoder(images)))
-            elif encoder is not None:
-                found["style"].append(encoder.mean(images).cpu())
+            if generator.style_encoder is not None:
+                # Not drawn from their distributions: unseen styles are to be those that `encode_style` finds in images.
+                found["style"].append(generator.style_encoder.mean(images).cpu())
             if generator.map_vae is not None:
                 found["map"].append(drawn(*generator.map_vae.encode(batch["mask"].to(device))))
             vector = label_vector(batch.get("label"), space, len(images), torch.device("cpu"))

@@ -1,6 +1,6 @@
 """What synthetic hearts add to the segmentation of real ones, for networks trained on few patients.
 
-    python benchmarks/segmentation_utility.py [--patients 4 8 all] [--ratio 2] [--steps 300] [--seeds 1]
+    python benchmarks/segmentation_utility.py [--patients 4 8 all] [--ratio 2] [--steps 400] [--seeds 1]
         [--out runs/segmentation] [--device cuda]
 
 For each number of patients a generator is trained on these patients only (segmentation_utility.yaml; `--config` for
@@ -136,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patients", nargs="+", default=["4", "8", "all"], help="numbers of training patients, or all")
     parser.add_argument("--ratio", type=int, default=2, help="synthetic images for each real one")
-    parser.add_argument("--steps", type=int, default=SegmenterRecipe().steps, help="steps of each network's training")
+    parser.add_argument("--steps", type=int, default=400, help="steps of each network's training")
     parser.add_argument("--seeds", type=int, default=1, help="networks trained in each way")
     parser.add_argument("--config", type=Path, default=RECIPE, help="how generators are trained")
     best = "cuda" if torch.cuda.is_available() else "cpu"

@@ -87,7 +87,8 @@ class SegmenterRecipe:
 
     Attributes:
         width: Channels at full resolution; each of the lower ones has twice as many.
-        levels: Resolutions; both sides of the images are divisible by ``2 ** (levels - 1)``.
+        levels: Resolutions; both sides of the images are divisible by ``2 ** (levels - 1)``. None takes the most that
+            leave 8 pixels, and at least 3.
         steps: Optimiser steps, whatever the number of images.
         batch_size: Images per step.
         lr: Peak learning rate of AdamW.
@@ -96,12 +97,27 @@ class SegmenterRecipe:
     """
 
     width: int = 16
-    levels: int = 4
+    levels: int | None = None
     steps: int = 300
     batch_size: int = 16
     lr: float = 3e-3
     weight_decay: float = 0.01
     augment: Augmentation = field(default_factory=Augmentation)
+
+    def for_images(self, height: int, width: int) -> SegmenterRecipe:
+        """The recipe with a number of levels that these sizes, in pixels, allow.
+
+        Raises:
+            ValueError: If there is none, or that of the recipe is not one.
+        """
+        fits = [n for n in range(3, 16) if not (height % 2 ** (n - 1) or width % 2 ** (n - 1))]
+        levels = self.levels
+        if levels is None:
+            levels = max((n for n in fits if min(height, width) >= 8 * 2 ** (n - 1)), default=3)
+        factor = 2 ** (levels - 1)
+        if height % factor or width % factor:
+            raise ValueError(f"images are {height}x{width} pixels; {levels} levels need sides divisible by {factor}")
+        return replace(self, levels=levels)
 
 
 class SegmentationUNet(nn.Module):
@@ -152,7 +168,7 @@ class SegmenterModule(LightningModule):
     """A `SegmentationUNet` that learns by cross-entropy and soft Dice in equal parts.
 
     Args:
-        recipe: Network and training.
+        recipe: Network and training, its number of levels among it; see `SegmenterRecipe.for_images`.
         channels: Channels of the images.
         classes: Number of classes, the background among them; an attribute, too.
 
@@ -165,6 +181,7 @@ class SegmenterModule(LightningModule):
         self.recipe = recipe
         self.classes = classes
         # Not channels last, as elsewhere: instance norm would bring its input to the usual order and back each time.
+        assert recipe.levels is not None
         self.network = SegmentationUNet(channels, classes, width=recipe.width, levels=recipe.levels)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -215,12 +232,7 @@ def train_segmenter(
         ValueError: If images have a size that the network cannot halve often enough.
     """
     images, _ = train[0].read([0])
-    factor = 2 ** (recipe.levels - 1)
-    if any(side % factor for side in images.shape[-2:]):
-        raise ValueError(
-            f"images are {images.shape[-2]}x{images.shape[-1]} pixels; {recipe.levels} levels need sides divisible "
-            f"by {factor}"
-        )
+    recipe = recipe.for_images(images.shape[-2], images.shape[-1])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module = SegmenterModule(recipe, images.shape[1], classes)

@@ -73,6 +73,15 @@ def test_output_has_the_size_of_the_input_for_sizes_that_are_not_square():
         train_segmenter([odd], RECIPE, 2)
 
 
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [((64, 64), 4), ((128, 128), 5), ((128, 96), 4), ((152, 152), 4), ((256, 320), 6), ((20, 28), 3)],
+)
+def test_larger_images_are_seen_at_more_resolutions(size, levels):
+    assert SegmenterRecipe().for_images(*size).levels == levels
+    assert SegmenterRecipe(levels=2).for_images(*size).levels == 2
+
+
 def test_wrong_masks_in_training_show_in_the_scores():
     wrong = train_segmenter([squares(24, 0), squares(24, 2, shift=4)], RECIPE, 3)
     right = train_segmenter([squares(24, 0), squares(24, 2)], RECIPE, 3)

@@ -117,10 +117,10 @@ def generator_times(batch: int, repeats: int) -> tuple[float, float | None, floa
 
 
 def step_of(
-    network: nn.Module, other: nn.Module, interval: int | None, loss: Callable[[], Tensor]
+    network: nn.Module, other: nn.Module, interval: int | None, loss: Callable[[], Tensor], *, fused: bool = False
 ) -> Callable[[], None]:
-    """One training step of a network, the other one being left alone."""
-    optimizer = torch.optim.Adam(network.parameters(), **adam_settings(0.0025, interval))
+    """One training step of a network, the other one being left alone; ours fuses Adam, the peer leaves it to torch."""
+    optimizer = torch.optim.Adam(network.parameters(), fused=fused, **adam_settings(0.0025, interval))
 
     def step() -> None:
         for module, trained in ((network, True), (other, False)):
@@ -140,10 +140,10 @@ def our_steps(side: int, batch: int) -> dict[str, Callable[[], None]]:
     real = torch.rand(batch, 1, side, side) * 2 - 1
     g, d = module.generator, module.discriminator
     return {
-        "generator": step_of(g, d, 4, lambda: module.generator_loss(real, None)),
-        "path_length": step_of(g, d, 4, lambda: 4 * module.path_length_loss(batch, None)),
-        "discriminator": step_of(d, g, 16, lambda: module.discriminator_loss(real, None)),
-        "r1": step_of(d, g, 16, lambda: 16 * module.r1_loss(real, None)),
+        "generator": step_of(g, d, 4, lambda: module.generator_loss(real, None), fused=True),
+        "path_length": step_of(g, d, 4, lambda: 4 * module.path_length_loss(batch, None), fused=True),
+        "discriminator": step_of(d, g, 16, lambda: module.discriminator_loss(real, None), fused=True),
+        "r1": step_of(d, g, 16, lambda: 16 * module.r1_loss(real, None), fused=True),
     }
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     save_png(grid, FOLDER / "spade_styles.png")
 
     weights = torch.linspace(0, 1, STEPS)
-    styles = generator.sample(STEPS, mask=hearts[0], style=codes[0].blend(codes[1], weights))
+    styles = generator.sample(STEPS, mask=hearts[0], style=codes[0].blend(codes[3], weights))
     first, last = generator.encode_masks(hearts[1:])
     between = generator.decode_masks(first + weights[:, None] * (last - first))
     anatomies = generator.sample(STEPS, mask=between, style=codes[0])

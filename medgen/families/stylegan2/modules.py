@@ -352,8 +352,10 @@ class StyleGAN2Module(GenerativeModule):
             "generator": (self.generator, self.hparams["path_interval"] if self.hparams["path_weight"] else None),
             "discriminator": (self.discriminator, self.hparams["r1_interval"]),
         }
+        # In one kernel, which is five times as fast on a CPU; a scaler of gradients could not clip them then.
+        fused = self.trainer.precision != "16-mixed"
         return [
-            torch.optim.Adam(network.parameters(), **adam_settings(self.hparams["lr"], interval))
+            torch.optim.Adam(network.parameters(), fused=fused, **adam_settings(self.hparams["lr"], interval))
             for network, interval in lazily.values()
         ]
 

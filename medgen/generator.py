@@ -349,7 +349,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
         state: The weights.
         where: What errors call their source.
         assign: Take the tensors as they are instead of copying them, which saves the time; only for a module that is
-            new, since its device and what an optimizer holds of it are lost.
+            new, since its device and what an optimizer holds of it are lost. A module without memory, on the device
+            "meta", always takes them.
 
     Raises:
         ValueError: Naming the first few weights that are missing, left over or of another shape.
@@ -369,7 +370,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
         raise ValueError(
             f"weights of {where} do not fit {type(module).__name__} ({len(problems)} differences): {shown}"
         )
-    module.load_state_dict(dict(state), strict=True, assign=assign)
+    empty = any(weight.is_meta for weight in own.values())
+    module.load_state_dict(dict(state), strict=True, assign=assign or empty)
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -183,7 +184,7 @@ def _missing(folder: Path, indices: range) -> Iterator[range]:
 def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> dict[str, object]:
     # A class has many spellings, and all are the same run; numbers stay as typed, since tables round them.
     labels = run.labels if generator.label_space.kind == "continuous" else names if run.labels else ()
-    return {
+    request: dict[str, object] = {
         "checkpoint": generator.source,
         "revision": generator.revision,
         "seed": run.seed,
@@ -191,6 +192,24 @@ def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> di
         "precision": run.precision,
         "options": {name: value for name, value in run.options.items() if name != "progress"},  # changes no image
     }
+    # What files hold is part of the run, too; a folder's images take its files in turn.
+    files = {name: _content(value) for name, value in run.options.items() if isinstance(value, str | Path)}
+    return request | ({"files": known} if (known := {name: text for name, text in files.items() if text}) else {})
+
+
+def _content(path: str | Path) -> str:
+    """Hash of a file, or of the names and contents of those in a folder; empty if it is neither."""
+    try:
+        files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
+        found = hashlib.sha256()
+        for file in files:
+            if file.is_file():
+                found.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            elif len(files) == 1:
+                return ""
+        return found.hexdigest()
+    except OSError:  # a name that no file can have
+        return ""
 
 
 def _refuse_others(folder: Path, request: dict[str, object]) -> bool:

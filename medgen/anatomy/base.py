@@ -34,7 +34,7 @@ class MaskTransform(ABC):
 
         Args:
             masks: Class of each pixel, (B, H, W) int64; 0 is the background. They are left as they are.
-            noise: One stream per map.
+            noise: One stream per map: ``NoiseSource(seed, range(len(masks)))``, of `medgen.noise`.
 
         Returns:
             Class of each pixel, (B, H, W) int64.
@@ -43,6 +43,10 @@ class MaskTransform(ABC):
             ValueError: If the masks are no class maps, or there is another number of streams.
         """
         check_masks(masks)
+        if not isinstance(noise, NoiseSource):
+            raise ValueError(
+                f"noise is {noise!r}; give medgen.noise.NoiseSource(seed, range({len(masks)})), a stream for each mask"
+            )
         if len(noise) != len(masks):
             raise ValueError(f"noise has {len(noise)} streams for {len(masks)} masks; give one index per mask")
         return self._changed(masks, noise) if masks.numel() else masks

@@ -21,7 +21,8 @@ class InsertLesion(MaskTransform):
     An infarct begins at the inner border of the muscle and spreads outwards through what one artery supplies. So a
     lesion lies along the cavity in a sector, the deeper the larger its share, and grows to the sides where it has
     reached through the wall. In cardiac maps (2 myocardium, 3 left ventricular cavity):
-    ``InsertLesion(within=2, label=4, inner=3)``.
+    ``InsertLesion(within=2, label=4, inner=3)``, held to the rules of `SCARRED_HEART`. Images of such maps need a
+    generator that knows the new class.
 
     Attributes:
         within: The class that the lesion lies in; no other is touched.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RATIO_LEAST = 0.9
 """Dice on synthetic images by that on real ones, below which a report warns."""
+REAL_LEAST = 0.5
+"""Dice on real images, below which a report says that the network is no judge."""
 STYLE_LEAST = 0.95
 """Dice of two styles of the same masks, below which a report warns."""
 EXAMPLES = 4
@@ -159,11 +161,18 @@ def _warnings(shown: Consistency) -> list[str]:
     synthetic, real, ratio = (part.value for part in shown.dice)
     if real == 0:
         return ["a segmentation network of real images finds nothing of the masks in real images: train it longer"]
+    found = []
+    if real < REAL_LEAST:
+        found.append(
+            f"the segmentation network has a Dice of {real:.2f} on real images, too little to judge others by: "
+            "train it longer (--segmenter.steps)"
+        )
     if not ratio < RATIO_LEAST:
-        return []
+        return found
     return [
+        *found,
         "images show their masks less clearly than real ones do: a segmentation network of real images finds a Dice of "
-        f"{synthetic:.2f} on them, {real:.2f} on real ones (ratio {ratio:.2f}, below {RATIO_LEAST})"
+        f"{synthetic:.2f} on them, {real:.2f} on real ones (ratio {ratio:.2f}, below {RATIO_LEAST})",
     ]
 
 

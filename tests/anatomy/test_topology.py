@@ -13,6 +13,7 @@ from PIL import Image
 
 from medgen.anatomy import (
     HEART,
+    SCARRED_HEART,
     Checked,
     Compose,
     Enclosed,
@@ -121,9 +122,10 @@ def test_maps_that_break_a_rule_are_drawn_again():
     assert checked.tally.given_up == 0
 
 
-def test_maps_stay_as_they_were_where_all_tries_fail():
+def test_maps_stay_as_they_were_where_all_tries_fail(caplog):
     checked = Checked(Thin(LV, 20, becomes=0), tries=3)
     out = checked(hearts(5), NoiseSource(0, range(5)))
+    assert "all 5 maps stay as they were: no result of Thin" in caplog.text
     assert torch.equal(out, hearts(5))
     assert checked.tally == Tally(accepted=0, rejected=15, given_up=5)
 
@@ -157,6 +159,13 @@ def test_rules_with_a_scar_take_scar_and_wall_together():
     wall = (MYO, SCAR)
     assert not obeys(scarred, [Enclosed(LV, by=MYO)]).any()
     assert obeys(scarred, [OneComponent(wall), Enclosed(LV, by=wall), NoHoles((LV, *wall))]).all()
+    assert obeys(scarred, SCARRED_HEART).all()
+    assert not obeys(scarred, HEART).any()
+
+
+def test_noise_of_another_kind_is_refused_with_what_to_give():
+    with pytest.raises(ValueError, match=r"noise is 0; give medgen\.noise\.NoiseSource\(seed, range\(2\)\)"):
+        Thin(1, 1)(hearts(2), 0)
 
 
 @pytest.mark.parametrize(

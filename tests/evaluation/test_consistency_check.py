@@ -165,6 +165,12 @@ def test_a_network_that_sees_nothing_in_real_images_gives_no_ratio(judge, data, 
     assert "finds nothing of the masks in real images: train it longer" in warning
 
 
+def test_a_network_that_sees_little_in_real_images_is_no_judge(judge, data, monkeypatch):
+    monkeypatch.setattr("medgen.evaluation.consistency_check.REAL_LEAST", 1.1)
+    _, warnings = judge(Painter(), data())
+    assert any("too little to judge others by: train it longer (--segmenter.steps)" in text for text in warnings)
+
+
 def test_images_are_asked_for_with_the_labels_of_their_masks(judge, data):
     painter = Painter()
     judge(painter, data(), segmenter=ROUGH, batch_size=5)

@@ -108,9 +108,16 @@ class StyleCodes:
             share: One number, or one per image, (n,), so that ``a.blend(b, torch.linspace(0, 1, 5))`` walks in 5 steps.
 
         Raises:
-            ValueError: If the others are another encoder's.
+            ValueError: If the others are another encoder's, or numbers differ.
         """
+        if not isinstance(other, StyleCodes):
+            raise ValueError(f"other is {other!r:.80}; give styles, the result of encode_style")
         if other.encoder != self.encoder:
             raise ValueError("the styles to blend are of two checkpoints; encode both images with the same one")
         share = torch.as_tensor(share, dtype=self.values.dtype).reshape(-1, 1)
+        counts = {count for count in (len(self), len(other), len(share)) if count > 1}
+        if len(counts) > 1:
+            raise ValueError(
+                f"there are {len(self)} styles, {len(other)} others and {len(share)} shares; give equally many, or one"
+            )
         return replace(self, values=self.values + share * (other.values - self.values))

@@ -171,6 +171,8 @@ class SPADEGenerator(Generator, family="spade"):
         """
         if self.style_encoder is None:
             raise ValueError(f"this generator has no style encoder (config.style is {self.config.style!r})")
+        if not isinstance(images, Tensor):
+            raise ValueError(f"style images are {images!r:.80}; give a tensor (B, C, H, W) in [0, 1]")
         images = images[None] if images.dim() == 3 else images
         size = None if self.config.style_size is not None else self.config.image_size
         if images.dim() != 4 or images.shape[1] != self.config.channels or size not in (None, tuple(images.shape[2:])):
@@ -200,14 +202,15 @@ class SPADEGenerator(Generator, family="spade"):
 
     @torch.no_grad()
     def encode_masks(self, masks: Tensor) -> Tensor:
-        """Codes (n, map_dim) of label maps (n, H, W); `decode_masks` brings them back, nearly.
+        """Codes (n, map_dim) of label maps (n, H, W), or one (H, W); `decode_masks` brings them back, nearly.
 
         Raises:
             ValueError: If the generator draws no label maps, or these are not of its classes and size.
         """
         vae, _ = self._maps()
         with evaluating(self):
-            return vae.encode(self._checked(masks).to(self.device))[0].cpu()
+            maps = self._checked(masks)
+            return vae.encode((maps[None] if maps.dim() == 2 else maps).to(self.device))[0].cpu()
 
     @torch.no_grad()
     def decode_masks(self, codes: Tensor) -> Tensor:
@@ -223,7 +226,7 @@ class SPADEGenerator(Generator, family="spade"):
             return vae.draw(codes.to(self.device)).cpu()
 
     def toward(self, codes: Tensor, label: Label, amount: float = 1.0) -> Tensor:
-        """Codes of label maps, (n, map_dim), moved toward those of a label, such as a pathology.
+        """Codes of label maps, (n, map_dim), moved toward those of a label, such as a pathology, or of one for each.
 
         The direction is that from the mean of all training maps to the mean of those with the label; 1 is its length.
 
@@ -231,8 +234,8 @@ class SPADEGenerator(Generator, family="spade"):
             ValueError: If the label is unknown, or the generator draws no label maps.
         """
         _, prior = self._maps()
-        condition = self.label_space.resolve(label, 1)
-        vector = label_vector(condition, self.label_space, 1, torch.device("cpu"))
+        condition = self.label_space.resolve(label, len(codes))
+        vector = label_vector(condition, self.label_space, len(codes), torch.device("cpu"))
         if condition is None or vector is None:
             raise ValueError("there is no label to move toward; give one of this generator's")
         direction = vector @ prior.slope.cpu()
@@ -320,7 +323,7 @@ class SPADEGenerator(Generator, family="spade"):
             raise ValueError("this generator has no label-map autoencoder (config.map_dim is 0); give masks instead")
         return self.map_vae, self.map_prior
 
-    def _checked(self, masks: Tensor, name: str = "mask") -> Tensor:
+    def _checked(self, masks: object, name: str = "mask") -> Tensor:
         return checked_masks(masks, self.config.num_classes, self.config.image_size, name)
 
     def _sample(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
 
 
-def checked_masks(masks: Tensor, num_classes: int, image_size: tuple[int, int], name: str = "mask") -> Tensor:
+def checked_masks(masks: object, num_classes: int, image_size: tuple[int, int], name: str = "mask") -> Tensor:
     """Label maps (B, H, W) or (H, W) as int64.
 
     Args:
-        masks: Class numbers, of any whole-number type.
+        masks: Class numbers, of any whole-number type; an array of numpy will do.
         num_classes: Numbers that are allowed, from 0 on.
         image_size: Height and width they must have.
         name: What an error calls them.
@@ -22,6 +23,13 @@ def checked_masks(masks: Tensor, num_classes: int, image_size: tuple[int, int], 
     Raises:
         ValueError: If they are of another shape or type, or hold other numbers, which are named.
     """
+    if isinstance(masks, np.ndarray):
+        masks = torch.from_numpy(masks.astype(np.int64) if masks.dtype.kind in "iub" else masks)
+    if not isinstance(masks, Tensor):
+        raise ValueError(
+            f"{name} is {masks!r:.80}; give class numbers as a tensor or array (n, H, W) or, where images are "
+            "sampled, a file or folder of index PNGs"
+        )
     if masks.dim() == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
     if masks.dim() not in (2, 3) or tuple(masks.shape[-2:]) != image_size:
@@ -57,8 +65,10 @@ def masks_of_files(path: str | Path, indices: range) -> Tensor:
 
     path = Path(path)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise FileNotFoundError(f"mask {path} is neither a label map nor a folder of them ({', '.join(_SUFFIXES)})")
+    if not files:
+        raise FileNotFoundError(f"mask {path} is a folder without label maps ({', '.join(_SUFFIXES)})")
+    if not files[0].is_file():
+        raise FileNotFoundError(f"mask {path} is not there; give a label map or a folder of them")
     read = {
         file: torch.from_numpy(read_mask(file).astype("int64")) for file in {files[i % len(files)] for i in indices}
     }

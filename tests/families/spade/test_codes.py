@@ -69,6 +69,14 @@ def test_blends_go_from_one_style_to_another():
     assert (len(walk), walk[1].values.tolist(), len(walk[2:])) == (5, [[2, 2]], 3)
 
 
+def test_numbers_of_styles_and_shares_must_agree():
+    two = StyleCodes(torch.zeros(2, 3), "one")
+    with pytest.raises(ValueError, match="there are 2 styles, 2 others and 5 shares; give equally many, or one"):
+        two.blend(two, torch.linspace(0, 1, 5))
+    with pytest.raises(ValueError, match="other is 'HCM'; give styles"):
+        two.blend("HCM", 0.5)
+
+
 def test_styles_of_two_encoders_do_not_blend():
     with pytest.raises(ValueError, match="of two checkpoints"):
         StyleCodes(torch.zeros(1, 2), "one").blend(StyleCodes(torch.zeros(1, 2), "other"), 0.5)

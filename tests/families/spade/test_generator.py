@@ -249,6 +249,18 @@ def test_a_long_run_writes_the_map_of_each_image_beside_it(model, tmp_path):
     assert len(trained_on.table.images) == 5
 
 
+def test_a_run_of_other_maps_by_the_same_name_is_another_run(model, masks, tmp_path):
+    def draw(n, mask):
+        Image.fromarray(mask.numpy().astype("uint8")).save(tmp_path / "map.png")
+        run = SamplingRun(seed=3, options={"mask": str(tmp_path / "map.png"), "style": "ill"})
+        return sample_to_folder(model, n, tmp_path / "run", run, progress=False)
+
+    draw(1, masks[0])
+    draw(2, masks[0])
+    with pytest.raises(FileExistsError, match=r"holds another run: files \{'mask': .* there, \{'mask': .* asked for"):
+        draw(3, masks[1])
+
+
 # Anatomies as codes
 
 
@@ -259,6 +271,10 @@ def test_codes_of_maps_can_be_decoded_moved_and_blended(model, masks):
     moved = model.toward(codes, "ill", 2.0)
     torch.testing.assert_close(moved - codes, (2 * model.map_prior.slope[1]).expand(4, -1))
     assert torch.equal(model.toward(codes, "ill", 0.0), codes)
+    mixed = model.toward(codes, ["ill", "healthy", "ill", "healthy"])
+    assert torch.equal(mixed[::2], model.toward(codes, "ill")[::2])
+    assert torch.equal(mixed[1::2], model.toward(codes, "healthy")[1::2])
+    assert torch.equal(model.encode_masks(masks[0]), model.encode_masks(masks[:1]))
     with pytest.raises(ValueError, match=r"codes have shape \(4, 5\); expected \(n, 4\)"):
         model.decode_masks(torch.zeros(4, 5))
     with pytest.raises(ValueError, match="no label to move toward"):

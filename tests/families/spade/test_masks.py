@@ -41,10 +41,17 @@ def test_images_take_the_files_of_a_folder_in_turn_by_their_number(folder):
     assert masks_of_files(folder / "1.png", range(2)).shape == (2, 4, 6)
 
 
-def test_a_folder_without_maps_is_named(tmp_path):
-    for path in (tmp_path, tmp_path / "absent.png"):
-        with pytest.raises(FileNotFoundError, match=f"mask {path} is neither a label map nor a folder of them"):
+def test_a_folder_without_maps_and_an_absent_file_are_named(tmp_path):
+    for path, what in ((tmp_path, "a folder without label maps"), (tmp_path / "absent.png", "not there")):
+        with pytest.raises(FileNotFoundError, match=f"mask {path} is {what}"):
             masks_of_files(path, range(1))
+
+
+def test_arrays_of_numpy_are_label_maps_and_lists_of_files_are_not():
+    maps = np.array([[[0, 1], [2, 0]]], dtype=np.uint16)
+    assert checked_masks(maps, 3, (2, 2)).tolist() == maps.tolist()
+    with pytest.raises(ValueError, match=r"mask is \['a.png'\]; give class numbers as a tensor or array"):
+        checked_masks(["a.png"], 3, (2, 2))
 
 
 def test_files_of_different_sizes_are_refused(folder):

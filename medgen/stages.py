@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medgen.checkpoint import DISCRIMINATOR_FILE
+from medgen.checkpoint import DISCRIMINATOR_FILE, About
 from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of
 from medgen.losses.ssim import ssim
 from medgen.training import GenerativeModule, ReproducibleModule
@@ -115,12 +115,12 @@ class Trained(NamedTuple):
     Attributes:
         config: Its config.
         state: Weights by their names in the generator; not of all parts, in early stages.
-        trained_with: Feature networks of the first stage's loss.
+        about: What is known of it: the feature networks of its losses and, of a generator, its licence.
     """
 
     config: GeneratorConfig
     state: dict[str, Tensor]
-    trained_with: tuple[str, ...]
+    about: About
 
     def part(self, name: str) -> dict[str, Tensor]:
         """Weights of one part, by their names in it."""
@@ -146,7 +146,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
         found = load(source)
         if not isinstance(found, kind):
             raise ValueError(f"{argument} {source} holds a {found.family} model; this recipe needs {kind.family}")
-        return Trained(found.config, found.state_dict(), found.about.trained_with)
+        return Trained(found.config, found.state_dict(), found.about)
     if not Path(source).is_file():
         raise FileNotFoundError(f"{argument} {source!r} is not there; train that stage first")
     content = torch.load(source, map_location="cpu", weights_only=True)
@@ -159,7 +159,8 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
     if config is None or missing:
         lacks = ", ".join(missing) or f"config of {kind.family}"
         raise ValueError(f"{argument} {source} was not written by the stage before: it has no {lacks}")
-    return Trained(config, state, tuple(content.get("trained_with", loss_networks(settings))))
+    networks = tuple(content.get("trained_with", loss_networks(settings)))
+    return Trained(config, state, About(trained_with=networks, **content.get("origin", {})))
 
 
 def load_parts(
@@ -182,7 +183,7 @@ def load_parts(
     check_shape(generator.config, found.config, f"{argument} {source}", fields)
     for part in parts:
         load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
-    generator.about = dataclasses.replace(generator.about, trained_with=found.trained_with)
+    generator.about = dataclasses.replace(generator.about, trained_with=found.about.trained_with)
 
 
 def start_from(generator: Generator, source: str, *, label_weights: str, free: Collection[str] = ()) -> None:
@@ -208,7 +209,14 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
         state = {name: weight for name, weight in state.items() if not re.search(label_weights, name)}
         state |= {name: weight for name, weight in fresh.items() if re.search(label_weights, name)}
     load_strictly(generator, state, where=source)
-    generator.about = dataclasses.replace(generator.about, trained_with=found.trained_with)
+    generator.about = inherited(generator.about, found.about, source)
+
+
+def inherited(about: About, earlier: About, source: str) -> About:
+    """What is known of a model, with what fine-tuning takes over from the one before: its licence and its losses."""
+    return dataclasses.replace(
+        about, licence=earlier.licence, source=f"fine-tuned from {source}", trained_with=earlier.trained_with
+    )
 
 
 def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:

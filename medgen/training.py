@@ -208,11 +208,15 @@ class GenerativeModule(ReproducibleModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note whether `medgen convert` may make a checkpoint folder of it, and what that must know."""
         checkpoint["publishable"] = self.publishable
-        checkpoint["trained_with"] = list(self.trained_with)
+        about = self.published.about
+        checkpoint["trained_with"] = list(about.trained_with)
+        checkpoint["origin"] = {"licence": about.licence, "source": about.source}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up again what is known of the start, which a resumed run does not read again."""
         self.trained_with = dict.fromkeys((*checkpoint.get("trained_with", ()), *self.trained_with))
+        for generator in (self.generator, self.published):
+            generator.about = dataclasses.replace(generator.about, **checkpoint.get("origin", {}))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Note how many optimiser steps there were."""

@@ -233,6 +233,7 @@ class SPADEModule(GenerativeModule):
         if maps is not None:
             load_parts(self.generator, maps, ("map_vae",), "model.label_maps", fields=_FIELDS_OF_MAPS)
         self.published.load_state_dict(self.generator.state_dict())
+        self.published.about = self.generator.about
         earlier = self.generator.about.trained_with  # of what it starts from
         self.trained_with = tuple(dict.fromkeys((*earlier, *loss_networks(self.hparams))))
 

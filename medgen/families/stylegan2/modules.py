@@ -158,6 +158,7 @@ class StyleGAN2Module(GenerativeModule):
             frozen = self.hparams["frozen_layers"] > 0
             start_from(self.generator, self.discriminator, self.hparams["init_from"], frozen=frozen)
             self.published.load_state_dict(self.generator.state_dict())
+            self.published.about = self.generator.about
 
     def on_fit_start(self) -> None:
         """Refuse batches that minibatch deviation cannot be computed of, and load the model to fine-tune.

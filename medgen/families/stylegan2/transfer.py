@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from medgen.checkpoint import About
 from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
 from medgen.generator import part_of
-from medgen.stages import check_shape, discriminator_beside
+from medgen.stages import check_shape, discriminator_beside, inherited
 
 _SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
 
@@ -33,11 +34,13 @@ class Pretrained(NamedTuple):
         config: Its config.
         generator: Weights of the generator.
         discriminator: Weights of the discriminator; None where there are none.
+        about: What is known of it.
     """
 
     config: StyleGAN2Config
     generator: Mapping[str, Tensor]
     discriminator: Mapping[str, Tensor] | None
+    about: About
 
 
 def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str, *, frozen: bool) -> None:
@@ -62,6 +65,7 @@ def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, sour
         rank_zero_warn(f"{source} has no discriminator; training starts with a new one, which takes longer")
     else:
         fresh += _take_over(discriminator, found.discriminator, found.config, generator.config)
+    generator.about = inherited(generator.about, found.about, source)
     rank_zero_info(f"fine-tuning {source}; new: {', '.join(fresh) or 'nothing'}")
 
 
@@ -74,7 +78,7 @@ def read_pretrained(source: str) -> Pretrained:
         content = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
         config = found.config
         assert isinstance(config, StyleGAN2Config)
-        return Pretrained(config, found.state, part_of(content, "discriminator."))
+        return Pretrained(config, found.state, part_of(content, "discriminator."), found.about)
     from medgen.zoo import load
 
     if Path(source).suffix == ".pkl":
@@ -85,7 +89,7 @@ def read_pretrained(source: str) -> Pretrained:
     loaded = load(source)
     if not isinstance(loaded, StyleGAN2Generator):
         raise ValueError(f"model.init_from {source} holds a {loaded.family} model; this recipe needs stylegan2")
-    return Pretrained(loaded.config, loaded.state_dict(), discriminator_beside(loaded.folder))
+    return Pretrained(loaded.config, loaded.state_dict(), discriminator_beside(loaded.folder), loaded.about)
 
 
 def _take_over(

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
 import medgen
+from medgen.checkpoint import About
 from medgen.families.spade.generator import SPADEConfig
 from medgen.families.spade.modules import LabelMapModule, SPADEModule, fit_priors, mixed_codes
 from medgen.nn.label_vector import label_vector
@@ -208,6 +209,20 @@ def test_fine_tuning_starts_from_all_weights(table, tmp_path, finished):
     for name, weight in load_file(finished / "published" / "discriminator.safetensors").items():
         if not name.endswith((".u", ".v")):  # which move with every pass
             assert torch.equal(module.discriminator.state_dict()[name], weight)
+
+
+def test_what_was_fine_tuned_has_the_licence_of_its_start(table, tmp_path, finished):
+    source = medgen.load(finished / "published")
+    start = str(source.save_pretrained(tmp_path / "start", about=About(licence="CC-BY-NC-SA-4.0", data="Hearts.")))
+    module = SPADEModule(config(), init_from=start, **SMALL)
+    trainer = train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    again = module_of()
+    again.on_load_checkpoint(torch.load(tmp_path / "run.ckpt", weights_only=True))
+    for about in (medgen.load(tmp_path / "published").about, again.published.about):
+        assert about.licence == "CC-BY-NC-SA-4.0"
+        assert about.source == f"fine-tuned from {start}"
+        assert about.data == "Not stated."
 
 
 def test_fine_tuning_moves_what_it_started_from(table, tmp_path, finished):

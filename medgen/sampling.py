@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 import os
@@ -20,6 +19,8 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
+from medgen.checkpoint import sha256_of
+from medgen.data.cache import content_key
 from medgen.generator import Generator, Precision, check_precision
 from medgen.images import from_uint8, image_grid, save_png
 from medgen.noise import whole_number
@@ -199,17 +200,13 @@ def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> di
 
 def _content(path: str | Path) -> str:
     """Hash of a file, or of the names and contents of those in a folder; empty if it is neither."""
+    place = Path(path)
     try:
-        files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
-        found = hashlib.sha256()
-        for file in files:
-            if file.is_file():
-                found.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
-            elif len(files) == 1:
-                return ""
-        return found.hexdigest()
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        found = [(file.name, sha256_of(file)) for file in files if file.is_file()]
     except OSError:  # a name that no file can have
         return ""
+    return content_key(found) if found else ""
 
 
 def _refuse_others(folder: Path, request: dict[str, object]) -> bool:

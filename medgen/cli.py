@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import medgen
 
 if TYPE_CHECKING:
-    from medgen.checkpoint import About
+    from medgen.checkpoint import About, CheckpointInfo
     from medgen.generator import Generator
 
 USAGE = """\
@@ -87,9 +87,19 @@ def _list(args: Sequence[str]) -> None:
         print(f"{name:{width}}  {where:8}  {entry.description}")
 
 
-def _info(args: Sequence[str]) -> None:
+def _checkpoint_info(name: str) -> CheckpointInfo:
+    """The description of a bundled checkpoint or of one in a folder."""
     from medgen.checkpoint import read_info
     from medgen.zoo import ZOO, bundled_folder
+
+    entry = ZOO.get(name)
+    if not entry and not Path(name).is_dir():
+        raise ValueError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
+    return read_info(bundled_folder(name) if entry else Path(name))
+
+
+def _info(args: Sequence[str]) -> None:
+    from medgen.zoo import ZOO
 
     parser = _parser("info", "Show what a checkpoint is.")
     parser.add_argument("name", help="a name of medgen list, or a checkpoint folder")
@@ -98,9 +108,7 @@ def _info(args: Sequence[str]) -> None:
     if entry and entry.where != "bundled":
         print(f"{name}: {entry.description}\nfamily: {entry.family}\nlicence: {entry.licence}\nsource: {entry.where}")
         return
-    if not entry and not Path(name).is_dir():
-        raise ValueError(f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)} nor a folder")
-    info = read_info(bundled_folder(name) if entry else Path(name))
+    info = _checkpoint_info(name)
     about = info.about
     print(f"{about.title or name}\nfamily: {info.family}\nlicence: {about.licence}\ndata: {about.data}")
     print(f"intended use: {about.intended_use}")
@@ -134,7 +142,9 @@ _SAMPLE_ARGUMENTS = {"n", "label", "seed", "out", "batch_size", "precision", "de
 
 def _sample(args: Sequence[str]) -> None:
     parser = _parser(
-        "sample", "Write synthetic images. Options of the family, such as --steps 50, come through as they are."
+        "sample",
+        "Write synthetic images. Options of the family, such as --steps 50, come through as they are; "
+        "medgen sample NAME --help lists them.",
     )
     parser.add_argument("name", help="a name of medgen list, a checkpoint folder, or org/repo[@revision]")
     parser.add_argument("-n", "--n", type=int, default=16, help="number of images")
@@ -149,6 +159,8 @@ def _sample(args: Sequence[str]) -> None:
     parser.add_argument("--grid", type=bool, default=False, help="also write grid.png, all images with their labels")
     parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
     own, options = split_options(args, _SAMPLE_ARGUMENTS)
+    if {"-h", "--help"} & set(own) and not own[0].startswith("-"):
+        parser.epilog = _options_help(own[0])
     cfg = parser.parse_args(own)
 
     from medgen.sampling import SamplingRun, sample_to_folder, write_grid
@@ -173,6 +185,16 @@ def _sample(args: Sequence[str]) -> None:
         write_grid(table)
     if rank == 0 and not cfg.quiet:
         print(f"{cfg.n} images in {cfg.out}")
+
+
+def _options_help(name: str) -> str:
+    """What can be asked of the family of a checkpoint, beside the arguments of every family."""
+    from medgen.families import family_class
+    from medgen.zoo import ZOO
+
+    family = family_class(ZOO[name].family if name in ZOO else _checkpoint_info(name).family)
+    options = [f"--{o.name} ({o.annotation}, default: {o.default})" for o in family.sampling_options().values()]
+    return f"options of {family.family}: {', '.join(options)}"
 
 
 def move_to_device(generator: Generator, device: str | None) -> None:

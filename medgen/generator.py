@@ -144,14 +144,19 @@ class Generator(nn.Module, ABC):
     def _sample(self, label: Tensor | None, noise: NoiseSource, *args: Any, **options: Any) -> Tensor:
         """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
 
+    @classmethod
+    def sampling_options(cls) -> dict[str, inspect.Parameter]:
+        """The options of this family that `sample` takes beside its own arguments, with their types and defaults."""
+        parameters = inspect.signature(cls._sample).parameters
+        return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
     def check_options(self, options: Mapping[str, object]) -> None:
         """Refuse sampling options that this family does not have, or that are of another type or out of range.
 
         Raises:
             ValueError: Naming the option, and those there are or what it may be.
         """
-        parameters = inspect.signature(self._sample).parameters
-        known = {name: str(p.annotation) for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        known = {name: str(option.annotation) for name, option in self.sampling_options().items()}
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(
                 f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(known)}"

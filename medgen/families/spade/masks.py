@@ -34,9 +34,14 @@ def checked_masks(masks: object, num_classes: int, image_size: tuple[int, int], 
         masks = masks[:, 0]
     if masks.dim() not in (2, 3) or tuple(masks.shape[-2:]) != image_size:
         height, width = image_size
+        one_hot = masks.dim() == 4 and masks.shape[1] == num_classes and tuple(masks.shape[-2:]) == image_size
+        hint = (
+            f". It has a channel for each class: take {name}.argmax(1)"
+            if one_hot
+            else ". Resize maps by nearest neighbour, as other ways make classes that are not there"
+        )
         raise ValueError(
-            f"{name} has shape {tuple(masks.shape)}; expected (n, {height}, {width}), the size of the images. Resize "
-            "maps by nearest neighbour, as other ways make classes that are not there"
+            f"{name} has shape {tuple(masks.shape)}; expected (n, {height}, {width}), the size of the images{hint}"
         )
     if masks.is_floating_point() or masks.is_complex():
         raise ValueError(f"{name} is of type {masks.dtype}; give whole class numbers, such as torch.int64")

@@ -23,9 +23,12 @@ Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
 
 _SMALLEST = 4  # where both networks begin
+_WHOLE_BATCH = 1 << 30  # groups are no larger than the batch
 _NEEDED = ("c_dim", "img_resolution", "img_channels")
-_FIXED = {"lr_multiplier": 0.01, "use_noise": True}
+_FIXED = {"lr_multiplier": 0.01, "use_noise": True, "activation": "lrelu"}
 """Arguments that change what a network gives but no shape, with the values that ours stand for."""
+_WIDTHS = {"embed_features", "layer_features"}
+"""Widths within a mapping network; ours is that of its output, as None asks for, and no other would fit."""
 _FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "resample_filter", "freeze_layers"}
 """Arguments of any value: they change no weight, or weights that would not fit then."""
 
@@ -42,7 +45,7 @@ def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) ->
     """
     _need(arguments, ("z_dim", "w_dim", *_NEEDED))
     mapping, synthesis = arguments.get("mapping_kwargs", {}), arguments.get("synthesis_kwargs", {})
-    _refuse_others(mapping, {"num_layers"}, {"w_avg_beta"}, "mapping_kwargs")
+    _refuse_others(mapping, {"num_layers"}, {"w_avg_beta", *_WIDTHS}, "mapping_kwargs")
     _refuse_others(synthesis, {"channel_base", "channel_max", "conv_clamp"}, _FREE, "synthesis_kwargs")
     classes = arguments["c_dim"]
     if label_names and len(label_names) != classes:
@@ -101,7 +104,8 @@ def build_discriminator(arguments: Arguments) -> Discriminator:
     _need(arguments, _NEEDED)
     block, mapping, last = (arguments.get(f"{part}_kwargs", {}) for part in ("block", "mapping", "epilogue"))
     _refuse_others(block, set(), _FREE, "block_kwargs")
-    _refuse_others(mapping, {"num_layers"}, set(), "mapping_kwargs")
+    if arguments["c_dim"] and mapping.get("num_layers", 8):  # else there are no layers that they would be of
+        _refuse_others(mapping, {"num_layers"}, _WIDTHS, "mapping_kwargs")
     _refuse_others(last, {"mbstd_group_size"}, {"mbstd_num_channels"}, "epilogue_kwargs")
     classes = arguments["c_dim"]
     config = StyleGAN2Config(
@@ -113,8 +117,9 @@ def build_discriminator(arguments: Arguments) -> Discriminator:
         channel_max=arguments.get("channel_max", 512),
         clamp=arguments.get("conv_clamp"),
     )
-    group, layers = last.get("mbstd_group_size", 4), mapping.get("num_layers", 8)
-    return Discriminator(config.shape, group=group, mapping_layers=layers)
+    group = last.get("mbstd_group_size", 4)
+    group = _WHOLE_BATCH if group is None else group
+    return Discriminator(config.shape, group=group, mapping_layers=mapping.get("num_layers", 8))
 
 
 def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -155,8 +155,7 @@ class StyleGAN2Module(GenerativeModule):
     def load_start(self) -> None:
         """Put the model to fine-tune, if there is one, into the networks; see `transfer.start_from`."""
         if self.hparams["init_from"] is not None:
-            frozen = self.hparams["frozen_layers"] > 0
-            start_from(self.generator, self.discriminator, self.hparams["init_from"], frozen=frozen)
+            start_from(self.generator, self.discriminator, self.hparams["init_from"])
             self.published.load_state_dict(self.generator.state_dict())
             self.published.about = self.generator.about
 

@@ -43,19 +43,19 @@ class Pretrained(NamedTuple):
     about: About
 
 
-def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str, *, frozen: bool) -> None:
+def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str) -> None:
     """Put the weights of a trained model into the networks, and say which had none to start from.
 
     Args:
         generator: What to load into.
-        discriminator: Likewise.
+        discriminator: Likewise; layers that need no gradient are frozen, and must come with the model.
         source: A checkpoint folder or zoo name, a ``.ckpt`` of a medgen training run, or an official ``.pkl``.
-        frozen: Whether layers of the discriminator will be frozen, so that it must come with the model.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
-        ValueError: If it is of another family or width, or has no discriminator to freeze.
+        ValueError: If it is of another family, width or depth, or lacks a layer that is frozen.
     """
+    frozen = {name for name, weight in discriminator.named_parameters() if not weight.requires_grad}
     found = read_pretrained(source)
     check_shape(generator.config, found.config, f"model.init_from {source}", _SHAPE)
     fresh = _take_over(generator, found.generator, found.config, generator.config)
@@ -64,7 +64,16 @@ def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, sour
             raise ValueError(f"model.init_from {source} has no discriminator, so that frozen_layers has none to freeze")
         rank_zero_warn(f"{source} has no discriminator; training starts with a new one, which takes longer")
     else:
-        fresh += _take_over(discriminator, found.discriminator, found.config, generator.config)
+        ours, theirs = _label_layers(discriminator.state_dict()), _label_layers(found.discriminator)
+        if found.config.label_names and generator.config.label_names and ours != theirs:
+            raise ValueError(f"model.label_layers is {ours}, but {source} has {theirs}; use label_layers: {theirs}")
+        added = _take_over(discriminator, found.discriminator, found.config, generator.config)
+        if random := sorted(frozen & set(added)):
+            raise ValueError(
+                f"frozen_layers would freeze layers that {source}, of image_size {found.config.image_size}, does not "
+                f"have ({', '.join(random)}), as they are before training; use frozen_layers: 0, or its image size"
+            )
+        fresh += added
     generator.about = inherited(generator.about, found.about, source)
     rank_zero_info(f"fine-tuning {source}; new: {', '.join(fresh) or 'nothing'}")
 
@@ -127,10 +136,19 @@ def _fitted(
 
 
 def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
-    """Columns of an embedding in the order of new names; the mean of all for a name that was not there."""
+    """Columns of an embedding in the order of new names; the mean of all for a name that was not there.
+
+    They are scaled by the number of labels where they are used.
+    """
     places = {name.casefold(): i for i, name in enumerate(old)}
     mean = weight.mean(1)
-    return torch.stack([weight[:, places[n.casefold()]] if n.casefold() in places else mean for n in new], 1)
+    columns = [weight[:, places[n.casefold()]] if n.casefold() in places else mean for n in new]
+    return torch.stack(columns, 1) * math.sqrt(len(new) / len(old))
+
+
+def _label_layers(discriminator: Mapping[str, Tensor]) -> int:
+    """Layers that read the label."""
+    return sum(name.startswith("label.layers.") and name.endswith(".weight") for name in discriminator)
 
 
 def _recoloured_output(theirs: Tensor, mine: Tensor) -> Tensor | None:

@@ -41,6 +41,14 @@ def test_a_recipe_has_the_numbers_of_its_preset(name):
     assert micro % preset.training["group"] == 0
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*stylegan2*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_watches_for_mode_collapse(path):
+    listed = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
+    callbacks = {entry["class_path"].removeprefix("medgen.callbacks."): entry["init_args"] for entry in listed}
+    assert "precision_recall" in callbacks["EvaluateGenerator"]["metrics"]
+    assert "LogVariety" in callbacks
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_trains_with_data_of_ones_own(table, tmp_path):
     data = tmp_path / "data.yaml"
@@ -64,10 +72,17 @@ def test_the_bundled_model_is_fine_tuned_with_images_of_ones_own(table, tmp_path
     arguments = data_arguments(table, image_size=64, batch_size=8)
     data.write_text(yaml.safe_dump({"class_path": "medgen.data.TableDataModule", "init_args": arguments}))
     recipe = tmp_path / "run.yaml"
-    recipe.write_text((FOLDER / "fine-tune-stylegan2.yaml").read_text())
-    brief = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1", "--trainer.logger", "false"]
+    text = (FOLDER / "fine-tune-stylegan2.yaml").read_text()
+    recipe.write_text(text.replace("every_n_epochs: 20", "every_n_epochs: 1"))
+    brief = ["--trainer.limit_train_batches", "1", "--trainer.max_epochs", "1"]
+    brief += ["--trainer.check_val_every_n_epoch", "1", "--trainer.logger", "lightning.pytorch.loggers.CSVLogger"]
+    brief += ["--trainer.logger.save_dir", str(tmp_path)]
     quiet = ["--trainer.enable_progress_bar", "false", "--trainer.default_root_dir", str(recipe.with_suffix(""))]
     folder = fit(recipe, "--data", str(data), *brief, *quiet)
     tuned, start = medgen.load(folder / "published"), medgen.load("stylegan2-cxr")
     assert tuned.label_space.names == ("healthy", "ill")
     torch.testing.assert_close(tuned.synthesis.start, start.synthesis.start, rtol=0, atol=0.02)
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    logged = set(metrics.read_text().splitlines()[0].split(","))
+    sizes = {f"train/mean_image_bytes{kind}:{name}" for kind in ("", "_real") for name in ("healthy", "ill")}
+    assert {"val/recall", "val/fd_efficientnet_lite0", "val/logit_real"} | sizes <= logged

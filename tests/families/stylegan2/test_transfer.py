@@ -62,6 +62,18 @@ def test_a_class_of_the_same_name_keeps_its_images(source):
     )
 
 
+@pytest.mark.parametrize("names", [("ill",), ("new", "ill", "other")])
+def test_a_class_keeps_its_images_among_fewer_or_more(source, names):
+    folder, original = source
+    module = started(folder, config_changes={"label_names": names})
+    torch.testing.assert_close(images_of(module.generator), images_of(original.generator))
+    images, ill = torch.rand(4, 1, 16, 16), torch.ones(4, dtype=torch.int64)
+    before = logits(original.eval(), images, label_vector(ill, original.generator.label_space, 4, ill.device))
+    place = torch.full((4,), names.index("ill"))
+    after = logits(module, images, label_vector(place, module.generator.label_space, 4, ill.device))
+    torch.testing.assert_close(after, before)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_channels_start_from_the_same_picture(table, tmp_path, channels):
     original = nudge(module_of(config_changes={"channels": 4 - channels})).eval()
@@ -121,6 +133,20 @@ def test_frozen_layers_stay_and_the_others_move(source, table, tmp_path):
     assert all(torch.equal(w, original.discriminator.blocks[-1].state_dict()[n]) for n, w in frozen.items())
     assert torch.equal(module.discriminator.from_image.weight, original.discriminator.from_image.weight)
     assert not torch.equal(module.discriminator.dense.weight, original.discriminator.dense.weight)
+
+
+@pytest.mark.parametrize(("side", "layer"), [(32, "blocks.2.first.weight, .*from_image.weight"), (8, "from_image")])
+def test_layers_that_the_model_does_not_have_are_not_frozen(source, side, layer):
+    folder, _ = source
+    text = rf"frozen_layers would freeze layers that .*, of image_size \(16, 16\), does not have \(.*{layer}"
+    with pytest.raises(ValueError, match=text):
+        started(folder, config_changes={"image_size": (side, side)}, frozen_layers=1)
+
+
+def test_other_label_layers_are_refused(source):
+    folder, _ = source
+    with pytest.raises(ValueError, match=r"model.label_layers is 8, but .* has 2; use label_layers: 2"):
+        started(folder, label_layers=8)
 
 
 def test_a_training_checkpoint_will_do(finished):  # noqa: F811

@@ -204,7 +204,7 @@ class SPADEModule(GenerativeModule):
             scales=scales,
         )
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
-        self._measured = -1
+        self._measured = -1  # batches seen when the priors were last measured
         self.trained_with = loss_networks(self.hparams)
 
     @property
@@ -363,11 +363,11 @@ class SPADEModule(GenerativeModule):
 
     @torch.no_grad()
     def _measure_codes(self) -> None:
-        """Fit the priors of the published generator to the codes of all training images, once an epoch."""
-        generator = self.published
-        if self._measured == self.current_epoch or not (generator.style_prior or generator.map_prior):
+        """Fit the published priors to the codes of all training images, unless the weights have stood still since."""
+        generator, seen = self.published, int(self.batches_seen)
+        if self._measured == seen or not (generator.style_prior or generator.map_prior):
             return
-        self._measured = self.current_epoch
+        self._measured = seen
         fit_priors(generator, self.datamodule, seed=self.seed)
         for name in ("style_prior", "map_prior"):
             if (prior := getattr(generator, name)) is not None:

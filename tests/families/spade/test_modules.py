@@ -117,6 +117,17 @@ def test_the_priors_are_those_of_the_published_encoders_on_the_training_images(f
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("runs", [[{"val_check_interval": 0.5}], [{}, {}]], ids=["within an epoch", "twice"])
+def test_the_priors_are_measured_again_once_weights_have_moved(table, tmp_path, runs):
+    module = module_of(lr=1e-2, ema_decay=0.5)
+    for options in runs:
+        train(module, data(table), tmp_path, max_epochs=1, **options)
+    generator = module.published
+    published = generator.style_prior.mean.clone()
+    fit_priors(generator, data(table))
+    torch.testing.assert_close(published, generator.style_prior.mean, rtol=0, atol=1e-5)
+
+
 def test_the_generator_learns_to_draw_its_maps(table, tmp_path):
     module = module_of(config_changes={"style": "none"}, pixel_weight=0.0, feature_weight=10.0, lr=4e-3, ema_decay=0.9)
     before = train(module, data(table), tmp_path, max_epochs=1).callback_metrics["val/l1"]

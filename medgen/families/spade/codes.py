@@ -97,8 +97,11 @@ class StyleCodes:
         return len(self.values)
 
     def __getitem__(self, which: int | slice) -> StyleCodes:
-        values = self.values[which : which + 1 or None] if isinstance(which, int) else self.values[which]
-        return replace(self, values=values)
+        if isinstance(which, int):
+            if not -len(self) <= which < len(self):  # which also ends a loop over styles
+                raise IndexError(f"style {which} is asked for, but there are {len(self)}; use 0 to {len(self) - 1}")
+            which = slice(which, which + 1 or None)
+        return replace(self, values=self.values[which])
 
     def blend(self, other: StyleCodes, share: float | Tensor) -> StyleCodes:
         """Styles between these and others of the same encoder: these at 0, the others at 1.

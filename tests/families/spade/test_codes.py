@@ -69,6 +69,15 @@ def test_blends_go_from_one_style_to_another():
     assert (len(walk), walk[1].values.tolist(), len(walk[2:])) == (5, [[2, 2]], 3)
 
 
+def test_styles_can_be_taken_one_by_one_from_both_ends():
+    styles = StyleCodes(torch.arange(3.0)[:, None], "encoder")
+    assert [one.values.tolist() for one in styles] == [[[0]], [[1]], [[2]]]
+    assert styles[-1].values.tolist() == [[2]]
+    for place in (3, -4):
+        with pytest.raises(IndexError, match=rf"style {place} is asked for, but there are 3; use 0 to 2"):
+            styles[place]
+
+
 def test_numbers_of_styles_and_shares_must_agree():
     two = StyleCodes(torch.zeros(2, 3), "one")
     with pytest.raises(ValueError, match="there are 2 styles, 2 others and 5 shares; give equally many, or one"):

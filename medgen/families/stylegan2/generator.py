@@ -77,6 +77,8 @@ class StyleGAN2Config(StyledConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; use at least 1")
         if self.clamp is not None and not self.clamp > 0:
             raise ValueError(f"clamp is {self.clamp}; use a number above 0, or None for no limit")
+        if self.base is not None and (len(self.base) != 2 or min(self.base) < 1):
+            raise ValueError(f"base is {self.base}; expected (height, width) in pixels, or None for the smallest")
         _ = self.shape.doublings
 
     @property

@@ -57,7 +57,8 @@ class StyleGAN2Module(GenerativeModule):
         ada_interval: Batches from one change of the chance to the next.
         ema_kimg: Thousands of images in which the published average forgets half; None for that of ``auto``.
         ema_rampup: Early on it forgets half within this share of all images so far; None for no such time.
-        group: Images per group of minibatch deviation; must divide the images that are passed together.
+        group: Images per group of minibatch deviation, which shows collapse; must divide the images that are passed
+            together.
         label_layers: Layers of the discriminator that read the label.
         label_dropout: Share of images trained without their label, real and drawn ones, so that the generator can draw
             without one.
@@ -77,6 +78,7 @@ class StyleGAN2Module(GenerativeModule):
     """
 
     generator: StyleGAN2Generator
+    images_seen: Tensor
     path_mean: Tensor
     signs: Tensor
 
@@ -109,13 +111,16 @@ class StyleGAN2Module(GenerativeModule):
         frozen_layers: int = 0,
         seed: int = 0,
     ) -> None:
-        for name, value in (("style_mixing", style_mixing), ("augment_p", augment_p), ("label_dropout", label_dropout)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}; it is a chance from 0 to 1")
+        chances = {"style_mixing": style_mixing, "augment_p": augment_p, "label_dropout": label_dropout}
+        _check_range(chances, lambda value: 0 <= value <= 1, "it is a chance from 0 to 1")
+        _check_range({"path_decay": path_decay}, lambda value: 0 < value <= 1, "use a number above 0, at most 1")
         intervals = {"r1_interval": r1_interval, "path_interval": path_interval, "ada_interval": ada_interval}
-        for name, number in {**intervals, "path_shrink": path_shrink, "group": group}.items():
-            if number < 1:
-                raise ValueError(f"{name} is {number}; use at least 1")
+        counts = {**intervals, "path_shrink": path_shrink, "group": group, "micro_batch": micro_batch}
+        _check_range(counts, lambda value: value >= 1, "use at least 1")
+        amounts = {"lr": lr, "ada_kimg": ada_kimg, "ema_rampup": ema_rampup, "kimg": kimg, "clip_norm": clip_norm}
+        _check_range(amounts, lambda value: value > 0, "use a number above 0")
+        weights = {"gamma": gamma, "path_weight": path_weight, "ema_kimg": ema_kimg, "label_layers": label_layers}
+        _check_range(weights, lambda value: value >= 0, "use at least 0")
         if frozen_layers and init_from is None:
             raise ValueError("frozen_layers freezes what training starts from; give init_from, too")
         if label_dropout == 0 and config.label_kind != "none" and not config.needs_label:
@@ -129,6 +134,7 @@ class StyleGAN2Module(GenerativeModule):
         self.discriminator = build_discriminator(config, group=group, mapping_layers=label_layers)
         self.augment = AugmentPipe(augment)
         self.augment.p.fill_(augment_p)
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))  # a resumed run may have other batches
         self.register_buffer("path_mean", torch.zeros(()))
         self.register_buffer("signs", torch.zeros(2))  # sum and number of signs of real logits since the last change
         if not 0 <= frozen_layers <= len(self.discriminator.blocks):
@@ -147,10 +153,10 @@ class StyleGAN2Module(GenerativeModule):
         """Images of a batch over all processes."""
         return self.datamodule.batch_size * self.trainer.world_size
 
-    def _ema_decay(self, step: int) -> float:
+    def _ema_decay(self, _: int) -> float:
         images, kimg = self.images_per_step, self.hparams["ema_kimg"]
         kimg = auto_ema_kimg(images) if kimg is None else kimg
-        return ema_decay(step * images, images, kimg, self.hparams["ema_rampup"])
+        return ema_decay(int(self.images_seen), images, kimg, self.hparams["ema_rampup"])
 
     def load_start(self) -> None:
         """Put the model to fine-tune, if there is one, into the networks; see `transfer.start_from`."""
@@ -160,7 +166,7 @@ class StyleGAN2Module(GenerativeModule):
             self.published.about = self.generator.about
 
     def on_fit_start(self) -> None:
-        """Refuse batches that minibatch deviation cannot be computed of, and load the model to fine-tune.
+        """Refuse what training cannot work with, and load the model to fine-tune.
 
         Not in `setup`, which a resumed run goes through before its own weights are there; it needs no other model.
         """
@@ -169,16 +175,22 @@ class StyleGAN2Module(GenerativeModule):
             raise ValueError(
                 f"data.batch_size is {self.datamodule.batch_size}, which micro_batch {size} does not divide"
             )
-        if size % min(group, size):
+        if size % group:
             name = "micro_batch" if self.hparams["micro_batch"] else "data.batch_size"
             raise ValueError(f"{name} is {size}, which group {group} of minibatch deviation does not divide")
         if not self.datamodule.drop_last:
             raise ValueError("data.drop_last is false; minibatch deviation needs whole batches")
+        if self.trainer.precision == "16-mixed":  # its scaler looks for the gradients that are replaced here
+            raise ValueError("trainer.precision is '16-mixed', whose range these gradients leave; use bf16-mixed")
         if int(self.batches_seen) == 0:
             self.load_start()
         if not self.hparams["noise_inputs"]:
             for network in (self.generator, self.published):
                 network.synthesis.silence()
+
+    def on_train_start(self) -> None:
+        """Train no more where a run that had seen enough images is resumed."""
+        self._stop_when_done()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
@@ -325,9 +337,12 @@ class StyleGAN2Module(GenerativeModule):
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
         """Move the average, and stop once enough images were seen."""
         super().on_train_batch_end(outputs, batch, batch_idx)
-        kimg = int(self.batches_seen) * self.images_per_step / 1000
-        self.log("train/kimg", kimg)
-        if self.hparams["kimg"] is not None and kimg >= self.hparams["kimg"]:
+        self.images_seen += self.images_per_step
+        self.log("train/kimg", self.images_seen / 1000)
+        self._stop_when_done()
+
+    def _stop_when_done(self) -> None:
+        if self.hparams["kimg"] is not None and int(self.images_seen) / 1000 >= self.hparams["kimg"]:
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -352,10 +367,8 @@ class StyleGAN2Module(GenerativeModule):
             "generator": (self.generator, self.hparams["path_interval"] if self.hparams["path_weight"] else None),
             "discriminator": (self.discriminator, self.hparams["r1_interval"]),
         }
-        # In one kernel, which is five times as fast on a CPU; a scaler of gradients could not clip them then.
-        fused = self.trainer.precision != "16-mixed"
-        return [
-            torch.optim.Adam(network.parameters(), fused=fused, **adam_settings(self.hparams["lr"], interval))
+        return [  # in one kernel, which is five times as fast on a CPU
+            torch.optim.Adam(network.parameters(), fused=True, **adam_settings(self.hparams["lr"], interval))
             for network, interval in lazily.values()
         ]
 
@@ -363,6 +376,12 @@ class StyleGAN2Module(GenerativeModule):
         """The discriminator, which fine-tuning starts from, too."""
         weights = part_of(state, "discriminator.")
         return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
+
+
+def _check_range(arguments: Mapping[str, float | None], fits: Callable[[float], bool], expected: str) -> None:
+    for name, value in arguments.items():
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} is {value}; {expected}")
 
 
 def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:

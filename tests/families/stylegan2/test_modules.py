@@ -1,11 +1,13 @@
 """Training beyond the contract: the four phases, adaptive augmentation, exact resume, several processes, bad input."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 
@@ -19,6 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 MODULE = "medgen.families.stylegan2.modules.StyleGAN2Module"
 OFTEN = {"r1_interval": 2, "path_interval": 3, "ada_interval": 2, "label_layers": 2, "ada_kimg": 0.05}
+
+
+class Scaled(Precision):
+    """What float16 has on a GPU, as far as it can be had here."""
+
+    precision = "16-mixed"
 
 
 def config(kind="single", **changes):
@@ -131,10 +139,65 @@ def test_without_a_target_the_chance_stays(table, tmp_path):
     assert float(module.augment.p) == 0.25
 
 
+def test_each_step_has_the_weight_that_makes_up_for_how_seldom_it_is(table, tmp_path):
+    module, losses = module_of(), []
+    start, out = module.generator.synthesis.start, module.discriminator.out.bias
+    module.generator_loss = lambda real, vector: 1 + 0 * start.sum()
+    module.path_length_loss = lambda n, vector: 2 + 0 * start.sum()
+    module.discriminator_loss = lambda real, vector: 3 + 0 * out.sum()
+    module.r1_loss = lambda real, vector: 5 + 0 * out.sum()
+    module._note_signs(torch.ones(1))
+    backward = module.manual_backward
+    module.manual_backward = lambda loss: (losses.append(float(loss)), backward(loss))
+    train(module, data_module(table), tmp_path, max_epochs=1, limit_train_batches=4)
+    r1, path = 2 * 5, 3 * 2  # by their intervals
+    assert losses == [1, path, 3, r1, 1, 3, 1, 3, r1, 1, path, 3]
+
+
+def test_the_discriminator_sees_augmented_images_only(monkeypatch):
+    module, seen = module_of(gamma=1.0), []
+    monkeypatch.setattr(module, "log", lambda *arguments, **options: None)
+    monkeypatch.setattr(module.augment, "forward", lambda images: images * 0 + 0.25)
+    module.discriminator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    real, vector = torch.rand(4, 1, 16, 16), torch.eye(2).repeat(2, 1)
+    for loss, passes in ((module.generator_loss, 1), (module.discriminator_loss, 2), (module.r1_loss, 1)):
+        seen.clear()
+        loss(real, vector)
+        assert len(seen) == passes
+        assert all((images == 0.25).all() for images in seen)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 1.0])
+def test_a_share_of_images_is_trained_without_label(table, tmp_path, dropout):
+    module, vectors = module_of(label_dropout=dropout, config_changes={"needs_label": dropout == 0}), []
+    module.discriminator.label.register_forward_pre_hook(lambda _, arguments: vectors.append(arguments[1]))
+    train(module, data_module(table), tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    assert len(vectors) == 4  # of all passes of the generator's, the discriminator's and R1's phase
+    assert all((vector.sum(1) == 1 - dropout).all() for vector in vectors)
+
+
 def test_training_ends_after_so_many_images(table, tmp_path):
     module = module_of(kimg=0.032)
     train(module, data_module(table), tmp_path, max_epochs=-1)
     assert int(module.batches_seen) == 8  # of 4 images
+
+
+def test_a_run_that_saw_enough_images_trains_no_more_when_resumed(table, tmp_path):
+    path = recipe(tmp_path / "run.yaml", table, kimg=0.02, trainer={"max_epochs": -1})
+    before = torch.load(fit(path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    shutil.rmtree(tmp_path / "run" / "published")  # as of a run that was killed before it was written
+    after = torch.load(fit(path, "--ckpt_path", "last") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert after["batches_seen"] == before["batches_seen"] == 5
+    published = medgen.load(tmp_path / "run" / "published")
+    assert torch.equal(published.synthesis.start, before["ema.module.synthesis.start"])
+
+
+def test_images_are_counted_as_they_were_seen_when_batches_change(table, tmp_path):
+    path = recipe(tmp_path / "run.yaml", table, trainer={"max_epochs": 1})  # 6 batches of 4
+    fit(path)
+    path = recipe(tmp_path / "run.yaml", table, kimg=0.048, data={"batch_size": 8}, trainer={"max_epochs": -1})
+    state = torch.load(fit(path, "--ckpt_path", "last") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert (int(state["images_seen"]), int(state["batches_seen"])) == (48, 6 + 3)
 
 
 def test_without_noise_inputs_nothing_of_an_image_is_noise(table, tmp_path):
@@ -187,13 +250,15 @@ def test_a_run_goes_on_exactly_where_it_stopped(table, tmp_path, finished):
 @pytest.mark.ddp
 def test_two_processes_stay_in_step(table, tmp_path):
     shared = {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "max_epochs": 2}
-    process = start(recipe(tmp_path / "run.yaml", table, trainer=calling(KeepWeights) | shared))
+    process = start(recipe(tmp_path / "run.yaml", table, augment_p=0.5, trainer=calling(KeepWeights) | shared))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     ours, theirs = (torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])] == []
     assert ours["batches_seen"] == 6
-    assert ours["augment.p"] > 0 or ours["path_mean"] != 0
+    assert ours["images_seen"] == 6 * 2 * 4
+    assert ours["augment.p"] != 0.5
+    assert ours["path_mean"] != 0
 
 
 # What is published
@@ -219,6 +284,12 @@ def test_the_discriminator_is_published_beside_the_generator(finished):
         ({"label_dropout": 2.0}, "label_dropout is 2.0; it is a chance"),
         ({"r1_interval": 0}, "r1_interval is 0; use at least 1"),
         ({"group": 0}, "group is 0; use at least 1"),
+        ({"micro_batch": -4}, "micro_batch is -4; use at least 1"),
+        ({"lr": -1.0}, "lr is -1.0; use a number above 0"),
+        ({"ada_kimg": 0.0}, "ada_kimg is 0.0; use a number above 0"),
+        ({"gamma": -1.0}, "gamma is -1.0; use at least 0"),
+        ({"path_decay": 5.0}, "path_decay is 5.0; use a number above 0, at most 1"),
+        ({"config_changes": {"base": (0, 0)}}, r"base is \(0, 0\); expected \(height, width\)"),
         ({"augment": "all"}, "augmentation 'all' is unknown; use one of none, blit"),
         ({"augment": {"flip": 1.0}}, "transform flip is unknown; there are xflip"),
         ({"frozen_layers": 1}, "frozen_layers freezes what training starts from; give init_from"),
@@ -235,12 +306,19 @@ def test_arguments_out_of_range_are_refused(options, text):
     [
         ({"group": 3}, {}, "data.batch_size is 4, which group 3 of minibatch deviation does not divide"),
         ({"micro_batch": 3}, {}, "data.batch_size is 4, which micro_batch 3 does not divide"),
-        ({"micro_batch": 2, "group": 4}, {"drop_last": False}, "data.drop_last is false"),
+        ({"micro_batch": 2, "group": 4}, {}, "micro_batch is 2, which group 4 of minibatch deviation does not divide"),
+        ({"micro_batch": 2, "group": 2}, {"drop_last": False}, "data.drop_last is false"),
     ],
 )
 def test_batches_that_deviation_cannot_be_computed_of_are_refused(table, tmp_path, options, data, text):
     with pytest.raises(ValueError, match=text):
         train(module_of(**options), data_module(table, **data), tmp_path)
+
+
+def test_a_scaler_of_gradients_is_refused(table, tmp_path):
+    module = module_of()
+    with pytest.raises(ValueError, match="trainer.precision is '16-mixed'.*use bf16-mixed"):
+        train(module, data_module(table), tmp_path, plugins=[Scaled()], precision=None)
 
 
 def test_validation_says_what_the_discriminator_finds_of_unseen_images(table, tmp_path):

@@ -215,7 +215,7 @@ class ImageDataModule(LightningDataModule, ABC):
         identities = self._identities
         table = self.table
         images = Decoder(table, self.preprocessing)
-        masks = None if table.masks is None else Decoder(table, self.preprocessing, self.mask_classes)
+        masks = None if table.masks is None else Decoder(table, self.preprocessing, self.mask_classes, images)
         if not self.cache:
             images.refuse_masks()
             return images, masks
@@ -225,7 +225,7 @@ class ImageDataModule(LightningDataModule, ABC):
         image_cache = build(content_key("images", *what), (count, self.channels, *size), images.depth, images.fill)
         if masks is None:
             return image_cache, None
-        key = content_key("masks", self.mask_classes, *what)
+        key = content_key("masks as large as images", self.mask_classes, *what)
         return image_cache, build(key, (count, *size), masks.depth, masks.fill)
 
 

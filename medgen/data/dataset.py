@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from medgen.data.augmentation import Augmentation
 from medgen.data.image_table import ImageTable
-from medgen.data.preprocessing import Preprocessing
-from medgen.data.readers import looks_like_mask
+from medgen.data.preprocessing import Preprocessing, resized_mask
+from medgen.data.readers import RawImage, looks_like_mask
 from medgen.data.sampling import Key, keys_to_arrays
 
 
@@ -45,21 +45,56 @@ class RowSource(Protocol):
 
 
 class Decoder:
-    """Decodes rows when they are asked for."""
+    """Decodes rows when they are asked for: images, or with `num_classes` their label maps.
 
-    def __init__(self, table: ImageTable, preprocessing: Preprocessing, num_classes: int | None = None) -> None:
+    Args:
+        table: What there is.
+        preprocessing: What files become.
+        num_classes: Classes of the label maps.
+        images: What decodes the images, with which label maps are compared.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        preprocessing: Preprocessing,
+        num_classes: int | None = None,
+        images: Decoder | None = None,
+    ) -> None:
         self.table = table
         self.preprocessing = preprocessing
         self.num_classes = num_classes
+        self.images = images
         self.depth = np.dtype(np.uint8) if num_classes else preprocessing.depth(table.images)
+        self._sizes = np.zeros((len(table.images), 2), dtype=np.int32)  # of images in their files; 0 is not read yet
 
     def row(self, row: int) -> NDArray[np.generic]:
         """Pixels (C, H, W) of one image, or classes (H, W) of one mask."""
-        table, frame = self.table, self.table.frame(row)
+        table = self.table
         if self.num_classes is None:
-            return self.preprocessing.image(table.root, table.images[row], frame, self.depth)
-        assert table.masks is not None  # num_classes is given for tables with masks
-        return self.preprocessing.mask(table.root, table.masks[row], frame, self.num_classes)
+            return self.preprocessing.image(self._read(row), table.root.locate(table.images[row]), self.depth)
+        assert table.masks is not None  # both are given for tables with masks
+        assert self.images is not None
+        mask = self.preprocessing.read_mask(table.root, table.masks[row], table.frame(row), self.num_classes)
+        if mask.shape != (size := self.images.size(row)):
+            path, image = (table.root.locate(names[row]) for names in (table.masks, table.images))
+            raise ValueError(
+                f"mask {path} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), but its image {image} has "
+                f"{size[0]} x {size[1]}; a label map must have the pixels of its image: resample by nearest neighbour"
+            )
+        return resized_mask(mask, self.preprocessing.image_size, self.preprocessing.resize)
+
+    def size(self, row: int) -> tuple[int, int]:
+        """Height and width of one image in its file; costs nothing where it was decoded before."""
+        if not self._sizes[row].all():
+            self._read(row)
+        height, width = self._sizes[row].tolist()
+        return height, width
+
+    def _read(self, row: int) -> RawImage:
+        raw = self.preprocessing.read_raw(self.table.root, self.table.images[row], self.table.frame(row))
+        self._sizes[row] = raw.pixels.shape[:2]
+        return raw
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
         """Pixels of these rows, in this order."""
@@ -75,8 +110,7 @@ class Decoder:
         """
         table = self.table
         rows = np.unique(np.linspace(0, len(table.images) - 1, 16).astype(int)).tolist()
-        raw = (self.preprocessing.read_raw(table.root, table.images[row], table.frame(row)) for row in rows)
-        if all(map(looks_like_mask, raw)):
+        if all(looks_like_mask(self._read(row)) for row in rows):
             raise ValueError(
                 f"{table.root.locate(table.images[0])} and the other images looked at hold only a few distinct whole "
                 "numbers: they are masks, not images; give them as masks, and the pictures as images"

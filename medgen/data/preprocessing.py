@@ -70,17 +70,16 @@ class Preprocessing:
             root.read(name), root.locate(name), frame=frame, axis=self.axis, volume=self.volume, voi=self.voi
         )
 
-    def image(self, root: FileRoot, name: str, frame: int | None, depth: np.dtype[np.generic]) -> NDArray[np.generic]:
+    def image(self, raw: RawImage, path: str, depth: np.dtype[np.generic]) -> NDArray[np.generic]:
         """One training image, (C, H, W): whole steps of ``depth`` from 0 (window low) to its maximum (window high)."""
-        raw = self.read_raw(root, name, frame)
-        black, _ = self.window.bounds(raw, root.locate(name))
+        black, _ = self.window.bounds(raw, path)
         pixels = resized(raw.to_channels(self.channels), self.image_size, self.resize, fill=black)
-        shown = self.window.apply(replace(raw, pixels=pixels), root.locate(name))
+        shown = self.window.apply(replace(raw, pixels=pixels), path)
         steps = np.iinfo(depth).max  # type: ignore[type-var]
         return np.ascontiguousarray(np.round(shown * steps).transpose(2, 0, 1), dtype=depth)
 
-    def mask(self, root: FileRoot, name: str, frame: int | None, num_classes: int) -> NDArray[np.uint8]:
-        """One label map, (H, W), shaped as its image is.
+    def read_mask(self, root: FileRoot, name: str, frame: int | None, num_classes: int) -> NDArray[np.uint8]:
+        """The label map as it is in the file, (H, W).
 
         Raises:
             ValueError: If it holds values that are not classes 0 to ``num_classes - 1``.
@@ -96,7 +95,7 @@ class Preprocessing:
             raise ValueError(
                 f"mask {path} holds the values {shown}, but mask_classes allows 0..{num_classes - 1}{hint}"
             )
-        return resized_mask(classes.astype(np.uint8), self.image_size, self.resize)
+        return classes.astype(np.uint8)
 
 
 def resized(pixels: Pixels, size: tuple[int, int], policy: ResizePolicy, *, fill: float = 0.0) -> Pixels:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from medgen.data.files import FileRoot
 from medgen.data.preprocessing import Preprocessing, resized, resized_mask
-from medgen.data.readers import IntensityWindow
+from medgen.data.readers import IntensityWindow, read_image
 
 
 def settings(**changes):
@@ -66,7 +66,7 @@ def test_colours_stay_apart_when_resized():
 def test_8_bit_pictures_at_their_own_size_are_kept_exactly(tmp_path):
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 17
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    image = settings().image(FileRoot(tmp_path), "a.png", None, np.dtype(np.uint8))
+    image = settings().image(read_image(tmp_path / "a.png"), "a.png", np.dtype(np.uint8))
     np.testing.assert_array_equal(image, pixels[None])
 
 
@@ -76,7 +76,7 @@ def test_16_bit_pictures_keep_their_depth(tmp_path):
     how = settings(window=IntensityWindow(0, 65535))
     depth = how.depth(["a.png"])
     assert depth == np.uint16
-    np.testing.assert_array_equal(how.image(FileRoot(tmp_path), "a.png", None, depth), pixels[None])
+    np.testing.assert_array_equal(how.image(read_image(tmp_path / "a.png"), "a.png", depth), pixels[None])
 
 
 @pytest.mark.parametrize(
@@ -100,25 +100,25 @@ def mask_file(tmp_path, values):
 
 def test_masks_keep_their_classes(tmp_path):
     root = mask_file(tmp_path, [[0, 1], [2, 3]])
-    np.testing.assert_array_equal(settings(image_size=(2, 2)).mask(root, "m.png", None, 4), [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(settings().read_mask(root, "m.png", None, 4), [[0, 1], [2, 3]])
 
 
 def test_a_mask_with_too_many_classes_is_refused_with_its_values(tmp_path):
     root = mask_file(tmp_path, [[0, 1], [2, 3]])
     with pytest.raises(ValueError, match=r"m\.png holds the values 0, 1, 2, 3, but mask_classes allows 0\.\.2"):
-        settings().mask(root, "m.png", None, 3)
+        settings().read_mask(root, "m.png", None, 3)
 
 
 def test_a_0_and_255_mask_is_refused_with_the_way_out(tmp_path):
     root = mask_file(tmp_path, [[0, 255], [0, 0]])
     with pytest.raises(ValueError, match="write the mask as 0 and 1 instead of 0 and 255"):
-        settings().mask(root, "m.png", None, 2)
+        settings().read_mask(root, "m.png", None, 2)
 
 
 def test_an_image_passed_as_a_mask_is_called_one(tmp_path):
     root = mask_file(tmp_path, np.arange(64).reshape(8, 8))
     with pytest.raises(ValueError, match="it is an image, not a mask"):
-        settings().mask(root, "m.png", None, 4)
+        settings().read_mask(root, "m.png", None, 4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from medgen.data import Augmentation, TableDataModule
-from medgen.data.readers import read_image
+from medgen.data.readers import decode_image, read_image
 from tests.data.fakes import picture, write_csv, write_picture, write_table
 
 
@@ -159,6 +159,46 @@ def test_masks_come_along_and_move_with_the_image(tmp_path):
         module(csv, **options | {"mask_column": None}).dataset("train")
     with pytest.raises(ValueError, match=r"labels/0\.png holds the values 0, 2, but mask_classes allows 0\.\.1"):
         module(csv, **options | {"mask_classes": 2}).dataset("train")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_mask_of_another_size_than_its_image_is_refused_before_anything_is_misaligned(csv, cache):
+    options = {"mask_column": "mask", "mask_classes": 3, "image_size": 16, "cache": cache}
+    module(csv).prepare_data()  # the sizes of images that were decoded before are not known
+    path = csv.parent / "masks" / "003.png"
+    with Image.open(path) as mask:
+        mask.crop((0, 0, 24, 20)).save(path)
+    expected = (
+        r"mask .*masks/003\.png has 20 x 24 pixels \(height x width\), but its image .*images/003\.png has 24 x 24; a "
+        "label map must have the pixels of its image: resample by nearest neighbour"
+    )
+    with pytest.raises(ValueError, match=expected):
+        list(module(csv, **options).train_dataloader())
+
+
+def test_a_mask_is_compared_with_an_image_that_is_decoded_once(csv, monkeypatch):
+    decoded = []
+
+    def counting(data, name, **options):
+        decoded.append(name)
+        return decode_image(data, name, **options)
+
+    data = module(csv, mask_column="mask", mask_classes=3, cache=False).dataset("train")
+    monkeypatch.setattr("medgen.data.preprocessing.decode_image", counting)
+    assert data.__getitems__([0, 1, 2])["mask"].shape == (3, 24, 24)
+    assert len(decoded) == 3
+
+
+def test_turned_photographs_and_their_masks_are_compared_as_they_are_seen(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    for number in range(4):
+        Image.fromarray(picture(number, (24, 16))).save(tmp_path / f"{number}.jpg", exif=turned)
+        Image.fromarray(np.eye(16, 24, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    rows = [(f"{number}.jpg", f"{number}.png", "train") for number in range(4)]
+    csv = write_csv(tmp_path / "t.csv", ("image", "mask", "split"), rows)
+    options = {"label_column": None, "patient_column": None, "mask_column": "mask", "mask_classes": 2}
+    assert module(csv, **options).dataset("train")[0]["mask"].shape == (24, 24)
 
 
 def test_slices_of_a_volume_are_rows_of_the_table(tmp_path):

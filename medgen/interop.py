@@ -210,12 +210,16 @@ def _read_networks(path: str | Path, image_size: tuple[int, int] | None, label_n
         with torch.device("meta"):  # a network without memory: it takes the file's tensors as they are
             generator = family_class(family)(config)
         _PICKLED[family].load(generator, average.state_dict)
-    except ValueError as error:
+    except _MISFITS as error:
         raise CheckpointError(f"{path} has a generator unlike ours of {family}: {error}") from error
     if label_names:
         config = _PICKLED[family].config(average, label_names)
     extra = {DISCRIMINATOR_FILE: save(found)} if (found := _discriminator(networks.get("D"), path)) else {}
     return _Found(family, config.to_dict(), generator.state_dict(), extra)
+
+
+_MISFITS = (ValueError, TypeError, AttributeError)
+"""What comes of a network's arguments that ours does not have, or that are of any other type."""
 
 
 def _discriminator(network: PickledNetwork | None, path: str | Path) -> dict[str, Tensor]:
@@ -227,7 +231,7 @@ def _discriminator(network: PickledNetwork | None, path: str | Path) -> dict[str
         with torch.device("meta"):
             discriminator = stylegan2.build_discriminator(network.arguments)
         load_strictly(discriminator, weights, where=str(path))
-    except ValueError as error:
+    except _MISFITS as error:
         _logger.warning("%s: the discriminator is left out, as ours cannot be like it: %s", path, error)
         return {}
     return {name: weight.contiguous() for name, weight in weights.items()}
@@ -256,7 +260,7 @@ def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
         else:
             continue
         if not isinstance(fields, dict):
-            raise CheckpointError(f"{path} is damaged: the config of its model is {fields!r}")
+            raise CheckpointError(f"{path} is damaged: the config of its model is of type {type(fields).__name__}")
         state = part_of(file.state_dict, "ema.module.")
         if not state or not file.publishable:
             raise CheckpointError(

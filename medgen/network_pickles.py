@@ -72,7 +72,7 @@ def read_network_pickle(path: str | Path) -> dict[str, PickledNetwork]:
             raise CheckpointError(f"found {type(content).__name__}, but {expected}")
         found = {name: _network(name, content[name]) for name in NETWORKS if content.get(name) is not None}
         if not found:
-            names = ", ".join(map(str, list(content)[:5])) or "nothing"
+            names = ", ".join(f"{name:.40}" for name in content if isinstance(name, str)) or "nothing"
             raise CheckpointError(f"found a dictionary of {names}, but {expected}")
         return found
 

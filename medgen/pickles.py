@@ -201,7 +201,7 @@ class Interpreter:
             case "INST":  # the argument is "module name"
                 raise UnsafeFileError(f"the file calls {str(argument).replace(' ', '.')} when loaded; nothing was run")
             case "OBJ":
-                raise UnsafeFileError(f"the file calls {self._above_mark()[0]} when loaded; nothing was run")
+                raise UnsafeFileError(f"the file calls {_shown(self._above_mark()[0])} when loaded; nothing was run")
             case _ if name in _LITERALS:
                 stack.append(argument)
             case _:  # among them the extension registry, which hides names behind numbers
@@ -230,19 +230,19 @@ class Interpreter:
         elif name == "ADDITEMS" and isinstance(target, set):
             target.update(items)
         else:
-            raise CheckpointError(f"{name} on {target!r}")
+            raise CheckpointError(f"{name} on {_shown(target)}")
 
     def _call(self, function: object, arguments: object) -> object:
         allowed = self.calls.get(str(function)) if isinstance(function, GlobalName) else None
         if allowed is None:
-            raise UnsafeFileError(f"the file calls {function} when loaded; nothing was run")
+            raise UnsafeFileError(f"the file calls {_shown(function)} when loaded; nothing was run")
         if not isinstance(arguments, tuple):
-            raise CheckpointError(f"{function} is called with {arguments!r}")
+            raise CheckpointError(f"{function} is called with {_shown(arguments)}")
         return allowed(*arguments)
 
     def _instance(self, kind: object, arguments: object) -> object:
         if not isinstance(kind, GlobalName) or not isinstance(arguments, tuple):
-            raise CheckpointError(f"an object of {kind!r} with {arguments!r}")
+            raise CheckpointError(f"an object of {_shown(kind)} with {_shown(arguments)}")
         if str(kind) in self.calls:
             return self.calls[str(kind)](*arguments)
         return Record(kind, arguments)
@@ -255,7 +255,7 @@ class Interpreter:
             if state[1] == ">":
                 raise CheckpointError("numpy values in big-endian order are not read")
         elif not isinstance(target, dict):  # a state_dict has its _metadata as an attribute, which nobody needs
-            raise UnsafeFileError(f"the file changes {target} when loaded; nothing was run")
+            raise UnsafeFileError(f"the file changes {_shown(target)} when loaded; nothing was run")
 
     def _resolve(self, reference: object) -> object:
         match reference:
@@ -265,7 +265,12 @@ class Interpreter:
                 dtype = _storage_type(kind)
                 if dtype is not None and numel >= 0 and not any(view):
                     return self.storage(key, dtype, numel)
-        raise CheckpointError(f"a reference to {str(reference)[:80]}, which is not a storage that torch.save writes")
+        raise CheckpointError(f"a reference to {_shown(reference)}, which is not a storage that torch.save writes")
+
+
+def _shown(value: object) -> str:
+    """What an error says of a value: no more than its type, as small files can stand for endless ones."""
+    return str(value) if isinstance(value, GlobalName) else f"a value of type {type(value).__name__}"
 
 
 def _storage_type(name: GlobalName) -> torch.dtype | None:

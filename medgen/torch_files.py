@@ -110,9 +110,9 @@ def _read_zip(file: BinaryIO, content: _Content, calls: Calls, strict: bool) -> 
 
 def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) -> object:
     """Files from torch < 1.6: magic number, version, machine, the object, storage keys, then the storages in turn."""
-    if _next_pickle(file) != _LEGACY_MAGIC or _next_pickle(file) != _LEGACY_PROTOCOL:
+    if [_next_pickle(file, calls, strict) for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
         raise CheckpointError("not a file of torch.save")
-    machine = _next_pickle(file)
+    machine = _next_pickle(file, calls, strict)
     if not isinstance(machine, dict) or machine.get("little_endian") is not True:
         raise CheckpointError("written on a big-endian machine; save it again on a little-endian one")
     begin = file.tell()
@@ -124,7 +124,7 @@ def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) 
 
     # The storages follow the pickle that needs them: a first pass finds their sizes, a second one builds.
     Interpreter(note, calls, strict).run(pickletools.genops(file))
-    keys = _next_pickle(file)
+    keys = _next_pickle(file, calls, strict)
     position = file.tell()
     storages: dict[str, Tensor] = {}
     for key in keys if isinstance(keys, list) else []:
@@ -138,11 +138,11 @@ def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) 
     return Interpreter(lambda key, dtype, numel: storages[key], calls, strict).run(pickletools.genops(file))
 
 
-def _next_pickle(file: BinaryIO) -> object:
+def _next_pickle(file: BinaryIO, calls: Calls, strict: bool) -> object:
     def refuse(key: str, dtype: torch.dtype, numel: int) -> Tensor:
         raise CheckpointError("not a file of torch.save")
 
-    return Interpreter(refuse).run(pickletools.genops(file))
+    return Interpreter(refuse, calls, strict).run(pickletools.genops(file))
 
 
 def _mapped(content: _Content, start: int, dtype: torch.dtype, numel: int) -> Tensor:

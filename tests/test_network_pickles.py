@@ -17,7 +17,7 @@ from medgen.checkpoint import CheckpointError
 from medgen.interop import convert
 from medgen.network_pickles import is_pickle, read_network_pickle
 from medgen.pickles import UnsafeFileError
-from tests.official_pickles import EasyDict, Network, Persistent, official_names
+from tests.official_pickles import EasyDict, Network, Persistent, module, official_names
 
 
 class Foreign:
@@ -146,9 +146,9 @@ REFUSED = {
     "a name that begins like a known one": (b"\x80\x02ctorch.storage\n_load_from_bytes.__globals__\n.", "globals"),
     "BUILD of a tensor": (
         b"\x80\x02ctorch._utils\n_rebuild_parameter\n" + b"K\x01\x85R}X\x01\x00\x00\x00aK\x01sb.",
-        "changes 1",
+        "changes a value of type int",
     ),
-    "a call of what was built": (b"\x80\x02ccollections\nOrderedDict\n)R)R.", "calls {}"),
+    "a call of what was built": (b"\x80\x02ccollections\nOrderedDict\n)R)R.", "calls a value of type dict"),
 }
 
 
@@ -201,6 +201,34 @@ def test_the_bytes_of_a_tensor_hold_numbers_only(tmp_path: Path, mark: Path, zip
     payload = Payload(torch.storage._load_from_bytes, saved({"a": 1}, zipped))
     with pytest.raises(CheckpointError, match="found dict in place of the numbers of a tensor"):
         read_network_pickle(write(tmp_path, content(mark, note=payload)))
+
+
+def test_neither_does_what_is_written_before_them_name_anything(tmp_path: Path, mark: Path) -> None:
+    numbers = saved(torch.ones(2).storage(), False)
+    begin = numbers.index(b"little_endian")  # in the third of the pickles, a dictionary
+    named = numbers[: begin - 5] + text("x") + b"cos\nsystem\n" + numbers[begin - 5 :]
+    payload = Payload(torch.storage._load_from_bytes, named)
+    with pytest.raises(UnsafeFileError, match=r"names os\.system, which such files have no use for"):
+        read_network_pickle(write(tmp_path, content(mark, note=payload)))
+
+
+def test_a_small_file_makes_no_long_message(tmp_path: Path) -> None:
+    path = tmp_path / "network.pkl"
+    path.write_bytes(b"\x80\x02)q\x00" + b"q\x00h\x00\x86" * 14 + b"}b.")  # a tuple of 2 ** 14
+    with pytest.raises(CheckpointError) as refusal:
+        read_network_pickle(path)
+    assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"img_resolution": "16"}, {"img_resolution": 16.0}, {"mapping_kwargs": None}, {"c_dim": None}], ids=str
+)
+def test_arguments_of_another_type_are_a_refusal(tmp_path: Path, wrong: dict[str, object]) -> None:
+    right = {"z_dim": 8, "w_dim": 8, "c_dim": 0, "img_resolution": 16, "img_channels": 1}
+    weights = {"synthesis.b4.const": torch.zeros(8, 4, 4)}
+    path = write(tmp_path, {"G_ema": module("Generator", weights, _init_args=(), _init_kwargs=EasyDict(right | wrong))})
+    with pytest.raises(CheckpointError, match="has a generator unlike ours of stylegan2"):
+        convert(path, tmp_path / "out")
 
 
 def test_a_foreign_class_is_refused_wherever_it_is(tmp_path: Path, mark: Path) -> None:

@@ -18,7 +18,7 @@ from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, stream_seed
 
 LayerNoise = Literal["random", "fixed", "none"]
-Center = Literal["label", "all"]
+Center = Literal["label", "all", "published"]
 
 _CENTER_DRAWS = 2048
 """Styles whose mean stands for the average style of a label."""
@@ -202,7 +202,7 @@ class StyledGenerator(Generator):
         if truncation_layers is not None and not 0 <= truncation_layers <= self.num_styles:
             raise ValueError(f"truncation_layers is {truncation_layers}; use 0 to {self.num_styles}, or None for all")
         if center not in get_args(Center):
-            raise ValueError(f"center is {center!r}; use 'label' or 'all'")
+            raise ValueError(f"center is {center!r}; use 'label', 'all' or 'published'")
 
     @abstractmethod
     def draw(self, styles: Tensor) -> Tensor:
@@ -251,9 +251,9 @@ class StyledGenerator(Generator):
             if center == "all" and label is not None:
                 raise ValueError(
                     "center is 'all', but there are labels: the average over all labels would pull images away from "
-                    "theirs; use center='label', or no label"
+                    "theirs; use center='label', no label, or center='published', which does so as the official code"
                 )
-            middle = (self.mean_style if center == "all" else self._label_means(vector, len(noise)))[..., None, :]
+            middle = (self._label_means(vector, len(noise)) if center == "label" else self.mean_style)[..., None, :]
             styles[:, :layers] = middle + truncation * (styles - middle)[:, :layers]
         return styles
 
@@ -324,7 +324,7 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
                 typical images that vary less.
             truncation_layers: How many layers that holds for, coarse to fine; None for all.
             center: The average that truncation pulls to: ``label`` for that of images of the same label, ``all`` for
-                that over all labels, which is the published one.
+                that over all labels, for images without one, ``published`` for the same whatever the label.
             layer_noise: ``random`` for new noise in every layer of every image, ``fixed`` for that of the weights,
                 ``none``.
         """

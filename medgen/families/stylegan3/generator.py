@@ -153,7 +153,7 @@ class StyleGAN3Generator(StyledGenerator, family="stylegan3"):
                 typical images that vary less.
             truncation_layers: How many layers that holds for, coarse to fine; None for all.
             center: The average that truncation pulls to: ``label`` for that of images of the same label, ``all`` for
-                that over all labels, which is the published one.
+                that over all labels, for images without one, ``published`` for the same whatever the label.
         """
         images: Tensor = self.synthesis(self._styles(label, noise, truncation, truncation_layers, center))
         return images

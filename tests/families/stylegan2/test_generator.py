@@ -55,6 +55,12 @@ def test_without_labels_truncation_pulls_to_the_average_of_training():
         torch.testing.assert_close(styles, model.mean_style.expand_as(styles))
 
 
+def test_labels_may_be_pulled_to_the_average_of_training_as_published(model):
+    plain, mean = model.styles(2, "ill", seed=0), model.mean_style
+    styles = model.styles(2, "ill", seed=0, truncation=0.7, center="published")
+    torch.testing.assert_close(styles, mean + 0.7 * (plain - mean))
+
+
 def test_one_sample_has_the_style_it_says(model):
     styles = model.styles(3, ["ill", "healthy", "ill"], seed=4, first_index=2, truncation=0.7)
     images = model.sample(
@@ -132,7 +138,7 @@ def test_sizes_that_cannot_be_are_refused(changes, text):
         ({"truncation": -0.1}, "truncation is -0.1; use 0"),
         ({"truncation": 3.0}, "truncation is 3.0; use 0"),
         ({"truncation_layers": 7}, "truncation_layers is 7; use 0 to 6"),
-        ({"center": "mean"}, "center is 'mean'; use 'label' or 'all'"),
+        ({"center": "mean"}, "center is 'mean'; use 'label', 'all' or 'published'"),
         ({"truncation": 0.7, "center": "all"}, "center is 'all', but there are labels"),
         ({"layer_noise": "const"}, "layer_noise is 'const'; use one of random, fixed, none"),
         ({"psi": 0.7}, "sampling option psi is unknown to stylegan2; it has truncation"),

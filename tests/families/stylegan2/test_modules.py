@@ -317,7 +317,7 @@ def test_batches_that_deviation_cannot_be_computed_of_are_refused(table, tmp_pat
 
 def test_a_scaler_of_gradients_is_refused(table, tmp_path):
     module = module_of()
-    with pytest.raises(ValueError, match="trainer.precision is '16-mixed'.*use bf16-mixed"):
+    with pytest.raises(ValueError, match=r"trainer.precision is '16-mixed'.*use bf16-mixed"):
         train(module, data_module(table), tmp_path, plugins=[Scaled()], precision=None)
 
 

@@ -115,7 +115,7 @@ def test_truncation_of_some_layers_leaves_the_others() -> None:
     [
         ({"truncation": -0.1}, r"truncation is -0\.1; use 0"),
         ({"truncation_layers": 8, "truncation": 0.5}, "truncation_layers is 8; use 0 to 7, or None for all"),
-        ({"center": "middle"}, "center is 'middle'; use 'label' or 'all'"),
+        ({"center": "middle"}, "center is 'middle'; use 'label', 'all' or 'published'"),
         ({"center": "all", "truncation": 0.5, "label": 0}, "center is 'all', but there are labels"),
         ({"layer_noise": "fixed"}, "sampling option layer_noise is unknown to stylegan3; it has truncation"),
     ],

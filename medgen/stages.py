@@ -166,7 +166,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
 def load_parts(
     generator: Generator, source: str, parts: Sequence[str], argument: str, *, fields: Collection[str]
 ) -> None:
-    """Put trained parts into a generator, and note in ``about`` which networks the first stage's loss had.
+    """Put trained parts into a generator, and note in ``about`` their licence and which networks their losses had.
 
     Args:
         generator: What to load into.
@@ -183,10 +183,12 @@ def load_parts(
     check_shape(generator.config, found.config, f"{argument} {source}", fields)
     for part in parts:
         load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
-    generator.about = dataclasses.replace(generator.about, trained_with=found.about.trained_with)
+    generator.about = inherited(generator.about, found.about)
 
 
-def start_from(generator: Generator, source: str, *, label_weights: str, free: Collection[str] = ()) -> None:
+def start_from(
+    generator: Generator, source: str, *, label_weights: str, free: Collection[str] = (), bound: Collection[str] = ()
+) -> None:
     """Put the weights of a trained model into a generator of the same shape, to fine-tune it.
 
     Image size, intensities and labels may differ. What reads labels is only taken over where they are the same.
@@ -196,13 +198,14 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
         source: A checkpoint folder or zoo name.
         label_weights: Regular expression that finds the names of weights that read labels.
         free: More fields of the config that may differ.
+        bound: Fields that may not, of those that else may.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
         ValueError: If it is of another family, or the shapes differ.
     """
     found = read_trained(source, type(generator), (), "model.init_from")
-    fields = {field.name for field in dataclasses.fields(found.config)} - _NOT_OF_WEIGHTS - set(free)
+    fields = {field.name for field in dataclasses.fields(found.config)} - _NOT_OF_WEIGHTS - set(free) | set(bound)
     check_shape(generator.config, found.config, f"model.init_from {source}", fields)
     state, fresh = found.state, generator.state_dict()
     if found.config.label_space != generator.label_space:
@@ -212,10 +215,23 @@ def start_from(generator: Generator, source: str, *, label_weights: str, free: C
     generator.about = inherited(generator.about, found.about, source)
 
 
-def inherited(about: About, earlier: About, source: str) -> About:
-    """What is known of a model, with what fine-tuning takes over from the one before: its licence and its losses."""
+def inherited(about: About, earlier: About, source: str | None = None) -> About:
+    """What is known of a model, with what comes along with weights of an earlier one: its licence and its losses.
+
+    Args:
+        about: Of the model; what it has from other sources of weights stays.
+        earlier: Of the earlier one.
+        source: Where that is, if it is fine-tuned as a whole.
+
+    Returns:
+        Where two licences are stated, both hold, as the SPDX expression ``A AND B``.
+    """
+    found = [licence for one in (about, earlier) for licence in one.licence.split(" AND ") if licence != "unknown"]
     return dataclasses.replace(
-        about, licence=earlier.licence, source=f"fine-tuned from {source}", trained_with=earlier.trained_with
+        about,
+        licence=" AND ".join(dict.fromkeys(found)) or "unknown",
+        source=about.source if source is None else f"fine-tuned from {source}",
+        trained_with=tuple(dict.fromkeys((*earlier.trained_with, *about.trained_with))),
     )
 
 
@@ -236,7 +252,10 @@ def check_shape(mine: GeneratorConfig, other: GeneratorConfig, source: str, fiel
     names = [field.name for field in dataclasses.fields(mine) if field.name in fields]
     pairs = {name: (getattr(mine, name), getattr(other, name)) for name in names}
     if differ := [f"{name} is {a!r} here and {b!r} there" for name, (a, b) in pairs.items() if a != b]:
-        raise ValueError(f"{source} has another shape than model.config: {'; '.join(differ)}")
+        raise ValueError(
+            f"{source} has another shape than model.config: {'; '.join(differ)}. Set model.config to what is there, or "
+            "start from another model"
+        )
 
 
 def loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -144,7 +144,8 @@ class SPADEModule(GenerativeModule):
         betas: Adam's.
         ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n).
         init_from: A SPADE checkpoint folder or zoo name to fine-tune: all its weights are the start, those of the
-            discriminators if they lie beside them. Labels and image size may differ, classes and shape may not.
+            discriminators if they lie beside them. Labels may differ, classes, shape and image size may not: codes of
+            styles and of label maps are made of every pixel. Without both, the image size may differ, too.
         seed: Seed of the run.
 
     Raises:
@@ -217,10 +218,11 @@ class SPADEModule(GenerativeModule):
         return cast("SPADEGenerator", super().published)
 
     def setup(self, stage: str) -> None:
-        """Check the data and the style encoder's batch against the config."""
+        """Check the data, and how many images batch norm gets of them, against the config."""
         super().setup(stage)
         if stage == "fit":
             check_masks(self.generator.config, self.datamodule)
+            check_batches(self.generator.config, self.datamodule, self.trainer.world_size)
 
     def on_fit_start(self) -> None:
         """Load what training starts from, unless it has started already."""
@@ -228,14 +230,15 @@ class SPADEModule(GenerativeModule):
             return
         source, maps = self.hparams["init_from"], self.hparams["label_maps"]
         if source is not None:
-            start_from(self.generator, source, label_weights=r"_prior\.", free=("image_size",))
+            # Layers between codes and the lowest resolution have a weight for each of its pixels.
+            config = self.generator.config
+            bound = ("image_size",) if config.style != "none" or config.map_dim else ()
+            start_from(self.generator, source, label_weights=r"_prior\.", bound=bound)
             self._load_discriminator(source)
         if maps is not None:
             load_parts(self.generator, maps, ("map_vae",), "model.label_maps", fields=_FIELDS_OF_MAPS)
         self.published.load_state_dict(self.generator.state_dict())
         self.published.about = self.generator.about
-        earlier = self.generator.about.trained_with  # of what it starts from
-        self.trained_with = tuple(dict.fromkeys((*earlier, *loss_networks(self.hparams))))
 
     def _load_discriminator(self, source: str) -> None:
         """Take over the discriminators that came with the model to fine-tune."""
@@ -444,4 +447,36 @@ def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
         raise ValueError(
             f"data.mask_classes is {data.mask_classes}, but model.config has {config.num_classes} classes "
             f"({', '.join(config.mask_names)}{extra}); give label maps of as many classes (mask_column, mask_classes)"
+        )
+
+
+def check_batches(config: SPADEConfig, data: ImageDataModule, processes: int) -> None:
+    """Refuse batches that batch norm cannot work with: of one image, where the lowest resolution is a single pixel.
+
+    At more pixels it works with one image, but not as it will in sampling; a warning says so.
+
+    Args:
+        config: The model's.
+        data: Its training split is counted.
+        processes: How many train together; the statistics are those of all.
+
+    Raises:
+        ValueError: Naming the setting that makes such a batch.
+    """
+    if config.norm != "batch" or processes > 1:
+        return
+    images, size = len(data.table.rows("train")), data.batch_size
+    cause = f"data.batch_size is {size}" if size == 1 else ""
+    if not data.drop_last and images % size == 1:
+        cause = f"data.drop_last is false, and batches of {size} leave 1 of {images} images"
+    if cause and config.shape.base == (1, 1):
+        raise ValueError(
+            f"{cause}; the lowest resolution is a single pixel, so that batch norm would get one value per channel and "
+            "make it 0. Raise data.batch_size to at least 2 and set data.drop_last to true, or use model.config.norm "
+            "'group'"
+        )
+    if size == 1:
+        rank_zero_warn(
+            "data.batch_size is 1 on a single device: batch norm takes the statistics of one image in training, but "
+            "their average in sampling; raise it, or use model.config.norm 'group'"
         )

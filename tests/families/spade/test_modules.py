@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import medgen
 from medgen.checkpoint import About
-from medgen.families.spade.generator import SPADEConfig
-from medgen.families.spade.modules import LabelMapModule, SPADEModule, fit_priors, mixed_codes
+from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
+from medgen.families.spade.modules import LabelMapModule, SPADEModule, check_batches, fit_priors, mixed_codes
 from medgen.nn.label_vector import label_vector
 from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, assert_same_weights, data_module, fit, train, write_recipe
@@ -236,6 +236,17 @@ def test_what_was_fine_tuned_has_the_licence_of_its_start(table, tmp_path, finis
         assert about.data == "Not stated."
 
 
+def test_what_is_known_of_every_source_of_weights_is_kept(table, tmp_path, finished, maps):
+    hearts = About(licence="CC-BY-NC-SA-4.0", trained_with=("efficientnet_lite1",))
+    source = str(medgen.load(finished / "published").save_pretrained(tmp_path / "start", about=hearts))
+    for number, sources in enumerate(({"init_from": source, "label_maps": maps}, {"label_maps": source})):
+        module = SPADEModule(config(), **sources, **SMALL)
+        folder = tmp_path / str(number)
+        train(module, data(table), folder, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+        published = medgen.load(folder / "published").about
+        assert (published.licence, published.trained_with) == ("CC-BY-NC-SA-4.0", ("efficientnet_lite1",))
+
+
 def test_fine_tuning_moves_what_it_started_from(table, tmp_path, finished):
     start_folder = finished / "published"
     module = SPADEModule(config(), init_from=str(start_folder), **SMALL)
@@ -260,6 +271,29 @@ def test_a_start_of_other_classes_is_refused(table, tmp_path, finished):
     module = SPADEModule(changed, init_from=str(finished / "published"), **SMALL)
     with pytest.raises(ValueError, match=r"has another shape than model.config: mask_names is .*hollow"):
         train(module, data(table), tmp_path, max_epochs=1)
+
+
+@pytest.mark.parametrize("changes", [{}, {"map_dim": 0}, {"map_dim": 0, "style": "drawn"}, {"style": "none"}])
+def test_another_image_size_is_refused_where_codes_depend_on_it(table, tmp_path, changes):
+    start_folder = str(SPADEGenerator(config(**changes)).save_pretrained(tmp_path / "start"))
+    module = SPADEModule(config(image_size=(32, 32), **changes), init_from=start_folder, **SMALL)
+    message = (
+        r"init_from .*start has another.*: image_size is \(32, 32\) here and \(16, 16\) there. Set model.config to"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(module, data(table, image_size=32), tmp_path, max_epochs=1)
+
+
+def test_a_model_without_codes_can_be_fine_tuned_at_another_image_size(table, tmp_path):
+    changes = {"map_dim": 0, "style": "none"}
+    source = SPADEGenerator(config(**changes))
+    start_folder = str(source.save_pretrained(tmp_path / "start"))
+    options = SMALL | {"lr": 0.0, "ema_decay": 0.0}
+    module = SPADEModule(config(image_size=(32, 32), **changes), init_from=start_folder, **options)
+    train(module, data(table, image_size=32), tmp_path, max_epochs=1, limit_train_batches=1)
+    assert medgen.load(tmp_path / "published").config.image_size == (32, 32)
+    for name, weight in source.named_parameters():
+        assert torch.equal(module.get_parameter(f"generator.{name}"), weight)
 
 
 # Stopping and several processes
@@ -317,9 +351,27 @@ def test_data_that_the_config_does_not_describe_are_refused(table, tmp_path, mak
         train(make(), data(table, **options), tmp_path, max_epochs=1)
 
 
-def test_a_batch_that_batch_norm_cannot_work_with_is_named(table, tmp_path):
-    with pytest.raises(ValueError, match=r"one value per channel.*raise batch_size to at least 2, or use another norm"):
-        train(module_of(), data(table, batch_size=1), tmp_path, max_epochs=1)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 1}, "data.batch_size is 1; .* one value per channel .* Raise data.batch_size to at least 2"),
+        ({"batch_size": 23, "drop_last": False}, "drop_last is false, and batches of 23 leave 1 of 24 images; .* one"),
+    ],
+)
+def test_batches_that_batch_norm_cannot_work_with_are_refused_at_the_start(table, tmp_path, options, message):
+    module = module_of()
+    with pytest.raises(ValueError, match=message):
+        train(module, data(table, **options), tmp_path, max_epochs=1)
+    assert module.batches_seen == 0
+
+
+def test_batches_of_one_image_are_taken_where_their_norm_gets_more_values(table):
+    single = data(table, batch_size=1)
+    for changes, processes in (({"norm": "group"}, 1), ({}, 2)):
+        check_batches(config(**changes), single, processes)
+    check_batches(config(), data(table, batch_size=23), 1)
+    with pytest.warns(UserWarning, match="data.batch_size is 1 on a single device"):
+        check_batches(config(image_size=(32, 32)), single, 1)
 
 
 def test_a_missing_first_stage_is_named(table, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -64,7 +64,7 @@ class ReproducibleModule(LightningModule):
         self.batches_seen += 1
 
     def check_data(self, config: GeneratorConfig) -> None:
-        """Refuse data that the config does not describe, before hours are spent on it.
+        """Refuse data that the config does not describe, before hours are spent on it; warn of labels without images.
 
         Raises:
             ValueError: Naming every setting that differs and both values.
@@ -82,6 +82,11 @@ class ReproducibleModule(LightningModule):
         differ = [f"{k}: model.config has {a!r}, data has {b!r}" for k, (a, b) in pairs.items() if a != b]
         if differ:
             raise ValueError("the recipe's model and data disagree; " + "; ".join(differ))
+        if config.label_kind != "none" and (unseen := data.unseen_labels):
+            rank_zero_warn(
+                f"there is no training image of {', '.join(map(repr, unseen))}, so the model will not learn what that "
+                "looks like, though it can be asked for it; leave it out of the labels, or give images of it"
+            )
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *, shape: LearningRateShape, warmup: int) -> Any:
         """An optimiser with its learning-rate schedule, as `configure_optimizers` returns it.

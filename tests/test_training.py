@@ -1,5 +1,6 @@
 """The bases of training modules, on a model of two numbers whose every step can be calculated."""
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -238,6 +239,27 @@ def test_an_unconditional_model_may_train_on_labelled_data(table, tmp_path):
     trainer = Trainer(**(TRAINER | {"default_root_dir": tmp_path}), fast_dev_run=True)
     trainer.fit(MeanModule(), datamodule=data_module(table, "single"))
     assert trainer.global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "unseen"),
+    [
+        ("single", {"label_names": ["healthy", "ill", "dead"]}, "'dead'"),
+        ("multi", {"label_column": ["edema", "effusion", "none", "nothing"]}, "'none', 'nothing'"),
+    ],
+)
+def test_labels_that_no_training_image_has_are_warned_of(table, tmp_path, monkeypatch, kind, columns, unseen):
+    rows = table.read_text().splitlines()
+    empty = tmp_path / "labels.csv"  # with two findings that nobody has
+    empty.write_text("\n".join([f"{rows[0]},none,nothing", *(f"{row},0,0" for row in rows[1:])]))
+    data = data_module(empty, kind, root=str(table.parent), **columns)
+    monkeypatch.setattr(MeanModule, "datamodule", data)
+    module, names = MeanModule(), data.label_space.names
+    with pytest.warns(UserWarning, match=f"there is no training image of {unseen}, so the model will not learn"):
+        module.check_data(MeanConfig(label_kind=kind, label_names=names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module.check_data(MeanConfig())  # it is asked for no label
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])

@@ -122,6 +122,16 @@ class ImageDataModule(LightningDataModule, ABC):
         """What the labels of a batch mean."""
         return self.table.label_space
 
+    @property
+    def unseen_labels(self) -> tuple[str, ...]:
+        """Classes without a training image, and findings that no training image is known to show."""
+        space, labels = self.label_space, self.table.labels
+        if labels is None or space.kind not in ("single", "multi"):
+            return ()
+        labels = labels[torch.from_numpy(self.table.rows("train"))]
+        found = [labels == k if space.kind == "single" else labels[:, k] == 1 for k in range(len(space))]
+        return tuple(name for name, images in zip(space.names, found, strict=True) if not images.any())
+
     def prepare_data(self) -> None:
         """Decode everything into the cache, unless that was done before."""
         self._sources  # noqa: B018
@@ -167,6 +177,11 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.balanced:
             if dataset.labels is None or self.label_space.kind not in ("single", "multi"):
                 raise ValueError("balanced=True needs classes or findings as labels; this data set has none")
+            if unseen := self.unseen_labels:
+                raise ValueError(
+                    f"balanced=True, but there is no training image of {', '.join(map(repr, unseen))}; leave them out "
+                    "of the labels, give images of them, or set balanced to false"
+                )
             weights = balanced_weights(dataset.labels)
         sampler = EpochSampler(
             dataset,

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -251,6 +252,20 @@ def test_balanced_sampling_draws_rare_classes_as_often(tmp_path):
     data = TableDataModule(root=str(tmp_path), image_size=16, balanced=True, batch_size=20)
     labels = torch.cat([batch["label"] for batch in data.train_dataloader()])
     assert 0.35 < labels.float().mean() < 0.65
+
+
+@pytest.mark.parametrize(
+    ("labels", "unseen"),
+    [
+        ({"label_names": ["healthy", "dead", "ill", "lost"]}, "'dead', 'lost'"),
+        ({"label_column": ["age", "edema"], "label_kind": "multi"}, "'age'"),
+    ],
+)
+def test_labels_that_no_training_image_has_cannot_be_balanced(csv, labels, unseen):
+    csv.write_text(re.sub(r",(4|5)[0-9],", ",0,", csv.read_text()))  # ages that are a finding nobody has
+    with pytest.raises(ValueError, match=f"balanced=True, but there is no training image of {unseen}; leave them out"):
+        module(csv, balanced=True, **labels).train_dataloader()
+    assert len(module(csv, **labels).train_dataloader())
 
 
 def test_missing_images_are_counted_and_the_first_five_named(csv):

@@ -17,8 +17,10 @@ class CodePrior(nn.Module):
     """Normal distributions of codes: one over all images and, where there are labels, one for each of them.
 
     Means follow the label vector linearly, so that the classes of a single-label data set have their own mean and
-    findings or numbers add up. Each dimension has a spread of its own; classes have their own spread, too. They are
-    measured on training images by `fit`; before that all are standard normal.
+    findings or numbers add up: a finding alone has the mean that follows for it with all others absent, also where
+    training images show it only beside others. Each dimension has a spread of its own; classes have their own spread,
+    too, and all labels of other kinds share one. They are measured on training images by `fit`; before that all are
+    standard normal.
 
     Args:
         dim: Length of a code.

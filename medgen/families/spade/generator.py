@@ -36,7 +36,7 @@ class SPADEConfig(GeneratorConfig):
         dont_care: Whether label maps may hold one more number, that of the last class plus one, where nobody said what
             is there.
         instance_edges: Whether the generator sees the borders between instances. Where no map of instances is given,
-            these are the borders between classes.
+            and always in training, these are the borders between classes.
         width: Channels at full resolution (``ngf``); 16 times as many at the lowest.
         doublings: How often the image doubles in size from the lowest resolution on, 4 to 7: published as ``few``,
             ``normal``, ``more`` and ``most``.
@@ -167,7 +167,7 @@ class SPADEGenerator(Generator, family="spade"):
             images: (B, C, H, W), or one (C, H, W), in [0, 1].
 
         Raises:
-            ValueError: If the generator has no style encoder, or images are of another shape or range.
+            ValueError: If the generator has no style encoder, or images are none, of another shape or out of range.
         """
         if self.style_encoder is None:
             raise ValueError(f"this generator has no style encoder (config.style is {self.config.style!r})")
@@ -178,6 +178,10 @@ class SPADEGenerator(Generator, family="spade"):
         if images.dim() != 4 or images.shape[1] != self.config.channels or size not in (None, tuple(images.shape[2:])):
             expected = f"(B, {self.config.channels}, {', '.join(map(str, size)) if size else 'H, W'})"
             raise ValueError(f"style images have shape {tuple(images.shape)}; expected {expected}")
+        if not images.numel():
+            raise ValueError(f"style images have shape {tuple(images.shape)}; give at least one, of at least one pixel")
+        if not images.isfinite().all():
+            raise ValueError("style images hold NaN or infinite values; give numbers in [0, 1]")
         if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
             raise ValueError("style images must be floating point in [0, 1]; divide 8-bit ones by 255")
         with evaluating(self):
@@ -209,7 +213,7 @@ class SPADEGenerator(Generator, family="spade"):
         """
         vae, _ = self._maps()
         with evaluating(self):
-            maps = self._checked(masks)
+            maps = checked_masks(masks, self.config.num_classes, self.config.image_size)
             return vae.encode((maps[None] if maps.dim() == 2 else maps).to(self.device))[0].cpu()
 
     @torch.no_grad()
@@ -259,10 +263,18 @@ class SPADEGenerator(Generator, family="spade"):
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
         """Masks and styles, one for each image."""
         prepared = dict(options)
-        for name in ("mask", "instances"):
+        if prepared.get("instances") is not None:
+            if not self.config.instance_edges:
+                raise ValueError(
+                    "instances are given, but this generator does not see the borders between them "
+                    "(config.instance_edges is False); leave instances out"
+                )
+            if prepared.get("mask") is None:
+                raise ValueError("instances are given without the label maps they are of; give mask, too")
+        for name, classes in (("mask", self.config.num_classes), ("instances", None)):
             if (given := prepared.get(name)) is not None:
                 maps = masks_of_files(given, indices) if isinstance(given, str | Path) else given
-                maps = self._checked(maps, name) if name == "mask" else maps
+                maps = checked_masks(maps, classes, self.config.image_size, name)
                 prepared[name] = PerImage(_one_each(maps, 2, len(indices), name))
         if (style := prepared.get("style")) is not None:
             if self.style_prior is None:
@@ -302,7 +314,7 @@ class SPADEGenerator(Generator, family="spade"):
         return torch.from_numpy(window.apply(replace(raw, pixels=pixels), str(path))).movedim(-1, 0)
 
     def _group(self, style: str) -> _Group | None:
-        """A group of training images by its name; None if the text is a file's name."""
+        """A class, or a finding alone, by its name; None if the text is a file's name."""
         space = self.label_space
         if space.kind in ("single", "multi") and style.casefold() in (name.casefold() for name in space.names):
             condition = space.resolve(style if space.kind == "single" else [[style]], 1)
@@ -323,9 +335,6 @@ class SPADEGenerator(Generator, family="spade"):
             raise ValueError("this generator has no label-map autoencoder (config.map_dim is 0); give masks instead")
         return self.map_vae, self.map_prior
 
-    def _checked(self, masks: object, name: str = "mask") -> Tensor:
-        return checked_masks(masks, self.config.num_classes, self.config.image_size, name)
-
     def _sample(
         self,
         label: Tensor | None,
@@ -333,7 +342,7 @@ class SPADEGenerator(Generator, family="spade"):
         *,
         mask: Tensor | str | None = None,
         style: Tensor | str | None = None,
-        instances: Tensor | None = None,
+        instances: Tensor | str | None = None,
         truncation: float = 1.0,
     ) -> Tensor:
         """One batch of images.
@@ -344,8 +353,10 @@ class SPADEGenerator(Generator, family="spade"):
             mask: Label maps, (n, H, W) or one for all (H, W), or a file or folder of index PNGs that images take in
                 turn; None draws maps.
             style: Images (n, C, H, W) in [0, 1], an image file, the result of `encode_style`, or the name of a label
-                for the styles of its training images; None for the styles of the image's label.
-            instances: Numbers of instances, (n, H, W), for generators with instance edges.
+                for its styles: those of a class's training images, or those that go with a finding and no other,
+                which follow from all training images as findings add up. None for the styles of the image's label.
+            instances: Numbers of instances of given masks, (n, H, W) or one for all (H, W), or files, for generators
+                with instance edges; None takes the borders between classes, as training does.
             truncation: How far drawn maps and styles may be from the mean one: 1 as far as training images are, 0 not.
         """
         with torch.autocast(noise.device.type, enabled=False):  # codes and maps are the same in every precision
@@ -353,7 +364,8 @@ class SPADEGenerator(Generator, family="spade"):
             map_noise = noise.normal(self.config.map_dim)
             masks = mask if isinstance(mask, Tensor) else self._draw_masks(label, map_noise, truncation)
             codes = style if isinstance(style, Tensor) else self._draw_styles(label, style, noise, truncation)
-        return for_inference(self.synthesis)(self.semantic(masks, instances), codes)
+        apart = instances if isinstance(instances, Tensor) else None
+        return for_inference(self.synthesis)(self.semantic(masks, apart), codes)
 
     def _draw_masks(self, label: Tensor | None, normal: Tensor, truncation: float) -> Tensor:
         vae, prior = self._maps()
@@ -371,7 +383,7 @@ class SPADEGenerator(Generator, family="spade"):
 
 @dataclass(frozen=True)
 class _Group:
-    """The styles of the training images with a label, as its vector (1, K)."""
+    """The styles that go with a label, as its vector (1, K)."""
 
     vector: Tensor
 

@@ -11,23 +11,24 @@ from torch import Tensor
 _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
 
 
-def checked_masks(masks: object, num_classes: int, image_size: tuple[int, int], name: str = "mask") -> Tensor:
-    """Label maps (B, H, W) or (H, W) as int64.
+def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int, int], name: str = "mask") -> Tensor:
+    """Label maps, or maps of instances, (B, H, W) or (H, W) as int64.
 
     Args:
-        masks: Class numbers, of any whole-number type; an array of numpy will do.
-        num_classes: Numbers that are allowed, from 0 on.
+        masks: Numbers of classes or instances, of any whole-number type; an array of numpy will do.
+        num_classes: Numbers that are allowed, from 0 on; None for any, as instances have.
         image_size: Height and width they must have.
         name: What an error calls them.
 
     Raises:
         ValueError: If they are of another shape or type, or hold other numbers, which are named.
     """
+    numbers = "class numbers" if num_classes is not None else "numbers of instances"
     if isinstance(masks, np.ndarray):
         masks = torch.from_numpy(masks.astype(np.int64) if masks.dtype.kind in "iub" else masks)
     if not isinstance(masks, Tensor):
         raise ValueError(
-            f"{name} is {masks!r:.80}; give class numbers as a tensor or array (n, H, W) or, where images are "
+            f"{name} is {masks!r:.80}; give {numbers} as a tensor or array (n, H, W) or, where images are "
             "sampled, a file or folder of index PNGs"
         )
     if masks.dim() == 4 and masks.shape[1] == 1:
@@ -44,7 +45,10 @@ def checked_masks(masks: object, num_classes: int, image_size: tuple[int, int], 
             f"{name} has shape {tuple(masks.shape)}; expected (n, {height}, {width}), the size of the images{hint}"
         )
     if masks.is_floating_point() or masks.is_complex():
-        raise ValueError(f"{name} is of type {masks.dtype}; give whole class numbers, such as torch.int64")
+        raise ValueError(f"{name} is of type {masks.dtype}; give whole {numbers}, such as torch.int64")
+    masks = masks.to(torch.int64)
+    if num_classes is None:
+        return masks
     values = masks.unique().tolist()
     if values and not (values[0] >= 0 and values[-1] < num_classes):
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
@@ -52,7 +56,7 @@ def checked_masks(masks: object, num_classes: int, image_size: tuple[int, int], 
         raise ValueError(
             f"{name} holds the values {shown}; this generator has the classes 0 to {num_classes - 1}{hint}"
         )
-    return masks.to(torch.int64)
+    return masks
 
 
 def masks_of_files(path: str | Path, indices: range) -> Tensor:

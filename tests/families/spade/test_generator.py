@@ -162,6 +162,10 @@ def test_styles_survive_saving_and_loading(model, masks, images, tmp_path):
         (torch.zeros(2, 3, 16, 16), r"style images have shape \(2, 3, 16, 16\); expected \(B, 1, 16, 16\)"),
         (torch.zeros(2, 1, 16, 8), r"style images have shape \(2, 1, 16, 8\); expected"),
         (torch.full((2, 1, 16, 16), 255.0), r"floating point in \[0, 1\]; divide 8-bit ones by 255"),
+        (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), r"floating point in \[0, 1\]; divide 8-bit ones by 255"),
+        (torch.full((2, 1, 16, 16), torch.nan), "style images hold NaN or infinite values"),
+        (torch.full((2, 1, 16, 16), torch.inf), "style images hold NaN or infinite values"),
+        (torch.zeros(0, 1, 16, 16), r"style images have shape \(0, 1, 16, 16\); give at least one"),
         (torch.zeros(3, 1, 16, 16), "style has 3 entries for 2 images; give one for each, or one for all"),
     ],
 )
@@ -233,6 +237,39 @@ def test_instances_are_told_apart_by_their_edges():
     assert far(model.sample(1, mask=mask, seed=0), model.sample(1, mask=mask, instances=instances, seed=0))
     edges = model.semantic(mask, instances)[0, -1]
     assert edges.sum(0).nonzero()[:, 0].tolist() == [7, 8]
+
+
+def test_maps_of_instances_are_taken_in_the_forms_of_label_maps():
+    model = model_of(instance_edges=True)
+    mask, instances = torch.ones(2, 16, 16, dtype=torch.int64), torch.zeros(16, 16, dtype=torch.int32)
+    instances[:, 8:] = 1000
+    expected = model.sample(2, mask=mask, instances=instances.expand(2, -1, -1), seed=0)
+    for same in (instances, instances.numpy(), instances.expand(2, 1, -1, -1), instances.numpy().astype("uint16")):
+        assert torch.equal(model.sample(2, mask=mask, instances=same, seed=0), expected)
+
+
+@pytest.mark.parametrize(
+    ("instances", "message"),
+    [
+        (torch.zeros(2, 8, 8, dtype=torch.int64), r"instances has shape \(2, 8, 8\); expected \(n, 16, 16\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.int64), r"instances has shape \(2, 3, 16, 16\); expected"),
+        (torch.zeros(2, 16, 16), "instances is of type torch.float32; give whole numbers of instances"),
+        ([1, 2], r"instances is \[1, 2\]; give numbers of instances as a tensor or array"),
+        (torch.zeros(3, 16, 16, dtype=torch.int64), "instances has 3 entries for 2 images"),
+    ],
+)
+def test_what_is_no_map_of_instances_is_refused(masks, instances, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(instance_edges=True).sample(2, mask=masks[:2], instances=instances)
+
+
+def test_instances_that_would_not_be_seen_are_refused(model, masks):
+    with pytest.raises(
+        ValueError, match=r"does not see the borders .*config\.instance_edges is False.*leave instances"
+    ):
+        model.sample(4, mask=masks, instances=masks)
+    with pytest.raises(ValueError, match="instances are given without the label maps they are of; give mask, too"):
+        model_of(instance_edges=True).sample(4, instances=masks)
 
 
 def test_a_long_run_writes_the_map_of_each_image_beside_it(model, tmp_path):

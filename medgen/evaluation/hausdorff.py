@@ -35,14 +35,23 @@ def hausdorff(predicted: Tensor, truth: Tensor, classes: int, *, quantile: float
     """
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile is {quantile}; give a number above 0 and at most 1, which is the maximum")
-    borders = [_borders(part) for part in (class_maps(predicted, classes), class_maps(truth, classes))]
-    if borders[0].shape != borders[1].shape:
-        raise ValueError(f"predicted is {tuple(predicted.shape)}, truth {tuple(truth.shape)}; give the same shapes")
+    borders = [_borders(part) for part in paired_class_maps(predicted, truth, classes)]
     found = torch.full(borders[0].shape[:2], torch.nan, dtype=torch.float64)
     for image, k in (borders[0] | borders[1]).any(-1).any(-1).nonzero().tolist():
         a, b = (border[image, k].nonzero().double() for border in borders)
         found[image, k] = _distance(a, b, quantile) if len(a) and len(b) else math.hypot(*predicted.shape[-2:])
     return found
+
+
+def paired_class_maps(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The `class_maps` of masks and of those they are compared with.
+
+    Raises:
+        ValueError: If their shapes differ, or they hold other numbers.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"predicted is {tuple(predicted.shape)}, truth {tuple(truth.shape)}; give the same shapes")
+    return class_maps(predicted, classes), class_maps(truth, classes)
 
 
 def class_maps(masks: Tensor, classes: int) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.hausdorff import class_maps, hausdorff
+from medgen.evaluation.hausdorff import class_maps, hausdorff, paired_class_maps
 from medgen.evaluation.sets import FeatureSet, ImageSet, RealImages, patients_of
 from medgen.evaluation.short_training import Batches, fit_quietly, one_cycle
 
@@ -253,9 +253,9 @@ def overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
         classes: Number of classes K.
 
     Raises:
-        ValueError: If masks hold other numbers.
+        ValueError: If shapes differ, or masks hold other numbers.
     """
-    a, b = (class_maps(masks, classes).flatten(2).double() for masks in (predicted, truth))
+    a, b = (maps.flatten(2).double() for maps in paired_class_maps(predicted, truth, classes))
     return torch.stack([2 * (a * b).sum(2), (a + b).sum(2)], -1)
 
 
@@ -268,7 +268,7 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
         classes: Number of classes K.
 
     Raises:
-        ValueError: If masks hold other numbers.
+        ValueError: If shapes differ, or masks hold other numbers.
 
     Source: Dice 1945, "Measures of the amount of ecologic association between species".
     """

@@ -1,5 +1,6 @@
 """Segmentation networks on images where the answer is known: bright squares, and darker ones, before noise."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 
 from medgen.data import TableDataModule
 from medgen.data.augmentation import Augmentation
+from medgen.evaluation.hausdorff import hausdorff
 from medgen.evaluation.segmentation import (
     SegmentationUNet,
     SegmentedImages,
     SegmenterRecipe,
     class_means,
     dice,
+    overlaps,
     patient_means,
     patient_scores,
     segmented_images,
@@ -55,6 +58,14 @@ def test_dice_counts_pixels_and_leaves_out_what_is_in_neither():
     assert found[1, 1] == 0  # asked for nowhere, drawn once
     assert found[:, 2].isnan().all()
     assert torch.equal(dice(truth, truth, 2)[0], torch.ones(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 4), (1, 4, 8)])
+@pytest.mark.parametrize("measure", [overlaps, dice, hausdorff])
+def test_masks_of_other_shapes_are_not_compared(measure, shape):
+    masks = torch.ones(2, 4, 8, dtype=torch.int64)
+    with pytest.raises(ValueError, match=re.escape(f"predicted is (2, 4, 8), truth {shape}; give the same shapes")):
+        measure(masks, masks.new_ones(shape), 2)
 
 
 def test_a_network_learns_what_can_be_seen_and_moves_masks_with_images():

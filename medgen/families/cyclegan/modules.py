@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,23 @@ from medgen.families.cyclegan.translator import Translator, TranslatorConfig
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.training import AdversarialModule
 
+FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
+    "hinge": (1.0, -1.0),
+    "logistic": (torch.inf, -torch.inf),
+    "least_squares": (1.0, 0.0),
+    "exponential": (torch.inf, -torch.inf),
+    "wasserstein": (0.0, 0.0),
+}
+"""Logits of real and of translated images that cost a discriminator nothing."""
+
 
 class CycleGANModule(AdversarialModule):
     """Trains both directions at once: what is translated and translated back must be as it was.
 
-    A batch holds images of both domains, as their labels say; with ``balanced: true`` in the data about as many of
-    each. The run ends in a checkpoint folder ``published`` for `Translator.from_pretrained`.
+    Labels say which domain an image is of; with ``balanced: true`` in the data, batches hold about as many of each. The
+    losses are sums of terms, each a mean over the images of one domain. A batch that lacks a domain, as every batch of
+    one image does, trains all networks by the terms of the other. The run ends in a checkpoint folder ``published`` for
+    `Translator.from_pretrained`.
 
     Args:
         config: What is trained and published.
@@ -74,59 +86,102 @@ class CycleGANModule(AdversarialModule):
         self.pools = nn.ModuleList(ImagePool((config.channels, *config.image_size), pool_size) for _ in domains)
 
     def setup(self, stage: str) -> None:
-        """Check the data against the config."""
-        if stage == "fit":
-            self.check_data(self.config)
+        """Check the data against the config.
+
+        Raises:
+            ValueError: If they differ, training images of a domain are missing, or some of no domain would be drawn.
+        """
+        if stage != "fit":
+            return
+        self.check_data(self.config)
+        data = self.datamodule
+        labels = data.table.labels
+        assert labels is not None  # label_kind is "single" in both
+        labels = labels[data.table.rows("train")]
+        names = self.config.label_names
+        missing = [name for number, name in enumerate(names) if not (labels == number).any()]
+        if missing:
+            raise ValueError(
+                f"the train split has no images of {' and '.join(map(repr, missing))}; a translator learns from images "
+                f"of both domains, {' and '.join(map(repr, names))}: see that the table and its split have them"
+            )
+        unknown = int((labels < 0).sum())
+        if unknown and not data.balanced:
+            raise ValueError(
+                f"{unknown} images of the train split have no label, so that their domain is unknown; leave them out "
+                "of the table, or set balanced to true, which never draws them"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step of both generators, then one of both discriminators."""
         optimizer, critic = self.optimizer_pair()
         assert critic is not None
-        images = batch["image"] * 2 - 1
-        real = [images[batch["label"] == number] for number in range(len(self.config.label_names))]
-        if not all(map(len, real)):
-            return  # by chance; images of one domain say nothing of the other
+        images, domains = batch["image"] * 2 - 1, batch["label"]
+        # No branch of what follows skips a step: other processes, whose batches hold other domains, would wait for it.
+        real = {here: images[domains == here] for here in (0, 1) if (domains == here).any()}
         with self.toggled_optimizer(optimizer):
-            fake = [self.translator.to_domain[here](real[1 - here]) for here in (0, 1)]
+            fake = {here: self.translator.to_domain[here](real[1 - here]) for here in (0, 1) if 1 - here in real}
             self.descend(optimizer, self.generator_loss(real, fake))
         with self.toggled_optimizer(critic):
-            seen = [pool(part.detach()) for pool, part in zip(self.pools, fake, strict=True)]
+            seen = {here: self.pools[here](part.detach()) for here, part in fake.items()}
             self.descend(critic, self.discriminator_loss(real, seen))
 
-    def generator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
-        """What both generators minimise, of real images of both domains and of those translated to each."""
+    def generator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
+        """What both generators minimise.
+
+        Args:
+            real: Images by domain, (B, C, H, W) in [-1, 1], of the domains there are.
+            fake: Those of the other domain translated to this, by domain.
+        """
         game, weight = ADVERSARIAL[self.hparams["adversarial"]].generator, self.hparams["cycle_weight"]
         # Half of the squared distance, as Mao et al. write it; the published code takes the whole.
         scale = 2.0 if self.hparams["adversarial"] == "least_squares" else 1.0
         networks = self.translator.to_domain
-        judged = [scale * game(d(x).float()).mean() for d, x in zip(self.discriminators, fake, strict=True)]
-        back = [F.l1_loss(networks[1 - here](fake[here]).float(), real[1 - here]) for here in (0, 1)]
+        judged = [scale * game(self.discriminators[here](x).float()).mean() for here, x in fake.items()]
+        back = [F.l1_loss(networks[1 - here](x).float(), real[1 - here]) for here, x in fake.items()]
         terms = {"adversarial": torch.stack(judged).sum(), "cycle": weight * torch.stack(back).sum()}
         if self.hparams["identity_weight"]:
-            same = [F.l1_loss(networks[here](real[here]).float(), real[here]) for here in (0, 1)]
+            same = [F.l1_loss(networks[here](x).float(), x) for here, x in real.items()]
             terms["identity"] = weight * self.hparams["identity_weight"] * torch.stack(same).sum()
         loss = torch.stack(list(terms.values())).sum()
         self.log("train/loss_g", loss.detach(), prog_bar=True)
         self.log_dict({f"train/g_{name}": value.detach() for name, value in terms.items()})
         return loss
 
-    def discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
-        """What both discriminators minimise."""
-        game = ADVERSARIAL[self.hparams["adversarial"]].discriminator
-        parts = zip(self.discriminators, real, fake, strict=True)
-        loss = torch.stack([game(d(x).float(), d(y).float()) for d, x, y in parts]).sum()
+    def discriminator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
+        """What both discriminators minimise, of real and of translated images by domain, of the domains there are."""
+        kind: AdversarialKind = self.hparams["adversarial"]
+        judged = []
+        for here, discriminator in enumerate(self.discriminators):
+            logits = [
+                discriminator(part[here]).float() if here in part else torch.tensor(free, device=self.device)
+                for part, free in zip((real, fake), FREE_LOGITS[kind], strict=True)
+            ]
+            judged.append(ADVERSARIAL[kind].discriminator(*logits))
+        loss = torch.stack(judged).sum()
         self.log("train/loss_d", loss.detach(), prog_bar=True)
         return loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sum of errors and the number of images of each domain."""
+        self._cycle_errors = torch.zeros(len(self.config.label_names), 2, device=self.device)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error of unseen images after both translations, in [0, 1]."""
+        """Error of unseen images after both translations."""
         networks = self.translator.to_domain
         for here in (0, 1):
             images = batch["image"][batch["label"] == here] * 2 - 1
             if len(images):
                 back = networks[here](networks[1 - here](images)).float()
-                error = (back - images).abs().mean() / 2
-                self.log(f"val/cycle:{self.config.label_names[here]}", error, batch_size=len(images), sync_dist=True)
+                self._cycle_errors[here, 0] += F.l1_loss(back, images) / 2 * len(images)
+                self._cycle_errors[here, 1] += len(images)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log its mean over each domain, in [0, 1], if any process has seen the domain."""
+        errors: Tensor = self.trainer.strategy.reduce(self._cycle_errors, reduce_op="sum")
+        for name, (error, count) in zip(self.config.label_names, errors, strict=True):
+            if count:
+                self.log(f"val/cycle:{name}", error / count, sync_dist=True)  # alike in all processes
 
     def configure_optimizers(self) -> Any:
         """Adam for both generators and for both discriminators."""

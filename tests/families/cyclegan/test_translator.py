@@ -1,13 +1,18 @@
 import math
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from medgen.families.cyclegan.modules import CycleGANModule
 from medgen.families.cyclegan.translator import Translator, TranslatorConfig
-from tests.test_recipes import KeepWeights, StopAt, calling, start
+from medgen.losses.adversarial import ADVERSARIAL
+from tests.test_recipes import StopAt, calling
 from tests.tiny import TRAINER, assert_same_weights, data_module, fit, train, write_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -48,28 +53,79 @@ def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):
         assert after[f"val/cycle:{name}"] < 0.7 * before[f"val/cycle:{name}"]
 
 
-def test_a_batch_of_one_domain_changes_nothing(table, tmp_path):
+def test_a_batch_of_one_image_trains_every_network(table, tmp_path):
     module = module_of()
-    data = data_module(table, where={"label": ["healthy"]})
     before = {name: weight.clone() for name, weight in module.state_dict().items()}
-    train(module, data, tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=0)
+    data = data_module(table, batch_size=1)
+    train(module, data, tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
     changed = [name for name, weight in module.state_dict().items() if not torch.equal(weight, before[name])]
-    assert changed == ["batches_seen"]
+    networks = ("translator.to_domain.0", "translator.to_domain.1", "discriminators.0", "discriminators.1")
+    assert {f"{network}.last.weight" for network in networks} <= set(changed)
 
 
-def test_the_published_loss_is_that_of_the_paper(table):
+def test_training_images_of_one_domain_are_refused(table, tmp_path):
+    data = data_module(table, where={"label": ["healthy"]})
+    with pytest.raises(ValueError, match="the train split has no images of 'ill'; a translator learns from images of"):
+        train(module_of(), data, tmp_path)
+
+
+def test_training_images_of_no_domain_are_refused_where_they_would_be_drawn(table, tmp_path):
+    data = data_module(table, balanced=True)
+    data.table.labels[data.table.rows("train")[:3]] = -1
+    train(module_of(), data, tmp_path, fast_dev_run=True)
+    data.balanced = False
+    with pytest.raises(ValueError, match="3 images of the train split have no label"):
+        train(module_of(), data, tmp_path, fast_dev_run=True)
+
+
+def test_a_domain_that_validation_lacks_has_no_number(table):
+    data = data_module(table, where={"label": ["healthy"]})
+    (found,) = Trainer(**TRAINER, enable_checkpointing=False).validate(module_of(), datamodule=data, verbose=False)
+    assert found.keys() == {"val/cycle:healthy"}
+
+
+def images_of_both():
+    """Real images of both domains and translated ones, by domain; as many of one as were translated to the other."""
+    torch.manual_seed(1)
+    sizes = {0: 2, 1: 3}
+    return tuple({n: torch.rand(sizes[abs(n - other)], 1, 16, 16) for n in (0, 1)} for other in (0, 1))
+
+
+def test_the_published_loss_is_that_of_the_paper():
     module = module_of(identity_weight=0.0)
     module.log = module.log_dict = lambda *args, **options: None
-    real, fake = (
-        [torch.rand(2, 1, 16, 16), torch.rand(3, 1, 16, 16)],
-        [torch.rand(3, 1, 16, 16), torch.rand(2, 1, 16, 16)],
-    )
+    real, fake = images_of_both()
     networks, critics = module.translator.to_domain, module.discriminators
     expected = sum((critics[i](fake[i]) - 1).square().mean() for i in (0, 1))
     expected += 10 * (networks[1](fake[0]) - real[1]).abs().mean() + 10 * (networks[0](fake[1]) - real[0]).abs().mean()
     assert module.generator_loss(real, fake).item() == pytest.approx(expected.item(), rel=1e-5)
     judged = sum(((critics[i](real[i]) - 1).square().mean() + critics[i](fake[i]).square().mean()) / 2 for i in (0, 1))
     assert module.discriminator_loss(real, fake).item() == pytest.approx(judged.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("adversarial", ADVERSARIAL)
+def test_losses_of_batches_of_one_domain_add_up_to_that_of_a_batch_of_both(adversarial):
+    module = module_of(adversarial=adversarial)
+    module.log = module.log_dict = lambda *args, **options: None
+    real, fake = images_of_both()
+    for loss in (module.generator_loss, module.discriminator_loss):
+        alone = [loss({n: real[n]}, {1 - n: fake[1 - n]}) for n in (0, 1)]
+        assert sum(alone).item() == pytest.approx(loss(real, fake).item(), rel=1e-5)
+
+
+def test_gradients_of_batches_of_one_domain_are_added_up_before_a_step(table, tmp_path):
+    class Watch(Callback):
+        steps, pending = (), ()
+
+        def on_train_batch_end(self, trainer, module, *args):
+            self.steps += (trainer.global_step,)
+            self.pending += (any(weight.grad is not None for weight in module.parameters()),)
+
+    watch = Watch()
+    data = data_module(table, balanced=True, batch_size=1)
+    train(module_of(accumulate_batches=2), data, tmp_path, callbacks=[watch], limit_train_batches=5, max_epochs=1)
+    assert watch.steps == (0, 2, 2, 4, 6)
+    assert watch.pending == (True, False, True, False, False)
 
 
 @pytest.mark.parametrize("adversarial", ["hinge", "logistic", "wasserstein"])
@@ -85,15 +141,40 @@ def test_a_run_goes_on_exactly_where_it_stopped(table, tmp_path, finished):
     assert_same_weights(fit(recipe(path, table), "--ckpt_path", "last"), finished)
 
 
+class Witness(Callback):
+    """Writes what every process saw and has at the end."""
+
+    def __init__(self):
+        self.domains = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.domains.append(batch["label"].unique().tolist())
+
+    def on_train_end(self, trainer, module):
+        found = {"domains": self.domains, "weights": module.state_dict(), "logged": dict(trainer.callback_metrics)}
+        torch.save(found, Path(trainer.default_root_dir) / f"rank{trainer.global_rank}.pt")
+
+
 @pytest.mark.ddp
-def test_two_processes_stay_in_step(table, tmp_path):
-    shared = TRAINER | {"devices": 2, "strategy": "ddp_find_unused_parameters_true", "max_epochs": 2}
-    process = start(recipe(tmp_path / "run.yaml", table, trainer=calling(KeepWeights) | shared))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    ours, theirs = (torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+def test_two_processes_stay_in_step_whichever_domains_their_batches_hold(table, tmp_path):
+    data = data_module(table, batch_size=2, balanced=True)
+    alike = {"accelerator": "cpu", "callbacks": [Witness()], "max_epochs": 2}
+    strategy = DDPStrategy(start_method="spawn", find_unused_parameters=True, timeout=timedelta(minutes=2))
+    train(module_of(), data, tmp_path, devices=2, strategy=strategy, **alike)
+    ours, theirs = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    pairs = list(zip(ours["domains"], theirs["domains"], strict=True))
+    assert ([1], [0]) in pairs
+    assert ([0, 1], [1]) in pairs
     own = ("pools.",)  # each process remembers its own images
-    assert [k for k, w in ours.items() if not k.startswith(own) and not torch.equal(w, theirs[k])] == []
+    weights = {name: weight for name, weight in ours["weights"].items() if not name.startswith(own)}
+    assert [name for name, weight in weights.items() if not torch.equal(weight, theirs["weights"][name])] == []
+
+    module = module_of()
+    module.load_state_dict(ours["weights"])
+    (alone,) = Trainer(**TRAINER, enable_checkpointing=False).validate(module, datamodule=data, verbose=False)
+    assert alone.keys() == {"val/cycle:healthy", "val/cycle:ill"}  # of which each process has seen one
+    for found in (ours, theirs):
+        assert {name: found["logged"][name].item() for name in alone} == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize(

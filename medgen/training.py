@@ -162,12 +162,18 @@ class GenerativeModule(ReproducibleModule):
         generator: The network to train.
         seed: See `ReproducibleModule`.
         ema_decay: Decay per step: a number, or a function of the number of steps made.
+        **others: Arguments of `AdversarialModule`, for modules that are both.
     """
 
     def __init__(
-        self, generator: Generator, *, seed: int = 0, ema_decay: float | Callable[[int], float] = 0.999
+        self,
+        generator: Generator,
+        *,
+        seed: int = 0,
+        ema_decay: float | Callable[[int], float] = 0.999,
+        **others: Any,
     ) -> None:
-        super().__init__(seed)
+        super().__init__(seed, **others)
         self.generator = generator
         decay = ema_decay if callable(ema_decay) else lambda step: ema_decay
 

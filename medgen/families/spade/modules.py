@@ -29,7 +29,7 @@ from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
 from medgen.stages import discriminator_beside, load_parts, loss_networks, start_from
-from medgen.training import GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.training import AdversarialModule, GenerativeModule, LearningRateShape, ReproducibleModule
 from medgen.zoo import load
 
 _BATCH = 64
@@ -115,7 +115,7 @@ class LabelMapModule(ReproducibleModule):
         return self.scheduled(optimizer, shape=hparams["lr_shape"], warmup=hparams["warmup"])
 
 
-class SPADEModule(GenerativeModule):
+class SPADEModule(GenerativeModule, AdversarialModule):
     """Trains generator and style encoder against discriminators that see images beside their label maps.
 
     Both sides of the game are played on the same drawn images.
@@ -142,6 +142,8 @@ class SPADEModule(GenerativeModule):
         discriminator_layers: Layers of each.
         lr: The generator's learning rate is half of it and the discriminators' twice, as published; both Adam.
         betas: Adam's.
+        accumulate_batches: Batches whose gradients are added up before a step; batch norm still sees each for itself.
+        clip_norm: Largest gradient norm; None does not clip.
         ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n).
         init_from: A SPADE checkpoint folder or zoo name to fine-tune: all its weights are the start, those of the
             discriminators if they lie beside them. Labels may differ, classes, shape and image size may not: codes of
@@ -175,6 +177,8 @@ class SPADEModule(GenerativeModule):
         discriminator_layers: int = 4,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.0, 0.9),
+        accumulate_batches: int = 1,
+        clip_norm: float | None = None,
         ema_decay: float = 0.999,
         init_from: str | None = None,
         seed: int = 0,
@@ -192,10 +196,13 @@ class SPADEModule(GenerativeModule):
                     f"{name} is {weight}; config.style is {config.style!r}, which takes styles of no image"
                 )
         super().__init__(
-            SPADEGenerator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
+            SPADEGenerator(config),
+            seed=seed,
+            ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step)),
+            accumulate_batches=accumulate_batches,
+            clip_norm=clip_norm,
         )
         self.save_hyperparameters()
-        self.automatic_optimization = False
         if self.generator.map_vae is not None:
             self.generator.map_vae.requires_grad_(requires_grad=False)
         self.discriminator = MultiscaleDiscriminator(
@@ -260,15 +267,10 @@ class SPADEModule(GenerativeModule):
             code, kl = self.styles_of(real)
             fake = self.generator.synthesis(semantic, code)
             mixed = self.generator.synthesis(semantic, mixed_codes(code)) if self._mixes and code is not None else None
-            self._descend(g_opt, self.generator_loss(semantic, fake, real, kl, mixed))
+            self.descend(g_opt, self.generator_loss(semantic, fake, real, kl, mixed))
         with self.toggled_optimizer(d_opt):
             mixed = None if mixed is None else mixed.detach()
-            self._descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real, mixed))
-
-    def _descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        self.manual_backward(loss)
-        optimizer.step()
-        optimizer.zero_grad()
+            self.descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real, mixed))
 
     def styles_of(self, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Style codes of real images, and the summed divergence of these where they are distributions."""

@@ -192,6 +192,21 @@ def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
     assert not any("efficientnet" in name or "perceptual" in name for name in module.state_dict())
 
 
+def test_gradients_can_be_accumulated(table, tmp_path):
+    module = module_of(accumulate_batches=4)
+    steps = train(module, data(table), tmp_path, max_epochs=1, limit_val_batches=0).global_step
+    assert (steps, int(module.batches_seen)) == (4, 6)  # two of each optimiser: the last of the epoch is of two batches
+
+
+def test_gradients_can_be_clipped(table, tmp_path):
+    module = module_of(clip_norm=1e-15)  # so far below Adam's epsilon that nothing moves
+    before = {name: weight.clone() for name, weight in module.named_parameters()}
+    train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    for part in ("generator.synthesis", "generator.style_encoder", "discriminator"):
+        for name, weight in module.get_submodule(part).named_parameters():
+            torch.testing.assert_close(weight, before[f"{part}.{name}"], rtol=0, atol=1e-8)
+
+
 def test_four_batches_stay_finite_in_bfloat16(table, tmp_path):
     module = module_of()
     train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=4, precision="bf16-mixed")
@@ -330,6 +345,7 @@ def test_two_processes_stay_in_step(table, tmp_path, maps):
         ({"config_changes": {"style": "none"}, "pixel_weight": 1.0}, "pixel_weight is 1.0; config.style is 'none'"),
         ({"config_changes": {"style": "drawn"}, "mixed_weight": 1.0}, "mixed_weight is 1.0; config.style is 'drawn'"),
         ({"scales": 0}, "scales is 0"),
+        ({"accumulate_batches": 0}, "accumulate_batches is 0; use at least 1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(options, message):

@@ -81,7 +81,7 @@ class EvaluateGenerator(Callback):
             raise ValueError(
                 "EvaluateGenerator needs the real images of a data module; pass datamodule= to the trainer"
             )
-        _published(pl_module).check_options(self.options)
+        _check_options(self, _published(pl_module))
         warn_of_bias(self.network.name, getattr(pl_module, "trained_with", ()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,7 +148,7 @@ class LogSamples(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse labels and options that the generator does not know before training starts."""
         generator = _published(pl_module)
-        generator.check_options(self.options)
+        _check_options(self, generator)
         generator.label_space.resolve(self._label(generator), self.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,7 +202,7 @@ class LogVariety(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse options that the generator does not know."""
-        _published(pl_module).check_options(self.options)
+        _check_options(self, _published(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the real images."""
@@ -334,6 +334,13 @@ def _published(module: LightningModule) -> Generator:
             f"{type(module).__name__} has no generator to sample from; use this callback with the stage that has"
         )
     return cast("Generator", generator)
+
+
+def _check_options(callback: EvaluateGenerator | LogSamples | LogVariety, generator: Generator) -> None:
+    try:
+        generator.check_options(callback.options)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{type(callback).__name__}.options: {error}") from error
 
 
 def _checked_interval(every_n_epochs: int) -> int:

@@ -1,6 +1,7 @@
 import copy
 import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from medgen import callbacks
 from medgen.callbacks import EvaluateGenerator, LogReconstructions, LogSamples, LogVariety
 from medgen.evaluation.run import evaluate
 from medgen.evaluation.variety import png_bytes
+from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*litlogger.*")
@@ -201,6 +203,29 @@ def test_unknown_sampling_options_are_refused_before_training(judge, datamodule,
     module = Module()
     with pytest.raises(ValueError, match="stepz"):
         fit(module, datamodule, tmp_path, EvaluateGenerator(options={"stepz": 1}))
+    assert module.draws == []
+
+
+@pytest.mark.parametrize("callback", [EvaluateGenerator, LogSamples, LogVariety])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"mask is None, and this generator has no label-map autoencoder .* give mask: .* a file or folder"),
+        ({"mask": "nowhere"}, "mask nowhere is not there; give a label map or a folder of them"),
+    ],
+)
+def test_maps_that_samples_would_lack_are_asked_for_before_training(
+    judge,
+    datamodule,  # noqa: F811
+    tmp_path,
+    callback,
+    options,
+    message,
+):
+    module = Module()
+    module.published = SPADEGenerator(replace(SPADEConfig.tiny(), map_dim=0))
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"{callback.__name__}\.options: {message}"):
+        fit(module, datamodule, tmp_path, callback(options=options))
     assert module.draws == []
 
 

@@ -197,6 +197,7 @@ class SPADEGenerator(Generator, family="spade"):
         Raises:
             ValueError: If the generator draws no label maps, or `truncation` is out of range.
         """
+        self._maps()
         self._check_values(truncation=truncation)
         condition = self.label_space.resolve(label, n)
         condition = None if condition is None else condition.to(self.device)
@@ -256,9 +257,16 @@ class SPADEGenerator(Generator, family="spade"):
             n, label, seed=seed, first_index=first_index, truncation=options.get("truncation", 1.0)
         )
 
-    def _check_values(self, *, truncation: float = 1.0, **_: Any) -> None:
+    def _check_values(self, *, truncation: float = 1.0, mask: object = None, **_: Any) -> None:
         if not 0 <= truncation <= 2:
             raise ValueError(f"truncation is {truncation}; use 0 (the mean) to 1 (as in training images), at most 2")
+        if mask is None and self.map_vae is None:
+            raise ValueError(
+                "mask is None, and this generator has no label-map autoencoder to draw one (config.map_dim is 0); give "
+                "mask: a tensor (n, H, W) of class numbers, or a file or folder of index PNGs"
+            )
+        if isinstance(mask, str | Path):
+            checked_masks(masks_of_files(mask, range(1)), self.config.num_classes, self.config.image_size)
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
         """Masks and styles, one for each image."""
@@ -282,11 +290,6 @@ class SPADEGenerator(Generator, family="spade"):
             group = self._group(str(style)) if isinstance(style, str | Path) else None
             codes = self._style_codes(style) if group is None else None
             prepared["style"] = group if codes is None else PerImage(_one_each(codes, 1, len(indices), "style"))
-        if prepared.get("mask") is None and self.map_vae is None:
-            raise ValueError(
-                "mask is None, and this generator has no label-map autoencoder to draw one (config.map_dim is 0); give "
-                "mask: a tensor (n, H, W) of class numbers, or a file or folder of index PNGs"
-            )
         return prepared
 
     def _style_codes(self, style: object) -> Tensor:

@@ -6,11 +6,13 @@
 For each number of patients a generator is trained on these patients only (segmentation_utility.yaml; `--config` for
 another recipe), and draws images of deformed label maps of theirs, in styles drawn as for their pathology. Segmentation
 networks that were trained with and without them are compared on all test patients. What a run has finished is kept in
-`--out`, and another call goes on from there. The tables are printed and written to `tables.md`.
+`--out`, and another call goes on from there, unless its recipe, ratio or deformations are others, which is refused. The
+tables are printed and written to `tables.md`.
 """
 
 import argparse
 import csv
+import inspect
 import json
 import subprocess
 import sys
@@ -69,6 +71,21 @@ def table_of(settings: dict[str, Any], patients: int | None, path: Path) -> None
         writer.writerows(row for row in rows if row[split] != "train" or row[patient] in chosen)
 
 
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Note what the results in a folder were made with, and refuse to go on with anything else.
+
+    Raises:
+        ValueError: Naming the settings that differ; all of them where nothing is known of the results.
+    """
+    file = folder / "settings.json"
+    if folder.exists():
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if differ := [name for name, value in settings.items() if found.get(name) != value]:
+            raise ValueError(f"{folder} holds results of another {', '.join(differ)}; choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+
+
 def train(config: Path, table: Path, folder: Path) -> None:
     """A generator of the training rows of a table, unless it is there."""
     if not (folder / "published").exists():
@@ -108,7 +125,9 @@ def draw(
 def compared(arguments: argparse.Namespace, patients: int | None) -> list[SegmentationOutcome]:
     """All ways of training on some patients, compared."""
     folder = arguments.out / (f"patients-{patients}" if patients else "patients-all")
-    settings = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))["data"]["init_args"]
+    recipe = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+    keep_settings(folder, {"config": recipe, "ratio": arguments.ratio, "change": inspect.getsource(change)})
+    settings = recipe["data"]["init_args"]
     table_of(settings, patients, folder / "table.csv")
     train(arguments.config, folder / "table.csv", folder)
     data = TableDataModule(**{**settings, "csv": folder / "table.csv", "augment": None})

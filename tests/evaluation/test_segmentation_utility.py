@@ -1,6 +1,8 @@
 """What synthetic cases add to a few patients: on squares, and with networks whose scores are made up."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,3 +233,19 @@ def test_synthetic_cases_of_a_kind_that_real_ones_lack_are_chosen_and_help():
     assert real.dice.per_label["negative"].value < 0.5 < 0.8 < real.dice.per_label["positive"].value
     assert targeted.dice.per_label["negative"].value > real.dice.per_label["negative"].high
     assert targeted.hausdorff.per_label["negative"].value < real.hausdorff.per_label["negative"].low
+
+
+def test_the_benchmark_goes_on_with_the_same_settings_only(tmp_path):
+    path = Path(__file__).parents[2] / "benchmarks" / "segmentation_utility.py"
+    benchmark = runpy.run_path(str(path))
+    keep, folder = benchmark["keep_settings"], tmp_path / "patients-4"
+    settings = {"config": {"model": {"lr": 1e-4}}, "ratio": 2, "change": "def change(): ..."}
+    for _ in range(2):
+        keep(folder, settings)
+    for name, value in (("config", {"model": {"lr": 1e-3}}), ("ratio", 3), ("change", "def change(): pass")):
+        with pytest.raises(ValueError, match=f"patients-4 holds results of another {name}; choose another --out"):
+            keep(folder, settings | {name: value})
+    keep(folder, settings)
+    (folder / "settings.json").unlink()
+    with pytest.raises(ValueError, match="results of another config, ratio, change"):
+        keep(folder, settings)

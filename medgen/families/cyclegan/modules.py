@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from medgen.training import AdversarialModule
 
 FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
     "hinge": (1.0, -1.0),
-    "logistic": (torch.inf, -torch.inf),
+    "logistic": (math.inf, -math.inf),
     "least_squares": (1.0, 0.0),
-    "exponential": (torch.inf, -torch.inf),
+    "exponential": (math.inf, -math.inf),
     "wasserstein": (0.0, 0.0),
 }
 """Logits of real and of translated images that cost a discriminator nothing."""
@@ -47,6 +48,8 @@ class CycleGANModule(AdversarialModule):
         discriminator_layers: Layers of the discriminators.
         lr: Learning rate of both Adam optimisers.
         betas: Adam's.
+        decay_from: Share of the run from which on the learning rate falls linearly, to zero at its end; 0.5 is
+            published, 1 keeps it constant, as it stays in a run without an end.
         accumulate_batches: Batches whose gradients are added up before a step.
         clip_norm: Largest gradient norm; None does not clip.
         seed: Seed of the run.
@@ -69,12 +72,15 @@ class CycleGANModule(AdversarialModule):
         discriminator_layers: int = 3,
         lr: float = 2e-4,
         betas: tuple[float, float] = (0.5, 0.999),
+        decay_from: float = 0.5,
         accumulate_batches: int = 1,
         clip_norm: float | None = None,
         seed: int = 0,
     ) -> None:
         if adversarial not in ADVERSARIAL:
             raise ValueError(f"adversarial is {adversarial!r}; use one of {', '.join(ADVERSARIAL)}")
+        if not 0 <= decay_from <= 1:
+            raise ValueError(f"decay_from is {decay_from}; use 0 to 1, a share of the run")
         super().__init__(seed, accumulate_batches, clip_norm)
         self.save_hyperparameters()
         self.config = config
@@ -122,9 +128,11 @@ class CycleGANModule(AdversarialModule):
         with self.toggled_optimizer(optimizer):
             fake = {here: self.translator.to_domain[here](real[1 - here]) for here in (0, 1) if 1 - here in real}
             self.descend(optimizer, self.generator_loss(real, fake))
+            self.step_schedule(0)
         with self.toggled_optimizer(critic):
             seen = {here: self.pools[here](part.detach()) for here, part in fake.items()}
             self.descend(critic, self.discriminator_loss(real, seen))
+            self.step_schedule(1)
 
     def generator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
         """What both generators minimise.
@@ -186,7 +194,23 @@ class CycleGANModule(AdversarialModule):
     def configure_optimizers(self) -> Any:
         """Adam for both generators and for both discriminators."""
         settings = {"lr": self.hparams["lr"], "betas": self.hparams["betas"]}
-        return [torch.optim.Adam(part.parameters(), **settings) for part in (self.translator, self.discriminators)]
+        adams = [torch.optim.Adam(part.parameters(), **settings) for part in (self.translator, self.discriminators)]
+        return [
+            {"optimizer": adam, "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(adam, self._learning_rate_factor)}
+            for adam in adams
+        ]
+
+    def _learning_rate_factor(self, batches: int) -> float:
+        """Share of the learning rate that is left after so many batches."""
+        falling: float = 1 - self.hparams["decay_from"]
+        if not batches or not falling:  # at the first batch the trainer does not know yet how many there are
+            return 1.0
+        trainer = self.trainer
+        assert trainer.max_epochs is not None  # Lightning's default is a number
+        total = math.inf if trainer.max_epochs == -1 else trainer.num_training_batches * trainer.max_epochs
+        if trainer.max_steps != -1:
+            total = min(total, trainer.max_steps * self.accumulate_batches / 2)  # it counts steps of both optimisers
+        return min(1.0, max(0.0, 1 - batches / total) / falling)
 
     @rank_zero_only
     def on_fit_end(self) -> None:

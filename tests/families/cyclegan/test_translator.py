@@ -136,9 +136,51 @@ def test_every_game_can_be_played(table, tmp_path, adversarial):
 
 def test_a_run_goes_on_exactly_where_it_stopped(table, tmp_path, finished):
     path = tmp_path / "run.yaml"
+    stopped = calling(StopAt, hook="on_train_batch_end", call=2) | {"max_epochs": TRAINER["max_epochs"]}
     with pytest.raises(SIGTERMException):
-        fit(recipe(path, table, trainer=calling(StopAt, hook="on_train_batch_end", call=2)))
+        fit(recipe(path, table, trainer=stopped))
     assert_same_weights(fit(recipe(path, table), "--ckpt_path", "last"), finished)
+
+
+class Rates(Callback):
+    def __init__(self, stop_after=None):
+        self.found, self.stop_after = [], stop_after
+
+    def on_train_batch_end(self, trainer, module, *args):
+        self.found.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers])
+        trainer.should_stop = len(self.found) == self.stop_after
+
+
+PUBLISHED = [1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "end", "expected"),
+    [
+        ({}, {"max_epochs": 2}, PUBLISHED),
+        ({}, {"max_epochs": -1, "max_steps": 16}, PUBLISHED),  # of two optimisers
+        ({"accumulate_batches": 2}, {"max_epochs": -1, "max_steps": 8}, PUBLISHED),
+        ({"decay_from": 0.0}, {"max_epochs": 2}, [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0]),
+        ({"decay_from": 1.0}, {"max_epochs": 2}, [1] * 8),
+    ],
+)
+def test_the_learning_rate_falls_to_zero_over_the_last_part_of_the_run(table, tmp_path, options, end, expected):
+    rates = Rates()
+    alike = {"limit_train_batches": 4, "limit_val_batches": 0, "callbacks": [rates]}
+    train(module_of(lr=1.0, **options), data_module(table), tmp_path, **alike, **end)
+    for found in zip(*rates.found, strict=True):
+        assert found == pytest.approx(expected)
+
+
+def test_the_learning_rate_of_a_run_without_an_end_is_constant(table, tmp_path):
+    rates = Rates(stop_after=3)
+    train(module_of(), data_module(table), tmp_path, max_epochs=-1, callbacks=[rates])
+    assert rates.found == [[2e-4, 2e-4]] * 3
+
+
+def test_a_fall_outside_the_run_is_refused():
+    with pytest.raises(ValueError, match="decay_from is 100; use 0 to 1, a share of the run"):
+        module_of(decay_from=100)
 
 
 class Witness(Callback):

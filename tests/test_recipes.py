@@ -1,5 +1,6 @@
 """Training from recipes: checkpoints that survive any end, and runs that go on as if they had never stopped."""
 
+import inspect
 import json
 import os
 import random
@@ -19,6 +20,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import medgen
 from medgen.cli import main
+from medgen.families.cyclegan.modules import CycleGANModule
+from medgen.families.medfusion.modules import AutoencoderModule
+from medgen.families.spade.modules import SPADEModule
+from medgen.families.stylegan2.modules import StyleGAN2Module
 from medgen.recipes import AtomicCheckpointIO
 from tests.tiny import (
     AUTOENCODER,
@@ -416,3 +421,19 @@ def test_tensorboard_gets_losses_and_pictures(recipe):
     events.Reload()
     assert len(events.Scalars("train/loss")) == 6
     assert len(events.Images("samples")) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (AutoencoderModule, {"accumulate_batches", "clip_norm"}),
+        (SPADEModule, {"accumulate_batches", "clip_norm"}),
+        (CycleGANModule, {"accumulate_batches", "clip_norm"}),
+        (StyleGAN2Module, {"micro_batch", "clip_norm"}),
+    ],
+)
+def test_modules_with_discriminators_have_the_options_of_the_guide(module, options):
+    every = {"accumulate_batches", "micro_batch", "clip_norm"}
+    guide = (Path(__file__).parents[1] / "docs" / "guide" / "training.md").read_text()
+    assert every & inspect.signature(module).parameters.keys() == options
+    assert all(f"`{option}`" in guide for option in options)

@@ -46,7 +46,7 @@ def test_a_run_ends_in_a_translator(finished):
 
 
 def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):
-    module = module_of(lr=2e-3)
+    module = module_of(lr=2e-3, decay_from=1.0)
     before = train(module, data_module(table, balanced=True), tmp_path, max_epochs=1).callback_metrics
     after = train(module, data_module(table, balanced=True), tmp_path, max_epochs=12).callback_metrics
     for name in ("healthy", "ill"):

@@ -88,6 +88,11 @@ class ReproducibleModule(LightningModule):
                 "looks like, though it can be asked for it; leave it out of the labels, or give images of it"
             )
 
+    @property
+    def schedule_length(self) -> float:
+        """Steps that a learning-rate schedule takes in the whole run; infinite where the run has no end."""
+        return self.trainer.estimated_stepping_batches
+
     def scheduled(self, optimizer: torch.optim.Optimizer, *, shape: LearningRateShape, warmup: int) -> Any:
         """An optimiser with its learning-rate schedule, as `configure_optimizers` returns it.
 
@@ -103,7 +108,7 @@ class ReproducibleModule(LightningModule):
             # a resumed run would begin its epoch anew.
             if shape == "constant" or step == 0:
                 return rise
-            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.trainer.estimated_stepping_batches)))
+            return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.schedule_length)))
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -125,6 +130,16 @@ class AdversarialModule(ReproducibleModule):
             raise ValueError(f"accumulate_batches is {accumulate_batches}; use at least 1")
         self.accumulate_batches = accumulate_batches
         self.clip_norm = clip_norm
+
+    @property
+    def schedule_length(self) -> float:
+        """Batches of the whole run, each of which is a step of every schedule."""
+        trainer = self.trainer
+        assert trainer.max_epochs is not None  # Lightning's default is a number
+        total = math.inf if trainer.max_epochs == -1 else trainer.num_training_batches * trainer.max_epochs
+        if trainer.max_steps != -1:  # which counts the steps of all optimisers
+            total = min(total, trainer.max_steps * self.accumulate_batches / len(trainer.optimizers))
+        return total
 
     def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer | None]:
         """The optimisers of the generating network and of its critics, None where there are none."""

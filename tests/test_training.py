@@ -205,6 +205,15 @@ def test_accumulated_batches_of_an_adversarial_module_equal_one_big_batch(table,
     assert small.steps[5][0] == pytest.approx(big.steps[1][0], abs=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 12}], ids=str)
+def test_schedules_of_several_optimisers_end_with_the_run(table, tmp_path, options):
+    module = Duel()
+    rates = []
+    module.on_before_optimizer_step = lambda optimizer: rates.append(optimizer.param_groups[0]["lr"])
+    fit(module, table, tmp_path, **options)  # 6 batches, of which each is a step of both
+    assert rates[1::2] == pytest.approx([1, 0.9330127, 0.75, 0.5, 0.25, 0.0669873])
+
+
 def test_gradients_are_not_carried_over_an_epoch(table, tmp_path):
     module = Duel(accumulate_batches=4)
     fit(module, table, tmp_path)

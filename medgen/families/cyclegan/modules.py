@@ -205,12 +205,7 @@ class CycleGANModule(AdversarialModule):
         falling: float = 1 - self.hparams["decay_from"]
         if not batches or not falling:  # at the first batch the trainer does not know yet how many there are
             return 1.0
-        trainer = self.trainer
-        assert trainer.max_epochs is not None  # Lightning's default is a number
-        total = math.inf if trainer.max_epochs == -1 else trainer.num_training_batches * trainer.max_epochs
-        if trainer.max_steps != -1:
-            total = min(total, trainer.max_steps * self.accumulate_batches / 2)  # it counts steps of both optimisers
-        return min(1.0, max(0.0, 1 - batches / total) / falling)
+        return min(1.0, max(0.0, 1 - batches / self.schedule_length) / falling)
 
     @rank_zero_only
     def on_fit_end(self) -> None:

@@ -160,11 +160,25 @@ def test_the_discriminator_sees_augmented_images_only(monkeypatch):
     monkeypatch.setattr(module.augment, "forward", lambda images: images * 0 + 0.25)
     module.discriminator.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     real, vector = torch.rand(4, 1, 16, 16), torch.eye(2).repeat(2, 1)
-    for loss, passes in ((module.generator_loss, 1), (module.discriminator_loss, 2), (module.r1_loss, 1)):
+    for loss, count in ((module.generator_loss, 4), (module.discriminator_loss, 8), (module.r1_loss, 4)):
         seen.clear()
         loss(real, vector)
-        assert len(seen) == passes
-        assert all((images == 0.25).all() for images in seen)
+        assert len(torch.cat(seen)) == count
+        assert (torch.cat(seen) == 0.25).all()
+
+
+@pytest.mark.parametrize("images", [4, 8])
+def test_drawn_and_real_images_are_judged_as_if_alone(monkeypatch, images):
+    module, logged = module_of(augment="none"), {}
+    monkeypatch.setattr(module, "log", lambda name, value, **options: logged.update({name: value}))
+    fake, real = torch.rand(2, images, 1, 16, 16)
+    vector = torch.eye(2).repeat(images // 2, 1)
+    monkeypatch.setattr(module, "generate", lambda n, vector: (fake, None))
+    loss = module.discriminator_loss(real, vector)
+    alone = [module.discriminator(part, vector) for part in (fake, real)]
+    torch.testing.assert_close(loss, module.logistic_loss(*alone))
+    means = torch.stack([logged["train/logit_fake"], logged["train/logit_real"]])
+    torch.testing.assert_close(means, torch.stack([part.mean() for part in alone]).detach())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
@@ -172,7 +186,7 @@ def test_a_share_of_images_is_trained_without_label(table, tmp_path, dropout):
     module, vectors = module_of(label_dropout=dropout, config_changes={"needs_label": dropout == 0}), []
     module.discriminator.label.register_forward_pre_hook(lambda _, arguments: vectors.append(arguments[1]))
     train(module, data_module(table), tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
-    assert len(vectors) == 4  # of all passes of the generator's, the discriminator's and R1's phase
+    assert len(torch.cat(vectors)) == 4 + 8 + 4  # of the generator's, the discriminator's and R1's phase
     assert all((vector.sum(1) == 1 - dropout).all() for vector in vectors)
 
 
@@ -182,12 +196,13 @@ def test_training_ends_after_so_many_images(table, tmp_path):
     assert int(module.batches_seen) == 8  # of 4 images
 
 
-def test_a_run_that_saw_enough_images_trains_no_more_when_resumed(table, tmp_path):
+def test_a_run_that_saw_enough_images_trains_no_more_when_resumed(table, tmp_path, caplog):
     path = recipe(tmp_path / "run.yaml", table, kimg=0.02, trainer={"max_epochs": -1})
     before = torch.load(fit(path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     shutil.rmtree(tmp_path / "run" / "published")  # as of a run that was killed before it was written
     after = torch.load(fit(path, "--ckpt_path", "last") / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert after["batches_seen"] == before["batches_seen"] == 5
+    assert "this run has seen 0.02 thousand images, and kimg is 0.02: it is done" in caplog.text
     published = medgen.load(tmp_path / "run" / "published")
     assert torch.equal(published.synthesis.start, before["ema.module.synthesis.start"])
 

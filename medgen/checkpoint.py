@@ -265,7 +265,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     return Checkpoint(**{field.name: getattr(info, field.name) for field in fields(info)}, state=state)
 
 
-def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()) -> str:
+def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = (), use: str = _USAGE) -> str:
     """The text of a model card: Markdown with the metadata block that the Hub reads.
 
     Args:
@@ -273,6 +273,7 @@ def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()
         family: Name of the generator family, one of the tags.
         name: Heading, unless `about` has a title.
         tags: Further tags.
+        use: How it is used, where that is other than loading and sampling; ``{name}`` becomes the name.
     """
     licence = about.licence.lower()
     lines = ["---"]
@@ -284,7 +285,7 @@ def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()
     lines += [f"- {json.dumps(tag)}" for tag in ("medgen", family, "medical-imaging", "image-generation", *tags)]
     lines += ["---", "", f"# {about.title or name}", ""]
     sections = {
-        "Use": _USAGE.format(name=name),
+        "Use": use.format(name=name),
         "Data": about.data,
         "Licence": about.licence,
         "Intended use": about.intended_use,

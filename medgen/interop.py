@@ -116,7 +116,8 @@ def convert(
         image_size: Height and width, which official files of Medfusion and SPADE do not state; 256 x 256 if None.
         label_names: Class names, which they do not state either, nor does a ``.pkl``; "class 0", ... by default. Of
             SPADE those of the label maps.
-        about: Licence, data and intended use of the weights.
+        about: Licence, data and intended use of the weights; what a training run has fine-tuned keeps its licence where
+            none is stated here.
         dtype: How floating-point weights are stored, see `write_checkpoint`.
         extra_files: Files to put beside the weights, by name.
 
@@ -126,7 +127,6 @@ def convert(
             do not belong together.
         ValueError: If `top`, `bottom`, `image_size` or `label_names` do not fit the file.
     """
-    about = about or About(source=", ".join(Path(name).name for name in (path, top, bottom) if name is not None))
     pickled = is_pickle(path)
     if not pickled and is_official(path):
         files = convert_checkpoints(path, top, bottom, image_size=image_size, label_names=label_names)
@@ -149,13 +149,16 @@ def convert(
     else:
         read = _read_networks if pickled else _read_single_file
         found = read(path, image_size, tuple(label_names))
-    networks = tuple(dict.fromkeys((*found.trained_with, *about.trained_with)))
+    files_given = ", ".join(Path(name).name for name in (path, top, bottom) if name is not None)
+    about = about or About(source=found.about.source or files_given)
+    licence = found.about.licence if about.licence == About().licence else about.licence
+    networks = tuple(dict.fromkeys((*found.about.trained_with, *about.trained_with)))
     return write_checkpoint(
         out,
         family=found.family,
         config=found.config,
         state=found.state,
-        about=replace(about, trained_with=networks),
+        about=replace(about, licence=licence, trained_with=networks),
         dtype=dtype,
         extra_files={**found.extra_files, **(extra_files or {})},
     )
@@ -166,7 +169,7 @@ class _Found(NamedTuple):
     config: dict[str, object]
     state: dict[str, Tensor]
     extra_files: Mapping[str, bytes] = MappingProxyType({})
-    trained_with: tuple[str, ...] = ()
+    about: About = About()
 
 
 class _OfficialGenerator(NamedTuple):
@@ -268,5 +271,6 @@ def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
             )
         critic = part_of(file.state_dict, "discriminator.")
         extra = {DISCRIMINATOR_FILE: save({k: w.contiguous() for k, w in critic.items()})} if critic else {}
-        return _Found(family, kind.from_dict(fields).to_dict(), state, extra, file.trained_with)
+        known = About(licence=file.licence, source=file.source, trained_with=file.trained_with)
+        return _Found(family, kind.from_dict(fields).to_dict(), state, extra, known)
     return None

@@ -21,6 +21,8 @@ class LightningFile:
         publishable: Whether the generator in it is whole, see `medgen.training.GenerativeModule`; True where the file
             does not say.
         trained_with: Feature networks of the losses, as a training run of medgen notes them.
+        licence: Likewise that of the model it started from.
+        source: Likewise what it started from; empty for nothing.
     """
 
     state_dict: dict[str, Tensor]
@@ -29,6 +31,8 @@ class LightningFile:
     global_step: int
     publishable: bool
     trained_with: tuple[str, ...] = ()
+    licence: str = "unknown"
+    source: str = ""
 
 
 def read_lightning(path: str | Path) -> LightningFile:
@@ -49,7 +53,8 @@ def read_lightning(path: str | Path) -> LightningFile:
             f"{path} is not a Lightning checkpoint: state_dict entry {strangers[0]!r} is not a tensor"
         )
     hyper_parameters, step = content.get("hyper_parameters", {}), content.get("global_step", 0)
-    networks = content.get("trained_with")
+    networks, origin = content.get("trained_with"), content.get("origin")
+    origin = origin if isinstance(origin, dict) else {}
     return LightningFile(
         state_dict=state,
         hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
@@ -57,4 +62,6 @@ def read_lightning(path: str | Path) -> LightningFile:
         global_step=step if isinstance(step, int) else 0,
         publishable=content.get("publishable", True) is True,
         trained_with=tuple(str(name) for name in networks) if isinstance(networks, list) else (),
+        licence=str(origin.get("licence", "unknown")),
+        source=str(origin.get("source", "")),
     )

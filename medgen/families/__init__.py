@@ -23,6 +23,11 @@ def family_class(name: str) -> type[Generator]:
     Raises:
         ValueError: If there is no such family; a newer medgen may have it.
     """
+    if name == "cyclegan":
+        raise ValueError(
+            "cyclegan models translate images instead of drawing them; use "
+            "medgen.families.cyclegan.translator.Translator.from_pretrained"
+        )
     if name not in FAMILIES:
         raise ValueError(f"family {name!r} is unknown; this medgen has {', '.join(FAMILIES)}")
     module, _, attribute = FAMILIES[name].partition(":")

@@ -9,12 +9,19 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
-from medgen.checkpoint import About, CheckpointError, read_checkpoint, write_checkpoint
+from medgen.checkpoint import CARD_FILE, About, CheckpointError, model_card, read_checkpoint, write_checkpoint
 from medgen.families.cyclegan.networks import Norm, ResNetGenerator
 from medgen.generator import GeneratorConfig, load_strictly
 from medgen.nn.modes import evaluating
 
 FAMILY = "cyclegan"
+_USAGE = """\
+```python
+from medgen.families.cyclegan.translator import Translator
+
+translator = Translator.from_pretrained("{name}")  # a folder
+translated = translator.translate(images, "DOMAIN")  # images of the other domain, (n, C, H, W) in [0, 1]
+```"""
 """Name in ``config.json``. It is no family of generators: it has nothing to draw without an image."""
 
 
@@ -88,8 +95,12 @@ class Translator(nn.Module):
             ValueError: If there is no such domain, or images are of another shape or range.
         """
         number = self.config.label_space.index(to)
-        if images.dim() != 4 or images.shape[1] != self.config.channels:
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images are {images!r:.80}; give a tensor (n, {self.config.channels}, H, W) in [0, 1]")
+        if images.dim() != 4 or images.shape[1] != self.config.channels or not images.numel():
             raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, {self.config.channels}, H, W)")
+        if not images.isfinite().all():
+            raise ValueError("images hold NaN or infinite values; give numbers in [0, 1]")
         if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
             raise ValueError("images must be floating point in [0, 1]; divide 8-bit ones by 255")
         device = next(self.parameters()).device
@@ -100,8 +111,15 @@ class Translator(nn.Module):
     def save_pretrained(self, folder: str | Path, *, about: About | None = None) -> Path:
         """Write a checkpoint folder, whole or not at all; see `medgen.checkpoint.write_checkpoint`."""
         state = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
+        about, use = about or self.about, _USAGE.replace("DOMAIN", self.config.label_names[1])
+        card = model_card(about, family=FAMILY, name=Path(folder).resolve().name, use=use)
         return write_checkpoint(
-            folder, family=FAMILY, config=self.config.to_dict(), state=state, about=about or self.about
+            folder,
+            family=FAMILY,
+            config=self.config.to_dict(),
+            state=state,
+            about=about,
+            extra_files={CARD_FILE: card},
         )
 
     @staticmethod

@@ -35,12 +35,10 @@ def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int,
         masks = masks[:, 0]
     if masks.dim() not in (2, 3) or tuple(masks.shape[-2:]) != image_size:
         height, width = image_size
-        one_hot = masks.dim() == 4 and masks.shape[1] == num_classes and tuple(masks.shape[-2:]) == image_size
-        hint = (
-            f". It has a channel for each class: take {name}.argmax(1)"
-            if one_hot
-            else ". Resize maps by nearest neighbour, as other ways make classes that are not there"
-        )
+        hint = ". Resize maps by nearest neighbour, as other ways make classes that are not there"
+        for axis in (1, -1):
+            if masks.dim() == 4 and masks.select(axis, 0).shape[1:] == image_size and masks.shape[axis] == num_classes:
+                hint = f". It has a channel for each class: take {name}.argmax({axis})"
         raise ValueError(
             f"{name} has shape {tuple(masks.shape)}; expected (n, {height}, {width}), the size of the images{hint}"
         )
@@ -52,7 +50,7 @@ def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int,
     values = masks.unique().tolist()
     if values and not (values[0] >= 0 and values[-1] < num_classes):
         shown = ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
-        hint = "; write it as 0 and 1 instead of 0 and 255" if values in ([0, 255], [255]) else ""
+        hint = "; write class numbers, such as 0 and 1, instead of 0 and 255" if values in ([0, 255], [255]) else ""
         raise ValueError(
             f"{name} holds the values {shown}; this generator has the classes 0 to {num_classes - 1}{hint}"
         )

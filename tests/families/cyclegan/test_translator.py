@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+import medgen
 from medgen.families.cyclegan.modules import CycleGANModule
 from medgen.families.cyclegan.translator import Translator, TranslatorConfig
 from medgen.losses.adversarial import ADVERSARIAL
@@ -43,6 +44,12 @@ def test_a_run_ends_in_a_translator(finished):
     assert 0 <= ill.min() < ill.max() <= 1
     assert not torch.allclose(ill, translator.translate(images, "healthy"), atol=1e-3)
     torch.testing.assert_close(translator.translate(images, 1, batch_size=1), ill, rtol=0, atol=1e-5)
+
+
+def test_its_card_and_the_loader_of_generators_say_how_it_is_loaded(finished):
+    assert 'Translator.from_pretrained("published")' in (finished / "published" / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"translate images instead of drawing them; use .*Translator.from_pretrained"):
+        medgen.load(finished / "published")
 
 
 def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):
@@ -235,6 +242,9 @@ def test_other_than_two_domains_are_refused(change, message):
     ("images", "to", "message"),
     [
         (torch.rand(1, 1, 16, 16), "sick", "label 'sick' is unknown; use 0-1 or one of 'healthy', 'ill'"),
+        (torch.full((1, 1, 16, 16), torch.nan), "ill", "images hold NaN or infinite values"),
+        (torch.rand(0, 1, 16, 16), "ill", r"images have shape \(0, 1, 16, 16\)"),
+        ([[0.5]], "ill", r"images are \[\[0.5\]\]; give a tensor \(n, 1, H, W\)"),
         (torch.rand(1, 3, 16, 16), "ill", r"images have shape \(1, 3, 16, 16\); expected \(n, 1, H, W\)"),
         (torch.full((1, 1, 16, 16), 255.0), "ill", r"floating point in \[0, 1\]"),
         (torch.rand(1, 1, 18, 16), "ill", "sides that are multiples of 4"),

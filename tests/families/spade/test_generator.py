@@ -189,7 +189,7 @@ def test_a_style_for_a_generator_without_styles_is_refused(masks, images):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.full((2, 16, 16), 255), "mask holds the values 255; .* write it as 0 and 1"),
+        (torch.full((2, 16, 16), 255), "mask holds the values 255; .* write class numbers, such as 0 and 1"),
         (torch.tensor([[3, 0] * 8] * 16), "mask holds the values 0, 3; this generator has the classes 0 to 2"),
         (torch.zeros(2, 8, 8, dtype=torch.int64), r"mask has shape \(2, 8, 8\); expected \(n, 16, 16\)"),
         (torch.zeros(3, 16, 16, dtype=torch.int64), "mask has 3 entries for 2 images"),

@@ -16,7 +16,10 @@ def test_maps_of_any_whole_type_are_taken(dtype):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (torch.tensor([[[0, 255], [255, 0]]]), "mask holds the values 0, 255; .* 0 to 2; write it as 0 and 1 instead"),
+        (
+            torch.tensor([[[0, 255], [255, 0]]]),
+            r"mask holds the values 0, 255; .* 0 to 2; write class numbers, such as 0 and 1, instead",
+        ),
         (torch.tensor([[[0, 3], [4, 7]]]), "mask holds the values 0, 3, 4, 7; this generator has the classes 0 to 2"),
         (torch.tensor([[[0, -1], [0, 0]]]), "mask holds the values -1, 0"),
         (torch.zeros(1, 2, 3, dtype=torch.int64), r"mask has shape \(1, 2, 3\); expected \(n, 2, 2\)"),
@@ -24,6 +27,7 @@ def test_maps_of_any_whole_type_are_taken(dtype):
             torch.zeros(4, 3, 2, 2, dtype=torch.int64),
             r"expected \(n, 2, 2\), .*a channel for each class: take mask.argmax\(1\)",
         ),
+        (torch.zeros(4, 2, 2, 3, dtype=torch.int64), r"a channel for each class: take mask.argmax\(-1\)"),
         (torch.zeros(1, 2, 2), "mask is of type torch.float32; give whole class numbers"),
     ],
 )

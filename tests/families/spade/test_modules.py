@@ -12,6 +12,7 @@ import medgen
 from medgen.checkpoint import About
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from medgen.families.spade.modules import LabelMapModule, SPADEModule, check_batches, fit_priors, mixed_codes
+from medgen.interop import convert
 from medgen.nn.label_vector import label_vector
 from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, assert_same_weights, data_module, fit, train, write_recipe
@@ -245,7 +246,9 @@ def test_what_was_fine_tuned_has_the_licence_of_its_start(table, tmp_path, finis
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     again = module_of()
     again.on_load_checkpoint(torch.load(tmp_path / "run.ckpt", weights_only=True))
-    for about in (medgen.load(tmp_path / "published").about, again.published.about):
+    converted = convert(tmp_path / "run.ckpt", tmp_path / "converted")
+    loaded = [medgen.load(folder).about for folder in (tmp_path / "published", converted)]
+    for about in (*loaded, again.published.about):
         assert about.licence == "CC-BY-NC-SA-4.0"
         assert about.source == f"fine-tuned from {start}"
         assert about.data == "Not stated."

@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from medgen.families.vqvae2.generator import VQVAE2Config, build_prior
-from medgen.families.vqvae2.incremental import IncrementalPixelSNAIL, draw_codes
-from medgen.families.vqvae2.pixelsnail import NormedConvolution, PixelSNAIL
+from medgen.nn.pixelsnail import NormedConvolution, PixelSNAIL
+from medgen.nn.pixelsnail_sampling import IncrementalPixelSNAIL, draw_codes
 
 LEVELS = ("top", "bottom")
 PEER = "a pass over all rows above for each code, timed at the stated numbers of rows and summed over the map"

@@ -251,7 +251,7 @@ def _convert(args: Sequence[str]) -> None:
     cfg = parser.parse_args(args)
     import torch
 
-    from medgen.interop import convert
+    from medgen.foreign.convert import convert
 
     folder = convert(
         cfg.checkpoint,
@@ -305,7 +305,7 @@ def _study(args: Sequence[str]) -> None:
 
 
 def _train(verb: str, args: Sequence[str]) -> int:
-    from medgen.recipes import run
+    from medgen.training.recipes import run
 
     try:
         run(verb, args)

@@ -143,7 +143,7 @@ def fetch_official(
     from filelock import FileLock
 
     from medgen.data.cache import default_cache_folder
-    from medgen.interop import convert
+    from medgen.foreign.convert import convert
 
     home = default_cache_folder() / "official" / space.replace("/", "--")
     home.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,13 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 import medgen
 from medgen.checkpoint import About, CheckpointError, read_checkpoint, read_info, write_checkpoint
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.foreign.pickles import UnsafeFileError
 from medgen.generator import Generator
 from medgen.hub import fetch_official, pull, push
-from medgen.pickles import UnsafeFileError
 from medgen.zoo import ZOO, OfficialEntry
+from tests.foreign.test_convert import sample_as_official
 from tests.hub_server import TOKEN, HubServer
 from tests.parity.conftest import Case, cases
-from tests.test_interop import sample_as_official
 
 REPO = "clinic/phantoms"
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medgen.evaluation.features import FeatureNetwork, Interpolation
+from medgen.foreign.pickles import Record
+from medgen.foreign.torch_files import read_torch_file
 from medgen.nn.efficientnet_lite import INPUT_SIZE, LiteVariant, load_efficientnet_lite
-from medgen.pickles import Record
-from medgen.torch_files import read_torch_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

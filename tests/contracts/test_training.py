@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from medgen.families import FAMILIES
-from medgen.training import GenerativeModule
+from medgen.training.base import GenerativeModule
 from tests.contracts.stages import STAGES, tiny_config
 from tests.tiny import TRAINER, data_module, nudge
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from medgen.families.medfusion.autoencoder import AutoencoderConfig, Decoder
-from medgen.families.medfusion.blocks import BlockStyle, Upsample
-from medgen.families.medfusion.unet import AdditiveUNet, UNet, UNetConfig
 from medgen.nn import inference
+from medgen.nn.autoencoder import AutoencoderConfig, Decoder
+from medgen.nn.blocks import BlockStyle, Upsample
 from medgen.nn.inference import PackedConvolution, PreparedNetwork, for_inference
+from medgen.nn.unet import AdditiveUNet, UNet, UNetConfig
 from tests.tiny import nudge
 
 needs_kernels = pytest.mark.skipif(

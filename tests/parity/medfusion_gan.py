@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
 from medgen.families.medfusion.convert import convert_weights
-from medgen.families.medfusion.losses import AutoencoderLoss
+from medgen.losses.autoencoder import AutoencoderLoss
 from medgen.losses.divergence import kl_divergence
+from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
 from tests.parity.conftest import Case
 from tests.parity.medfusion_pipeline import load_autoencoder_and_discriminators
 

@@ -5,9 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from medgen.diffusion.schedule import NoiseSchedule
-from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
 from medgen.families.medfusion.convert import build_autoencoder, build_discriminators, build_unet, load_weights
-from medgen.families.medfusion.unet import UNet
+from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
+from medgen.nn.unet import UNet
 from tests.parity.conftest import Case
 
 OBJECTIVES = {"x_T": "eps", "x_0": "x_0"}

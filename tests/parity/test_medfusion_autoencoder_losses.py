@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from medgen.families.medfusion.convert import build_autoencoder, load_weights
-from medgen.families.medfusion.losses import AutoencoderLoss
+from medgen.losses.autoencoder import AutoencoderLoss
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.ssim import ssim
 from tests.parity.conftest import Case, cases

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medgen.families.medfusion.convert import build_autoencoder, build_unet, load_weights
-from medgen.lightning_files import read_lightning
+from medgen.foreign.lightning_files import read_lightning
 from tests.parity.conftest import Case, cases
 
 pytestmark = pytest.mark.parametrize("case", cases("medfusion_ckpt"))

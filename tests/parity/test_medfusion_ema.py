@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from medgen.families.medfusion.ema import ema_decay
+from medgen.training.ema import ema_decay
 from tests.parity.conftest import Case, cases
 
 pytestmark = pytest.mark.parametrize("case", cases("medfusion_ema"))

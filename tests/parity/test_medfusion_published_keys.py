@@ -5,9 +5,9 @@ from math import prod
 import pytest
 import torch
 
-from medgen.families.medfusion.autoencoder import AutoencoderConfig, KLAutoencoder
 from medgen.families.medfusion.convert import build_autoencoder, build_unet, load_weights
-from medgen.families.medfusion.unet import UNet, UNetConfig
+from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder
+from medgen.nn.unet import UNet, UNetConfig
 from tests.parity.conftest import published_keys
 
 pytestmark = pytest.mark.parametrize("published", published_keys("medfusion"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from medgen.diffusion.objective import DiffusionLoss, diffusion_loss
-from medgen.families.medfusion.unet import UNet
+from medgen.nn.unet import UNet
 from tests.parity.conftest import Case, cases
 from tests.parity.medfusion_pipeline import OBJECTIVES, build_schedule, load_autoencoder, load_unet, pixel_loss
 

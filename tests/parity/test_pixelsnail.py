@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medgen.interop import load_official
+from medgen.foreign.convert import load_official
 from tests.parity.conftest import Case, cases
 
 CASES = [case for case in [*cases("pixelsnail_top"), *cases("pixelsnail_bottom")] if "sample" not in str(case.id)]

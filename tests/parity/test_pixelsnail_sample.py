@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from medgen.families.vqvae2.incremental import Choice, draw_codes
-from medgen.interop import load_official
+from medgen.foreign.convert import load_official
+from medgen.nn.pixelsnail_sampling import Choice, draw_codes
 from tests.parity.conftest import PARITY, Case, cases
 
 CASES = [*cases("pixelsnail_top_sample"), *cases("pixelsnail_bottom_sample")]

@@ -21,10 +21,10 @@ from medgen.families.spade.convert import (
     synthesis_weights,
 )
 from medgen.families.spade.networks import SPADEBlock, SPADEShape, SPADESynthesis, instance_edges, semantic_map
+from medgen.foreign.torch_files import read_torch_file
 from medgen.generator import load_strictly
 from medgen.losses.divergence import kl_divergence
 from medgen.nn.inference import for_inference
-from medgen.torch_files import read_torch_file
 from tests.parity.conftest import Case, cases, published_keys
 from tests.parity.test_stylegan2 import close
 

@@ -7,8 +7,8 @@ import torch
 
 from medgen.cli import main
 from medgen.families.spade.generator import SPADEGenerator
+from medgen.foreign.convert import convert
 from medgen.generator import Generator
-from medgen.interop import convert
 from tests.parity.conftest import Case, cases
 from tests.parity.test_spade import options_of, semantic_of
 from tests.parity.test_stylegan2 import close

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.augmentation import AugmentPipe
 from medgen.families.stylegan2.convert import (
     build_discriminator,
     build_generator,
@@ -21,11 +20,12 @@ from medgen.families.stylegan2.convert import (
     load_generator_weights,
 )
 from medgen.families.stylegan2.generator import StyleGAN2Generator
-from medgen.families.stylegan2.layers import activate, convolve
 from medgen.families.stylegan2.modules import StyleGAN2Module
-from medgen.families.stylegan2.resampling import downsample, filtered, separable_filter, upsample
-from medgen.interop import load_official
+from medgen.foreign.convert import load_official
 from medgen.losses.gradient import r1_penalty
+from medgen.nn.equalised import activate, convolve
+from medgen.nn.resampling import downsample, filtered, separable_filter, upsample
+from medgen.training.ada import AugmentPipe
 from tests.parity.conftest import Case, cases, published_keys
 
 GENERATORS = cases("stylegan2_g")

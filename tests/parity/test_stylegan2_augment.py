@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medgen.families.stylegan2.augmentation import CORRUPTION, PIPES, AugmentPipe
+from medgen.training.ada import CORRUPTION, PIPES, AugmentPipe
 from tests.parity.conftest import Case, cases
 
 CASES = [case for case in cases("stylegan2_augment") if "_r1_" not in str(case.id)]

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from medgen.checkpoint import DISCRIMINATOR_FILE, read_checkpoint
 from medgen.cli import main
 from medgen.families.stylegan2.convert import build_discriminator, discriminator_weights, pickled_config
+from medgen.foreign.convert import convert
+from medgen.foreign.network_pickles import read_network_pickle
 from medgen.generator import Generator, load_strictly
-from medgen.interop import convert
-from medgen.network_pickles import read_network_pickle
 from tests.parity.conftest import Case, cases
 from tests.parity.test_stylegan2 import close
 

@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 
-from medgen.families.stylegan2.augmentation import PIPES
 from medgen.families.stylegan2.generator import StyleGAN2Config
 from medgen.families.stylegan2.modules import StyleGAN2Module, adam_settings, adapted, ema_decay
 from medgen.families.stylegan2.presets import PRESETS, auto
+from medgen.training.ada import PIPES
 from tests.parity.conftest import PARITY
 
 FILE = PARITY / "stylegan2_schedules.json"

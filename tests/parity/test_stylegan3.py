@@ -12,8 +12,8 @@ import torch
 
 from medgen.families.stylegan3.convert import build_generator, generator_weights
 from medgen.families.stylegan3.generator import StyleGAN3Generator
+from medgen.foreign.convert import DISCRIMINATOR_FILE, convert, load_official
 from medgen.generator import Generator
-from medgen.interop import DISCRIMINATOR_FILE, convert, load_official
 from tests.official_pickles import EasyDict, module, official_names
 from tests.parity.conftest import Case, cases, published_keys
 from tests.parity.test_stylegan2 import close

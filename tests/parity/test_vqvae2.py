@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medgen.families.vqvae2.autoencoder import Codes
-from medgen.interop import load_official
+from medgen.foreign.convert import load_official
+from medgen.nn.vqvae2 import Codes
 from tests.parity.conftest import Case, cases
 
 pytestmark = pytest.mark.parametrize("case", cases("vqvae2_stage1"))

@@ -8,9 +8,9 @@ import torch
 from medgen.checkpoint import CheckpointError
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.families.vqvae2.official import convert_checkpoints
+from medgen.foreign.convert import convert, load_official
+from medgen.foreign.torch_files import read_torch_file
 from medgen.generator import Generator
-from medgen.interop import convert, load_official
-from medgen.torch_files import read_torch_file
 from tests.families.vqvae2.official_files import background, official_weights, write_files
 from tests.parity.conftest import Case, cases, published_keys
 

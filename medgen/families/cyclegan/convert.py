@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medgen.families.cyclegan.networks import PatchDiscriminator, ResNetGenerator
 from medgen.generator import load_strictly
+from medgen.nn.patch_discriminator import PatchDiscriminator, patch_discriminator
+from medgen.nn.resnet_generator import ResNetGenerator
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor, but the norm by its name on the command line: ``norm="instance"``."""
@@ -53,7 +54,7 @@ def build_discriminator(arguments: Arguments) -> PatchDiscriminator:
         ValueError: If an argument is missing, or asks for what ours does not have.
     """
     _check(arguments, ("input_nc", "norm"))
-    return PatchDiscriminator(
+    return patch_discriminator(
         arguments["input_nc"],
         width=arguments.get("ndf", 64),
         layers=arguments.get("n_layers", 3),

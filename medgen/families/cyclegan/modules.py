@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from medgen.data.base import Batch
 from medgen.families.cyclegan.image_pool import ImagePool
-from medgen.families.cyclegan.networks import PatchDiscriminator
 from medgen.families.cyclegan.translator import Translator, TranslatorConfig
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
-from medgen.training import AdversarialModule
+from medgen.nn.patch_discriminator import patch_discriminator
+from medgen.training.adversarial import AdversarialModule
 
 FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
     "hinge": (1.0, -1.0),
@@ -87,7 +87,8 @@ class CycleGANModule(AdversarialModule):
         self.translator = Translator(config)
         domains = range(len(config.label_names))
         self.discriminators = nn.ModuleList(
-            PatchDiscriminator(config.channels, width=discriminator_width, layers=discriminator_layers) for _ in domains
+            patch_discriminator(config.channels, width=discriminator_width, layers=discriminator_layers)
+            for _ in domains
         )
         self.pools = nn.ModuleList(ImagePool((config.channels, *config.image_size), pool_size) for _ in domains)
 

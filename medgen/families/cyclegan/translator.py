@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from medgen.checkpoint import CARD_FILE, About, CheckpointError, model_card, read_checkpoint, write_checkpoint
-from medgen.families.cyclegan.networks import Norm, ResNetGenerator
 from medgen.generator import GeneratorConfig, load_strictly
 from medgen.nn.modes import evaluating
+from medgen.nn.resnet_generator import Norm, ResNetGenerator
 
 FAMILY = "cyclegan"
 _USAGE = """\

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from medgen.families.medfusion.autoencoder import AutoencoderConfig, Discriminator, KLAutoencoder, VQAutoencoder
-from medgen.families.medfusion.blocks import BlockStyle
-from medgen.families.medfusion.unet import AdditiveUNet, UNet, UNetConfig
+from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
+from medgen.nn.blocks import BlockStyle
 from medgen.nn.layers import LayerSpec
+from medgen.nn.patch_discriminator import PatchDiscriminator, unit_discriminator
+from medgen.nn.unet import AdditiveUNet, UNet, UNetConfig
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor, as its checkpoint or a JSON file holds them."""
@@ -77,9 +78,9 @@ _NAMES: dict[type[nn.Module], tuple[tuple[str, str], ...]] = {
         (r"^decoders\.", "up."),
         (r"^heads\.(\d+)\.conv\.conv", r"heads.\1"),
     ),
-    Discriminator: (
-        (r"^units\.(\d+)\.act\.", r"units.\1.activation."),
-        (r"^heads\.0\.conv", "head"),
+    PatchDiscriminator: (
+        (r"^(first|layers\.\d+)\.act\.", r"\1.activation."),
+        (r"^heads\.0\.conv", "last"),
     ),
 }
 _NAMES[VQAutoencoder] = _NAMES[KLAutoencoder]
@@ -118,7 +119,7 @@ def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl")
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
     style = BlockStyle(**_style(arguments, spatial_dims=2, groups=8 if kind == "kl" else 32))
     return nn.ModuleList(
-        Discriminator(
+        unit_discriminator(
             arguments.get("in_channels", 3),
             hidden=hidden,
             kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
@@ -226,8 +227,8 @@ def _reorder(name: str, lengths: Mapping[str, int], network: nn.Module) -> str:
         return f"{part}.{lengths[part] - 1 - int(index)}.{rest}"
     if part == "outc_ver":
         return f"heads.{int(index) + 1}.{rest}"
-    if isinstance(network, Discriminator):
-        return f"units.0.{name.partition('.')[2]}" if part == "inc" else f"units.{int(index) + 1}.{rest}"
+    if isinstance(network, PatchDiscriminator):
+        return f"first.{name.partition('.')[2]}" if part == "inc" else f"layers.{index}.{rest}"
     return name
 
 

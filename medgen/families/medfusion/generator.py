@@ -12,12 +12,12 @@ from torch import Tensor
 from medgen.diffusion.denoiser import NetworkDenoiser, Objective, guided
 from medgen.diffusion.samplers import check_eta, find_sampler
 from medgen.diffusion.schedule import BetaStrategy, NoiseSchedule
-from medgen.families.medfusion.attention import AttentionKind
-from medgen.families.medfusion.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
-from medgen.families.medfusion.unet import UNet, UNetConfig
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
+from medgen.nn.attention import AttentionKind
+from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
 from medgen.nn.inference import for_inference
+from medgen.nn.unet import UNet, UNetConfig
 from medgen.noise import NoiseSource
 
 _PUBLISHED_STEPS = 150

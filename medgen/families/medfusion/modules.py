@@ -8,18 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from medgen.data.base import Batch
+from medgen.data.latents import LatentStore
 from medgen.diffusion.objective import DiffusionLoss, Distance, diffusion_loss
-from medgen.families.medfusion.autoencoder import Discriminator, KLAutoencoder
-from medgen.families.medfusion.ema import ema_decay as published_decay
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
-from medgen.families.medfusion.latents import LatentStore
-from medgen.families.medfusion.losses import AutoencoderLoss, PixelLoss, Reduction
 from medgen.losses.adversarial import AdversarialKind
+from medgen.losses.autoencoder import AutoencoderLoss, PixelLoss, Reduction
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.perceptual import FeaturePerceptualLoss
+from medgen.nn.autoencoder import KLAutoencoder
+from medgen.nn.patch_discriminator import unit_discriminator
 from medgen.noise import stream_seed
-from medgen.stages import FirstStageModule, LaterStageModule, load_parts, start_from
-from medgen.training import AdversarialModule, LearningRateShape, drop_labels
+from medgen.training.adversarial import AdversarialModule
+from medgen.training.base import LearningRateShape, drop_labels
+from medgen.training.ema import ema_decay as published_decay
+from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 
 
 class AutoencoderModule(FirstStageModule, AdversarialModule):
@@ -83,7 +85,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         heads = config.autoencoder_extra_heads + 1 if adversarial else 0
         strides = (1, *[2] * (len(discriminator_channels) - 1))
         self.discriminators = nn.ModuleList(
-            Discriminator(config.channels, hidden=discriminator_channels, strides=strides) for _ in range(heads)
+            unit_discriminator(config.channels, hidden=discriminator_channels, strides=strides) for _ in range(heads)
         )
         self.loss = AutoencoderLoss(
             pixel=pixel,
@@ -165,7 +167,7 @@ class LatentDiffusionModule(LaterStageModule):
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
         warmup: Optimiser steps of linear rise.
         ema_decay: Decay of the published average per step, or ``published`` for the authors', which rises with the
-            number of steps; see `medgen.families.medfusion.ema`.
+            number of steps; see `medgen.training.ema`.
         normalise_latents: Measure mean and standard deviation of the latents and train on normalised ones. The
             published models do not.
         seed: Seed of noise, times and label dropout.

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
 from medgen.diffusion.schedule import NoiseSchedule
-from medgen.families.medfusion.autoencoder import AutoencoderConfig
 from medgen.families.medfusion.convert import autoencoder_config, convert_weights, unet_config
 from medgen.families.medfusion.generator import MedfusionConfig, build_autoencoder, build_unet
-from medgen.families.medfusion.unet import UNetConfig
-from medgen.lightning_files import LightningFile, read_lightning
+from medgen.foreign.lightning_files import LightningFile, read_lightning
+from medgen.nn.autoencoder import AutoencoderConfig
 from medgen.nn.layers import LayerSpec
+from medgen.nn.unet import UNetConfig
 
 _OBJECTIVES = {"x_T": "eps", "x_0": "x_0"}
 
@@ -195,7 +195,7 @@ def _check_expressible(what: str, config: AutoencoderConfig | UNetConfig) -> Non
     if wrong := [f"{name} {getattr(config, name)}" for name, holds in expected.items() if not holds]:
         raise CheckpointError(
             f"its {what} has {', '.join(wrong)}, which MedfusionGenerator does not have; build the network alone with "
-            "medgen.interop.load_official"
+            "medgen.foreign.convert.load_official"
         )
 
 

@@ -9,41 +9,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medgen.families.spade.normalisation import Norm, NormalisedConv
+from medgen.nn.patch_discriminator import LeakyConv2d, PatchDiscriminator
 
 _WIDEST = 512
 
 
-class PatchDiscriminator(nn.Module):
-    """Whether each patch of an image is real, with what the layers on the way there see.
+def spectral_discriminator(
+    channels_in: int, width: int = 64, layers: int = 4, *, norm: Norm = "instance"
+) -> PatchDiscriminator:
+    """A patch discriminator whose layers between the first and the last are spectrally normalised.
 
     Args:
         channels_in: Channels of semantic map and image together.
         width: Channels of the first layer; each of the next has twice as many, at most 512.
-        layers: Number of layers before the logits; all but the first and the last of them have half the size of the one
-            before, and so has the first.
+        layers: Number of layers before the logits; all of them halve the size, but the last where there are several.
         norm: The norm of all of them but the first.
 
-    Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
+    Raises:
+        ValueError: If `layers` is less than 1.
     """
-
-    def __init__(self, channels_in: int, width: int = 64, layers: int = 4, *, norm: Norm = "instance") -> None:
-        super().__init__()
-        if layers < 1:
-            raise ValueError(f"layers is {layers}; a discriminator has at least 1")
-        widths = [min(width << i, _WIDEST) for i in range(layers)]
-        self.first = nn.Conv2d(channels_in, widths[0], 4, 2, padding=2)
-        self.layers = nn.ModuleList(
+    if layers < 1:
+        raise ValueError(f"layers is {layers}; a discriminator has at least 1")
+    widths = [min(width << i, _WIDEST) for i in range(layers)]
+    return PatchDiscriminator(
+        LeakyConv2d(channels_in, widths[0], 4, 2, padding=2),
+        [
             NormalisedConv(a, b, 4, norm=norm, stride=2 if i < layers - 1 else 1, padding=2)
             for i, (a, b) in enumerate(pairwise(widths), start=1)
-        )
-        self.last = nn.Conv2d(widths[-1], 1, 4, padding=2)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """The features of all layers for (B, channels_in, H, W); the last are the logits (B, 1, H', W')."""
-        features = [F.leaky_relu(self.first(x), 0.2)]
-        for layer in self.layers:
-            features.append(layer(features[-1]))
-        return [*features, self.last(features[-1])]
+        ],
+        nn.Conv2d(widths[-1], 1, 4, padding=2),
+    )
 
 
 class MultiscaleDiscriminator(nn.Module):
@@ -66,7 +61,9 @@ class MultiscaleDiscriminator(nn.Module):
         super().__init__()
         if scales < 1:
             raise ValueError(f"scales is {scales}; use at least 1")
-        self.scales = nn.ModuleList(PatchDiscriminator(channels_in, width, layers, norm=norm) for _ in range(scales))
+        self.scales = nn.ModuleList(
+            spectral_discriminator(channels_in, width, layers, norm=norm) for _ in range(scales)
+        )
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
         """The features of every scale, full size first, of semantic map and image (B, channels_in, H, W).
@@ -77,5 +74,5 @@ class MultiscaleDiscriminator(nn.Module):
         for scale in self.scales:
             if found:
                 x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
-            found.append(cast("list[Tensor]", scale(x)))
+            found.append(cast("PatchDiscriminator", scale).features(x))
         return found

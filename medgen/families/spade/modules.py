@@ -28,8 +28,9 @@ from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
-from medgen.stages import discriminator_beside, load_parts, loss_networks, start_from
-from medgen.training import AdversarialModule, GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.training.adversarial import AdversarialModule
+from medgen.training.base import GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.training.stages import discriminator_beside, load_parts, loss_networks, start_from
 from medgen.zoo import load
 
 _BATCH = 64

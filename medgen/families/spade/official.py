@@ -18,8 +18,8 @@ from torch import Tensor
 from medgen.checkpoint import CheckpointError
 from medgen.families.spade import convert
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator, Style
+from medgen.foreign.torch_files import read_torch_file
 from medgen.generator import load_strictly
-from medgen.torch_files import read_torch_file
 
 _PUBLISHED_SIZE = 256
 """Pixels along each side that the official encoder brings images to."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
-from medgen.families.stylegan2.resampling import separable_filter
+from medgen.foreign.network_pickles import PickledNetwork
 from medgen.generator import load_strictly
-from medgen.network_pickles import PickledNetwork
+from medgen.nn.resampling import separable_filter
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.layers import GAIN, SLOPE, EqualisedLinear
 from medgen.families.stylegan2.networks import StyledConv, Synthesis, ToImage
+from medgen.nn.equalised import GAIN, SLOPE, EqualisedLinear
 
 _PIECE = 1 << 18
 """Numbers that are worked on at a time: 1 MB in float32."""

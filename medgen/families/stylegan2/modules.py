@@ -15,7 +15,6 @@ from torch import Tensor
 
 from medgen.checkpoint import DISCRIMINATOR_FILE
 from medgen.data.base import Batch
-from medgen.families.stylegan2.augmentation import AugmentPipe
 from medgen.families.stylegan2.generator import (
     StyleGAN2Config,
     StyleGAN2Generator,
@@ -27,7 +26,8 @@ from medgen.generator import part_of
 from medgen.losses.adversarial import logistic_discriminator, logistic_generator
 from medgen.losses.gradient import path_lengths, r1_penalty
 from medgen.nn.label_vector import label_vector
-from medgen.training import GenerativeModule, drop_labels
+from medgen.training.ada import AugmentPipe
+from medgen.training.base import GenerativeModule, drop_labels
 
 _MEAN_STYLE_RATE = 0.005
 _LARGEST_GRADIENT = 1e5

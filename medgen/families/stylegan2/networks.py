@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.layers import (
+from medgen.nn.equalised import (
     GAIN,
     EqualisedConv,
     EqualisedLinear,
@@ -22,8 +22,8 @@ from medgen.families.stylegan2.layers import (
     demodulation,
     modulated,
 )
-from medgen.families.stylegan2.resampling import separable_filter, upsample
 from medgen.nn.layout import training_layout
+from medgen.nn.resampling import separable_filter, upsample
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from medgen.checkpoint import About
 from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
 from medgen.generator import part_of
-from medgen.stages import check_shape, discriminator_beside, inherited
+from medgen.training.stages import check_shape, discriminator_beside, inherited
 
 _SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
 
@@ -81,7 +81,7 @@ def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, sour
 def read_pretrained(source: str) -> Pretrained:
     """What fine-tuning starts from; see `start_from`."""
     if Path(source).suffix == ".ckpt":
-        from medgen.stages import read_trained
+        from medgen.training.stages import read_trained
 
         found = read_trained(source, StyleGAN2Generator, ("mapping", "synthesis"), "model.init_from")
         content = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
@@ -91,7 +91,7 @@ def read_pretrained(source: str) -> Pretrained:
     from medgen.zoo import load
 
     if Path(source).suffix == ".pkl":
-        from medgen.interop import convert
+        from medgen.foreign.convert import convert
 
         with tempfile.TemporaryDirectory() as folder:
             return read_pretrained(str(convert(source, Path(folder) / "model")))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from medgen.families.stylegan3.generator import StyleGAN3Config, StyleGAN3Generator
 from medgen.families.stylegan3.networks import AliasFreeLayer
+from medgen.foreign.network_pickles import PickledNetwork
 from medgen.generator import load_strictly
-from medgen.network_pickles import PickledNetwork
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.layers import GAIN, activate
+from medgen.nn.equalised import GAIN, activate
 
 
 def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: bool = False) -> Tensor:

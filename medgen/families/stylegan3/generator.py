@@ -119,7 +119,7 @@ class StyleGAN3Config(StyledConfig):
 
 
 class StyleGAN3Generator(StyledGenerator, family="stylegan3"):
-    """Draws images in one pass. It comes from weights of the authors' code, see `medgen.interop.convert`."""
+    """Draws images in one pass. It comes from weights of the authors' code, see `medgen.foreign.convert.convert`."""
 
     config_class = StyleGAN3Config
     config: StyleGAN3Config

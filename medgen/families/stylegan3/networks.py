@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medgen.families.stylegan2.layers import EqualisedLinear
 from medgen.families.stylegan3.filters import FilteredActivation, low_pass
+from medgen.nn.equalised import EqualisedLinear
 
 
 @dataclass(frozen=True)

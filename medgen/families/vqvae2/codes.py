@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medgen.data.cache import ArrayCache
 from medgen.data.encoded import encoded_split
-from medgen.families.vqvae2.autoencoder import Codes
+from medgen.nn.vqvae2 import Codes
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medgen.families.vqvae2.autoencoder import VQVAE2, VQVAE2Shape
-from medgen.families.vqvae2.pixelsnail import PixelSNAIL, PixelSNAILShape
+from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape
+from medgen.nn.vqvae2 import VQVAE2, VQVAE2Shape
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medgen.data.encoded import weights_hash
-from medgen.families.vqvae2.autoencoder import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2Shape
-from medgen.families.vqvae2.incremental import Choice, draw_codes
-from medgen.families.vqvae2.pixelsnail import PixelSNAIL, PixelSNAILShape, check_range
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.modes import evaluating
+from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape, check_range
+from medgen.nn.pixelsnail_sampling import Choice, draw_codes
+from medgen.nn.vqvae2 import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2Shape
 from medgen.noise import NoiseSource
 
 

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medgen.data.base import Batch
-from medgen.families.vqvae2.autoencoder import Codes
 from medgen.families.vqvae2.codes import CodeStore
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension, build_autoencoder
 from medgen.losses.perceptual import FeaturePerceptualLoss
-from medgen.stages import FirstStageModule, LaterStageModule, load_parts, start_from
-from medgen.training import LearningRateShape, drop_labels
+from medgen.nn.vqvae2 import Codes
+from medgen.training.base import LearningRateShape, drop_labels
+from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 
 Level = Literal["top", "bottom"]
 

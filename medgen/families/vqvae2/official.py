@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
-from medgen.families.vqvae2.autoencoder import TOP_STRIDE, VQVAE2Shape
 from medgen.families.vqvae2.convert import autoencoder_weights, prior_weights, without_prefix
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
-from medgen.families.vqvae2.pixelsnail import PixelSNAILShape
+from medgen.foreign.pickles import Record
+from medgen.foreign.torch_files import read_torch_file
 from medgen.generator import load_strictly
-from medgen.pickles import Record
-from medgen.torch_files import read_torch_file
+from medgen.nn.pixelsnail import PixelSNAILShape
+from medgen.nn.vqvae2 import TOP_STRIDE, VQVAE2Shape
 
 _MEANING = {
     "autoencoder": "the autoencoder",
@@ -31,7 +31,7 @@ _MEANING = {
     "bottom": "the prior of the bottom map",
 }
 _USUAL_NAMES = {"autoencoder": "vqvae_560.pt", "top": "pixelsnail_top.pt", "bottom": "pixelsnail_bottom.pt"}
-_ALONE = "build the networks alone with medgen.interop.load_official"
+_ALONE = "build the networks alone with medgen.foreign.convert.load_official"
 
 
 class Converted(NamedTuple):

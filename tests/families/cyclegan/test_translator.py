@@ -13,8 +13,8 @@ import medgen
 from medgen.families.cyclegan.modules import CycleGANModule
 from medgen.families.cyclegan.translator import Translator, TranslatorConfig
 from medgen.losses.adversarial import ADVERSARIAL
-from tests.test_recipes import StopAt, calling
 from tests.tiny import TRAINER, assert_same_weights, data_module, fit, train, write_recipe
+from tests.training.test_recipes import StopAt, calling
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -42,7 +42,7 @@ def test_weights_reach_the_layer_they_belong_to(discriminator):
 )
 def test_weights_of_another_network_are_refused_by_name(discriminator, change, message):
     weights = {name: w for name, w in (official_discriminator() | change).items() if w is not None}
-    with pytest.raises(ValueError, match=f"(?s)not the weights of this Discriminator.*{message}"):
+    with pytest.raises(ValueError, match=f"(?s)not the weights of this PatchDiscriminator.*{message}"):
         load_weights(discriminator, weights)
 
 

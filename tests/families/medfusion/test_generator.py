@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from medgen.diffusion.samplers import SAMPLERS
-from medgen.families.medfusion.autoencoder import KLAutoencoder, VQAutoencoder
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
 from tests.tiny import generator
 
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 
 import medgen
 from medgen.families.medfusion.modules import AutoencoderModule, LatentDiffusionModule
-from medgen.interop import convert
+from medgen.foreign.convert import convert
 from tests.tiny import CONFIG, CONFIGS, DIFFUSION, FIRST_STAGE, TRAINER, data_module, fit, generator, train, weights_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")

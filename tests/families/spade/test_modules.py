@@ -12,10 +12,10 @@ import medgen
 from medgen.checkpoint import About
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from medgen.families.spade.modules import LabelMapModule, SPADEModule, check_batches, fit_priors, mixed_codes
-from medgen.interop import convert
+from medgen.foreign.convert import convert
 from medgen.nn.label_vector import label_vector
-from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, assert_same_weights, data_module, fit, train, write_recipe
+from tests.training.test_recipes import KeepWeights, StopAt, calling, start
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from medgen.families.spade.discriminator import MultiscaleDiscriminator, PatchDiscriminator
+from medgen.families.spade.discriminator import MultiscaleDiscriminator, spectral_discriminator
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
 from medgen.families.spade.networks import SPADEShape, SPADESynthesis, instance_edges, resized, semantic_map
 from medgen.families.spade.normalisation import ClassModulation, ModulatedNorm, SpatialModulation, norm_layer
@@ -297,5 +297,5 @@ def test_discriminators_without_layers_or_scales_are_refused(arguments, name):
 
 def test_layers_of_a_discriminator_are_at_most_512_wide():
     with torch.device("meta"):
-        discriminator = PatchDiscriminator(1, width=256, layers=4)
+        discriminator = spectral_discriminator(1, width=256, layers=4)
     assert [layer.conv.out_channels for layer in discriminator.layers] == [512, 512, 512]

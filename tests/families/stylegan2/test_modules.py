@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 import medgen
 from medgen.families.stylegan2.generator import StyleGAN2Config
 from medgen.families.stylegan2.modules import StyleGAN2Module, adapted
-from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, TRAINER, assert_same_weights, data_module, fit, train, write_recipe
+from tests.training.test_recipes import KeepWeights, StopAt, calling, start
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from medgen.families.vqvae2 import generator as generator_module
-from medgen.families.vqvae2.autoencoder import Codes
 from medgen.families.vqvae2.generator import VQVAE2Config
+from medgen.nn.vqvae2 import Codes
 from tests.families.vqvae2.tiny import generator, pictures
 
 

@@ -11,16 +11,16 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import medgen
-from medgen.callbacks import BestCheckpoint
 from medgen.data import Augmentation
 from medgen.families.medfusion.generator import MedfusionConfig
-from medgen.families.vqvae2.autoencoder import VQVAE2
 from medgen.families.vqvae2.codes import CodeStore
 from medgen.families.vqvae2.modules import PriorModule, VQVAE2AutoencoderModule
+from medgen.nn.vqvae2 import VQVAE2
+from medgen.training.callbacks import BestCheckpoint
 from tests.families.vqvae2.tiny import config
-from tests.test_recipes import KeepWeights, StopAt, calling, start
 from tests.tiny import NAMES, TRAINER, assert_same_weights, data_module, fit, train, weights_of, write_recipe
 from tests.tiny import generator as medfusion
+from tests.training.test_recipes import KeepWeights, StopAt, calling, start
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from medgen.checkpoint import CheckpointError, read_info
 from medgen.cli import main
 from medgen.families.vqvae2.official import convert_checkpoints, is_official
+from medgen.foreign.convert import convert
+from medgen.foreign.pickles import UnsafeFileError
 from medgen.generator import Generator
-from medgen.interop import convert
-from medgen.pickles import UnsafeFileError
 from tests.families.vqvae2.official_files import official_weights, write_files
 from tests.families.vqvae2.tiny import generator as make
 

@@ -1,0 +1,1 @@
+"""Files of other projects, read as data: nothing in them is run."""

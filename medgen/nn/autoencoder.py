@@ -1,0 +1,207 @@
+"""Autoencoders of images to a small latent, with a Gaussian or a codebook.
+
+Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+generative adversarial networks for medical image synthesis".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from medgen.nn.attention import AttentionKind
+from medgen.nn.blocks import BlockStyle, ConvBlock, DownLevel, Level, UpLevel, make_levels
+from medgen.nn.layers import Size, convolution
+from medgen.nn.quantize import Quantized, VectorQuantizer
+
+_LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(BlockStyle):
+    """The shape of an autoencoder; the defaults are those published for radiographs.
+
+    Raises:
+        ValueError: If the levels do not fit each other.
+    """
+
+    in_channels: int = 3
+    """Channels of the image."""
+    out_channels: int | None = None
+    """Channels of the reconstruction, None for those of the image."""
+    latent_channels: int = 8
+    """Channels of the latent."""
+    hidden: Sequence[int] = (64, 128, 256, 512)
+    """Channels of each level, finest first."""
+    kernel_sizes: int | Sequence[Size] = 3
+    """One for all levels, or one per level."""
+    strides: Sequence[Size] = (1, 2, 2, 2)
+    """Shrinkage on entering each level; the product is the ratio of image to latent size."""
+    attention: AttentionKind | Sequence[AttentionKind] = "none"
+    """Attention in front of each level's convolutions, one kind for all levels or one per level."""
+    extra_heads: int = 1
+    """Number of outputs at lower resolutions, for deep supervision."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.extra_heads < len(self.levels):
+            raise ValueError(
+                f"extra_heads {self.extra_heads} is out of range; {len(self.levels)} levels allow "
+                f"0-{len(self.levels) - 1}"
+            )
+
+    @property
+    def levels(self) -> list[Level]:
+        """All levels, finest first."""
+        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
+
+
+class Encoder(nn.Module):
+    """The features of an image at the last level: a stem, and a `DownLevel` for each level after the first."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        levels = config.levels
+        stem = levels[0]
+        self.stem = ConvBlock(
+            config.in_channels, stem.channels, config, kernel_size=stem.kernel_size, stride=stem.stride
+        )
+        self.levels = nn.ModuleList(DownLevel(fine.channels, coarse, config) for fine, coarse in pairwise(levels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, hidden[-1], *latent)."""
+        h: Tensor = self.stem(x)
+        for level in self.levels:
+            h = level(h)
+        return h
+
+
+class Decoder(nn.Module):
+    """The way back: a stem at the last level, an `UpLevel` to each finer one, and output heads.
+
+    `heads[0]` is the output at full resolution, `heads[i]` reads the features of level i.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        levels = config.levels
+        out_channels = config.in_channels if config.out_channels is None else config.out_channels
+        self.stem = ConvBlock(config.latent_channels, levels[-1].channels, config)
+        self.levels = nn.ModuleList(  # coarse to fine
+            UpLevel(coarse, fine, config) for fine, coarse in reversed(list(pairwise(levels)))
+        )
+        self.heads = nn.ModuleList(  # fine to coarse
+            convolution(config.spatial_dims, level.channels, out_channels, kernel_size=1)
+            for level in levels[: config.extra_heads + 1]
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent_channels, *latent) to (B, out_channels, *spatial)."""
+        h = self.stem(z)
+        for level in self.levels:
+            h = level(h)
+        out: Tensor = self.heads[0](h)
+        return out
+
+    def multiscale(self, z: Tensor) -> list[Tensor]:
+        """The output of every head, full resolution first."""
+        features = [self.stem(z)]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return [head(h) for head, h in zip(self.heads, reversed(features), strict=False)]
+
+
+class KLAutoencoder(nn.Module):
+    """An autoencoder whose latent is a Gaussian per pixel, kept near the standard one."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        moments = 2 * config.latent_channels
+        self.encoder = Encoder(config)
+        self.to_moments = nn.Sequential(
+            convolution(config.spatial_dims, config.hidden[-1], moments),
+            convolution(config.spatial_dims, moments, moments, kernel_size=1),
+        )
+        self.decoder = Decoder(config)
+
+    def encode_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latent of an image (B, C, *spatial) in [-1, 1]: (B, latent_channels, *latent).
+
+        The log-variance is clamped to [-30, 20].
+        """
+        mean, logvar = self.to_moments(self.encoder(x)).chunk(2, dim=1)
+        return mean, logvar.clamp(*_LOGVAR_RANGE)
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The middle of the latent's distribution, for an image (B, C, *spatial) in [-1, 1]."""
+        return self.encode_moments(x)[0]
+
+    def encode(self, x: Tensor, noise: Tensor) -> Tensor:
+        """The latent of an image (B, C, *spatial) in [-1, 1] as the diffusion model sees it: drawn, not the mean.
+
+        Args:
+            x: Images.
+            noise: Standard normal numbers in the shape of the latent.
+        """
+        mean, logvar = self.encode_moments(x)
+        return mean + (0.5 * logvar).exp() * noise
+
+    def settle(self, z: Tensor) -> Tensor:
+        """What the decoder is given for a latent (B, latent_channels, *latent): the latent itself."""
+        return z
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image (B, C, *spatial) of a latent (B, latent_channels, *latent), about [-1, 1] but unbounded."""
+        out: Tensor = self.decoder(z)
+        return out
+
+    def decode_multiscale(self, z: Tensor) -> list[Tensor]:
+        """The image of a latent at every resolution that has an output head, full resolution first."""
+        return self.decoder.multiscale(z)
+
+
+class VQAutoencoder(nn.Module):
+    """An autoencoder whose latent pixels are entries of a learned codebook.
+
+    Args:
+        config: Shape of encoder and decoder; `latent_channels` is the length of each code.
+        num_codes: Entries of the codebook.
+        beta: Weight of the commitment term.
+    """
+
+    def __init__(self, config: AutoencoderConfig, num_codes: int = 8192, beta: float = 0.25) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.to_latent = convolution(config.spatial_dims, config.hidden[-1], config.latent_channels, kernel_size=1)
+        self.quantizer = VectorQuantizer(num_codes, config.latent_channels, beta)
+        self.decoder = Decoder(config)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent (B, latent_channels, *latent) of an image (B, C, *spatial) in [-1, 1], not yet quantised."""
+        out: Tensor = self.to_latent(self.encoder(x))
+        return out
+
+    def encode_mean(self, x: Tensor) -> Tensor:
+        """The latent itself, which is not random here; see `KLAutoencoder.encode_mean`."""
+        return self.encode(x)
+
+    def quantize(self, z: Tensor) -> Quantized:
+        """The nearest codes of a latent, their indices, and the codebook's loss."""
+        out: Quantized = self.quantizer(z)
+        return out
+
+    def settle(self, z: Tensor) -> Tensor:
+        """What the decoder is given for a latent (B, latent_channels, *latent): the nearest codes."""
+        return self.quantize(z).latent
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The image of a latent, which is quantised first."""
+        out: Tensor = self.decoder(self.settle(z))
+        return out
+
+    def decode_multiscale(self, z: Tensor) -> tuple[list[Tensor], Quantized]:
+        """The image of a latent at every resolution that has an output head, and the quantisation in between."""
+        quantized = self.quantize(z)
+        return self.decoder.multiscale(quantized.latent), quantized

@@ -1,0 +1,259 @@
+"""The blocks Medfusion's networks share: convolution pairs, down- and upsampling, and the levels made of them.
+
+Everything works on images (spatial_dims=2) and volumes (spatial_dims=3). `embedding` is one vector per sample, (B, E).
+
+Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+generative adversarial networks for medical image synthesis".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medgen.nn.attention import AttentionKind, attention
+from medgen.nn.layers import (
+    LayerSpec,
+    Size,
+    activation,
+    average_pool,
+    convolution,
+    dropout,
+    normalisation,
+    per_dimension,
+    zero_init,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStyle:
+    """What all blocks of one network have in common."""
+
+    spatial_dims: int = 2
+    norm: LayerSpec = ("group", {"num_groups": 8})
+    activation: LayerSpec = "swish"
+    dropout: float = 0.0
+    residual: bool = True
+    """Whether each convolution of a pair adds its input."""
+    learned_resampling: bool = True
+    """Whether a convolution goes with down- and upsampling; if not, average pooling and nearest neighbour alone."""
+    embedding_dim: int | None = None
+    """Length of the vector that conditions every block, None for none."""
+
+    def attention_layer(self, kind: AttentionKind, channels: int) -> nn.Module | None:
+        """The attention layer of a level in this style, None for kind "none"."""
+        return attention(
+            kind,
+            self.spatial_dims,
+            channels,
+            norm=self.norm,
+            dropout=self.dropout,
+            embedding_dim=self.embedding_dim,
+        )
+
+
+class Level(NamedTuple):
+    """What differs from level to level of a network."""
+
+    channels: int
+    kernel_size: Size
+    stride: Size
+    attention: AttentionKind
+
+
+def make_levels(
+    hidden: Sequence[int],
+    kernel_sizes: int | Sequence[Size],
+    strides: Sequence[Size],
+    attention: AttentionKind | Sequence[AttentionKind],
+) -> list[Level]:
+    """The levels of a network, finest first; one kernel size or kind of attention alone holds for all of them.
+
+    Raises:
+        ValueError: If there are not as many of each as there are entries in `hidden`.
+    """
+    per_level = {
+        "kernel_sizes": [kernel_sizes] * len(hidden) if isinstance(kernel_sizes, int) else kernel_sizes,
+        "strides": strides,
+        "attention": [attention] * len(hidden) if isinstance(attention, str) else attention,
+    }
+    for name, values in per_level.items():
+        if len(values) != len(hidden):
+            raise ValueError(f"{name} has {len(values)} entries, hidden has {len(hidden)}; give one per level")
+    return [Level(*values) for values in zip(hidden, *per_level.values(), strict=True)]
+
+
+class ConvUnit(nn.Module):
+    """Convolution, norm, dropout, activation, in this order."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, style: BlockStyle, *, kernel_size: Size = 3, stride: Size = 1
+    ) -> None:
+        super().__init__()
+        self.conv = convolution(style.spatial_dims, in_channels, out_channels, kernel_size, stride)
+        self.norm = normalisation(style.norm, style.spatial_dims, out_channels)
+        self.dropout = dropout(style.dropout, style.spatial_dims)
+        self.activation = activation(style.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial / stride)."""
+        out: Tensor = self.activation(self.dropout(self.norm(self.conv(x))))
+        return out
+
+
+class ConvBlock(nn.Module):
+    """Two convolution units, the second of which starts at zero, conditioned on the embedding.
+
+    A residual block adds the projected embedding after the first unit, a plain one after both.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, style: BlockStyle, *, kernel_size: Size = 3, stride: Size = 1
+    ) -> None:
+        super().__init__()
+        self.residual = style.residual
+        self.first = ConvUnit(in_channels, out_channels, style, kernel_size=kernel_size, stride=stride)
+        self.second = ConvUnit(out_channels, out_channels, style, kernel_size=kernel_size)
+        zero_init(self.second.conv)
+        keeps_shape = in_channels == out_channels and set(per_dimension(stride, style.spatial_dims)) == {1}
+        self.shortcut = (
+            convolution(style.spatial_dims, in_channels, out_channels, kernel_size=1, stride=stride)
+            if style.residual and not keeps_shape
+            else nn.Identity()
+        )
+        self.project_embedding = (
+            nn.Sequential(activation(style.activation), nn.Linear(style.embedding_dim, out_channels))
+            if style.embedding_dim
+            else None
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial / stride)."""
+        shift = None
+        if self.project_embedding is not None and embedding is not None:
+            shift = self.project_embedding(embedding)
+            shift = shift.view(*shift.shape, *[1] * (x.ndim - 2))  # (B, out_channels, 1, 1)
+
+        h: Tensor = self.first(x)
+        if self.residual:
+            h = h + self.shortcut(x)
+        if shift is not None:
+            h = h + shift
+        out: Tensor = self.second(h)
+        if self.residual:
+            return out + h
+        return out if shift is None else out + shift
+
+
+class Downsample(nn.Module):
+    """A strided convolution, or an average pool, which keeps the number of channels."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, style: BlockStyle, *, kernel_size: Size = 3, stride: Size = 2
+    ) -> None:
+        super().__init__()
+        self.op = (
+            convolution(style.spatial_dims, in_channels, out_channels, kernel_size, stride)
+            if style.learned_resampling
+            else average_pool(style.spatial_dims, kernel_size, stride)
+        )
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial / stride); the embedding plays no part."""
+        out: Tensor = self.op(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour, then a 3x3 convolution unless resampling is not learned, which keeps the channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, style: BlockStyle, *, stride: Size = 2) -> None:
+        super().__init__()
+        self.stride = per_dimension(stride, style.spatial_dims)
+        self.conv = (
+            convolution(style.spatial_dims, in_channels, out_channels) if style.learned_resampling else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial * stride)."""
+        size = [n * stride for n, stride in zip(x.shape[2:], self.stride, strict=True)]
+        out: Tensor = self.conv(nn.functional.interpolate(x, size=size, mode="nearest-exact"))
+        return out
+
+    def inference_form(self) -> nn.Module:
+        """The same as one transposed convolution, which does not multiply the copies of a pixel one by one.
+
+        Repeating each pixel and convolving adds up those taps that see the same pixel: the kernel of the transposed
+        convolution is the turned 3x3 kernel, convolved with a box as large as the stride.
+        """
+        if not isinstance(self.conv, nn.Conv2d):
+            return self
+        if set(self.stride) == {1}:
+            return self.conv
+        kernel = self.conv.weight.detach().flip(2, 3).transpose(0, 1)  # (in, out, 3, 3)
+        rows, columns = self.stride
+        box = kernel.new_ones(1, 1, rows, columns)
+        in_channels, out_channels = kernel.shape[:2]
+        kernel = nn.functional.conv2d(kernel.reshape(-1, 1, 3, 3), box, padding=(rows - 1, columns - 1))
+        transposed = nn.ConvTranspose2d(
+            in_channels, out_channels, (rows + 2, columns + 2), (rows, columns), padding=1, device="meta"
+        )
+        transposed.weight = nn.Parameter(
+            kernel.view(in_channels, out_channels, rows + 2, columns + 2), requires_grad=False
+        )
+        transposed.bias = self.conv.bias
+        return transposed
+
+
+class DownLevel(nn.Module):
+    """Downsampling, attention, convolution pair: one level of the autoencoder and of the additive UNet."""
+
+    def __init__(self, in_channels: int, level: Level, style: BlockStyle) -> None:
+        super().__init__()
+        channels = level.channels if style.learned_resampling else in_channels
+        self.down = Downsample(in_channels, level.channels, style, kernel_size=level.kernel_size, stride=level.stride)
+        self.attention = style.attention_layer(level.attention, channels)
+        self.block = ConvBlock(channels, level.channels, style, kernel_size=level.kernel_size)
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, in_channels, *spatial) to (B, level.channels, *spatial / stride)."""
+        x = self.down(x)
+        if self.attention is not None:
+            x = self.attention(x, embedding)
+        out: Tensor = self.block(x, embedding)
+        return out
+
+
+class UpLevel(nn.Module):
+    """Upsampling, skip, attention, convolution pair: the way back from one level to the next finer one.
+
+    With learned resampling the skip has the finer level's channels and is added, otherwise it is concatenated.
+
+    Args:
+        coarse: The level it starts from, which says kernel size and stride.
+        fine: The level it leads to, which says the attention.
+        style: What all blocks of the network have in common.
+        skip_channels: Channels of the skip, 0 without one.
+    """
+
+    def __init__(self, coarse: Level, fine: Level, style: BlockStyle, *, skip_channels: int = 0) -> None:
+        super().__init__()
+        self.adds_skip = style.learned_resampling
+        channels = fine.channels if style.learned_resampling else coarse.channels + skip_channels
+        self.up = Upsample(coarse.channels, fine.channels, style, stride=coarse.stride)
+        self.attention = style.attention_layer(fine.attention, channels)
+        self.block = ConvBlock(channels, fine.channels, style, kernel_size=coarse.kernel_size)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None, embedding: Tensor | None = None) -> Tensor:
+        """(B, coarse.channels, *spatial) to (B, fine.channels, *spatial * stride)."""
+        x = self.up(x)
+        if skip is not None:
+            x = x + skip if self.adds_skip else torch.cat([x, skip], dim=1)
+        if self.attention is not None:
+            x = self.attention(x, embedding)
+        out: Tensor = self.block(x, embedding)
+        return out

@@ -1,0 +1,131 @@
+"""An image-to-image network of residual blocks at a quarter of the image's size.
+
+Source: Johnson et al. 2016, "Perceptual losses for real-time style transfer and super-resolution"; with the sizes of
+Zhu et al. 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks", section 4.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medgen.nn.layers import normalisation
+
+Norm = Literal["instance", "batch"]
+
+_DOUBLINGS = 2  # of the generator's channels, as often as it halves the size
+_SPREAD = 0.02  # standard deviation of the weights training starts from
+
+
+class ResNetGenerator(nn.Module):
+    """Images of one kind from those of another.
+
+    Args:
+        channels_in: Channels of the images to translate.
+        channels_out: Channels of the result.
+        width: Channels at full size; there are four times as many at the quarter size of the blocks.
+        blocks: Residual blocks; the authors have 9 for images of 256 pixels and more, 6 for 128.
+        norm: What follows the convolutions: "instance", without weights and averages of its own, or "batch".
+
+    Raises:
+        ValueError: If a size is not positive, or there is no such norm.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, width: int = 64, blocks: int = 9, norm: Norm = "instance"
+    ) -> None:
+        super().__init__()
+        check_sizes(norm, channels_in=channels_in, channels_out=channels_out, width=width, blocks=blocks)
+        widths = [width * 2**level for level in range(_DOUBLINGS + 1)]
+        self.stem = NormedConv(nn.Conv2d(channels_in, width, 7, bias=has_bias(norm)), norm)
+        self.down = nn.ModuleList(
+            NormedConv(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=has_bias(norm)), norm) for a, b in pairwise(widths)
+        )
+        self.blocks = nn.ModuleList(_ResidualBlock(widths[-1], norm) for _ in range(blocks))
+        self.up = nn.ModuleList(
+            NormedConv(nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1, bias=has_bias(norm)), norm)
+            for a, b in pairwise(reversed(widths))
+        )
+        self.last = nn.Conv2d(width, channels_out, 7)
+        self.apply(initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Translated images (B, channels_out, H, W) in [-1, 1] of images (B, channels_in, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: If a side is not a multiple of 4, or less than 8.
+        """
+        factor = 2**_DOUBLINGS
+        if any(side % factor or side < 2 * factor for side in images.shape[2:]):
+            raise ValueError(
+                f"images are {images.shape[2]} x {images.shape[3]}; this network needs sides that are multiples of "
+                f"{factor} and at least {2 * factor}: crop or pad them"
+            )
+        x = F.relu(self.stem(F.pad(images, (3, 3, 3, 3), mode="reflect")))
+        for layer in self.down:
+            x = F.relu(layer(x))  # (B, 4 * width, H / 4, W / 4) at the end
+        for block in self.blocks:
+            x = block(x)
+        for layer in self.up:
+            x = F.relu(layer(x))
+        return torch.tanh(self.last(F.pad(x, (3, 3, 3, 3), mode="reflect")))
+
+
+class NormedConv(nn.Module):
+    """A convolution and its norm, without an activation."""
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, norm: Norm) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = normalisation(norm, 2, conv.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.conv(x))
+        return out
+
+
+class _ResidualBlock(nn.Module):
+    """Two convolutions whose result is added to what they got, with no activation after the sum."""
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.first = NormedConv(nn.Conv2d(channels, channels, 3, bias=has_bias(norm)), norm)
+        self.second = NormedConv(nn.Conv2d(channels, channels, 3, bias=has_bias(norm)), norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.first(F.pad(x, (1, 1, 1, 1), mode="reflect")))
+        out: Tensor = x + self.second(F.pad(inner, (1, 1, 1, 1), mode="reflect"))
+        return out
+
+
+def has_bias(norm: Norm) -> bool:
+    """Batch norm has a bias of its own; instance norm takes any away, but official weights have one all the same."""
+    return norm == "instance"
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw the weights of a convolution or norm that training of an image-to-image GAN starts from, in place."""
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, _SPREAD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, _SPREAD)
+        nn.init.zeros_(module.bias)
+
+
+def check_sizes(norm: str, **sizes: int) -> None:
+    """Refuse sizes below 1 and unknown norms.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; use at least 1")
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm is {norm!r}; use one of {', '.join(map(repr, get_args(Norm)))}")

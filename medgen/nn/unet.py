@@ -1,0 +1,299 @@
+"""Medfusion's second stage: the UNets that estimate the noise in a latent.
+
+Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
+generative adversarial networks for medical image synthesis".
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from medgen.labels import LabelKind
+from medgen.nn.attention import AttentionKind
+from medgen.nn.blocks import (
+    BlockStyle,
+    ConvBlock,
+    DownLevel,
+    Downsample,
+    Level,
+    UpLevel,
+    Upsample,
+    make_levels,
+)
+from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding, sinusoidal_embedding
+from medgen.nn.layers import LayerSpec, Size, convolution, per_dimension
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(BlockStyle):
+    """The shape of a UNet; the defaults are those published.
+
+    Raises:
+        ValueError: If the levels do not fit each other, or the kind of label does not fit their number.
+    """
+
+    in_channels: int = 8
+    """Channels of the noisy latent."""
+    out_channels: int | None = None
+    """Channels of the estimate, None for those of the latent."""
+    hidden: Sequence[int] = (256, 256, 512, 1024)
+    """Channels of the stem and of each level, finest first."""
+    kernel_sizes: int | Sequence[Size] = 3
+    """One for all levels, or one per level."""
+    strides: Sequence[Size] = (1, 2, 2, 2)
+    """Shrinkage in the stem and by each level's downsampling."""
+    attention: AttentionKind | Sequence[AttentionKind] = "none"
+    """One kind for all levels, or one per level."""
+    blocks_per_level: int = 2
+    """Convolution pairs per level on the way down; there is one more on the way up."""
+    extra_heads: int = 0
+    """Number of outputs at lower resolutions, for deep supervision."""
+    norm: LayerSpec = ("group", {"num_groups": 32})
+    embedding_dim: int = 1024
+    """Length of the vector that tells every block the time and the label."""
+    wave_dim: int | None = None
+    """Number of sines and cosines of time, None for a quarter of `embedding_dim`."""
+    label_kind: LabelKind = "none"
+    """What a label is: one class ("single"), several findings ("multi"), several values ("continuous"), or nothing."""
+    num_labels: int = 0
+    """Number of classes, findings or values."""
+    learned_variance: bool = False
+    """Whether a second set of output channels estimates the variance."""
+    self_conditioning: bool = False
+    """Whether the network has input channels for an earlier estimate."""
+
+    def __post_init__(self) -> None:
+        if (self.label_kind == "none") != (self.num_labels == 0):
+            raise ValueError(f"label_kind {self.label_kind!r} does not go with num_labels {self.num_labels}")
+        if len(self.levels) < 2:
+            raise ValueError(f"hidden {self.hidden!r} has one entry; a UNet needs a stem and at least one level")
+
+    @property
+    def levels(self) -> list[Level]:
+        """The stem's level and all others, finest first."""
+        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
+
+
+class TimeEmbedding(nn.Module):
+    """A vector for each time step: sines and cosines through two linear layers.
+
+    Args:
+        dim: Length of the vector.
+        wave_dim: Number of sines and cosines; None for a quarter of `dim`.
+    """
+
+    def __init__(self, dim: int, wave_dim: int | None = None) -> None:
+        super().__init__()
+        self.wave_dim = dim // 4 if wave_dim is None else wave_dim
+        self.layers = nn.Sequential(nn.Linear(self.wave_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B, dim) of time steps (B,)."""
+        waves = sinusoidal_embedding(t, self.wave_dim)
+        out: Tensor = self.layers(waves.to(next(self.parameters()).dtype))
+        return out
+
+
+class _ConditionedUNet(nn.Module, ABC):
+    """What both UNets have in common: the embedding of time and label, self-conditioning, output heads."""
+
+    def __init__(self, config: UNetConfig, head_channels: Sequence[int], strides: Sequence[Size]) -> None:
+        super().__init__()
+        if not 0 <= config.extra_heads < len(head_channels):
+            raise ValueError(
+                f"extra_heads {config.extra_heads} is out of range; these levels allow 0-{len(head_channels) - 1}"
+            )
+        self.config = config
+        per_level = [per_dimension(stride, config.spatial_dims) for stride in strides]
+        self.shrinkage = tuple(prod(along) for along in zip(*per_level, strict=True))
+        self.embed_time = TimeEmbedding(config.embedding_dim, config.wave_dim)
+        self.embed_label: ClassEmbedding | ConditionEmbedding | None = None
+        if config.label_kind == "single":
+            self.embed_label = ClassEmbedding(config.num_labels, config.embedding_dim)
+        elif config.label_kind != "none":
+            self.embed_label = ConditionEmbedding(config.num_labels, config.embedding_dim)
+        out_channels = config.in_channels if config.out_channels is None else config.out_channels
+        self.heads = nn.ModuleList(  # fine to coarse
+            convolution(
+                config.spatial_dims,
+                channels,
+                2 * out_channels if i == 0 and config.learned_variance else out_channels,
+                kernel_size=1,
+            )
+            for i, channels in enumerate(head_channels[: config.extra_heads + 1])
+        )
+
+    @abstractmethod
+    def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """What the output heads read, full resolution first, of an input (B, C, *spatial) and its embedding (B, E)."""
+
+    def embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
+        """One vector (B, E) of time steps (B,) and labels; no label adds nothing.
+
+        Raises:
+            ValueError: If there is a label but the network was built without.
+        """
+        embedding: Tensor = self.embed_time(t)
+        if label is None:
+            return embedding
+        if self.embed_label is None:
+            raise ValueError("this network was built without labels; call it with label=None")
+        vector: Tensor = self.embed_label(label)
+        return embedding + vector
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
+        """The estimate at full resolution.
+
+        Args:
+            x_t: Noisy latents, (B, in_channels, *spatial).
+            t: Time steps, (B,).
+            label: Classes (B,) int64, -1 for none; or conditions (B, K) float32, NaN where unknown; or None.
+            self_cond: An earlier estimate, in the shape of x_t, if the network is self-conditioned.
+
+        Returns:
+            (B, out_channels, *spatial), or twice the channels with a learned variance: the variance comes second.
+
+        Raises:
+            ValueError: If the network was built without a label or self-conditioning that is given here, or the
+                sides of x_t are no multiples of `shrinkage`.
+        """
+        x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
+        out: Tensor = self.heads[0](self.features(x, embedding)[0])
+        return out
+
+    def multiscale(
+        self, x_t: Tensor, t: Tensor, label: Tensor | None = None, self_cond: Tensor | None = None
+    ) -> list[Tensor]:
+        """The estimate of every output head, full resolution first; only the first one has a variance."""
+        x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
+        return [head(h) for head, h in zip(self.heads, self.features(x, embedding), strict=False)]
+
+    def _input(self, x_t: Tensor, self_cond: Tensor | None) -> Tensor:
+        sides = tuple(x_t.shape[2:])
+        if len(sides) != len(self.shrinkage) or any(n % by for n, by in zip(sides, self.shrinkage, strict=True)):
+            raise ValueError(f"x_t has spatial size {sides}; this UNet needs multiples of {self.shrinkage}")
+        if not self.config.self_conditioning:
+            if self_cond is not None:
+                raise ValueError("this network was built without self_conditioning; call it with self_cond=None")
+            return x_t
+        # The published networks see x_t again in place of the earlier estimate, and zeros where there is none.
+        return torch.cat([x_t, torch.zeros_like(x_t) if self_cond is None else x_t], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """A convolution pair, attention if the level has it, and upsampling if the block ends a level on the way up."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, level: Level, style: BlockStyle, *, up: Size | None = None
+    ) -> None:
+        super().__init__()
+        self.block = ConvBlock(in_channels, out_channels, style, kernel_size=level.kernel_size)
+        self.attention = style.attention_layer(level.attention, out_channels)
+        self.up = None if up is None else Upsample(out_channels, out_channels, style, stride=up)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial * up)."""
+        h: Tensor = self.block(x, embedding)
+        if self.attention is not None:
+            h = self.attention(h, embedding)
+        return h if self.up is None else self.up(h)
+
+
+class UNet(_ConditionedUNet):
+    """The published UNet: several blocks per level, and every tensor on the way down is concatenated on the way up.
+
+    The stem is no level of its own, so that the features shrink one time less often than there are levels, and the
+    last stride has no use.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        levels, n = config.levels, config.blocks_per_level
+        if n < 1:
+            raise ValueError(f"blocks_per_level {n} is out of range; use 1 or more")
+        # A lower head reads the concatenation in front of the last block of its level.
+        joined = [fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:])]
+        super().__init__(config, [levels[0].channels, *joined], [level.stride for level in levels[:-1]])
+        stem, last = levels[0], levels[-1]
+        self.stem = convolution(
+            config.spatial_dims,
+            config.in_channels * (2 if config.self_conditioning else 1),
+            stem.channels,
+            stem.kernel_size,
+            stem.stride,
+        )
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []  # from fine to coarse, turned round below
+        for fine, coarse in pairwise(levels):
+            width = coarse.channels
+            down.append(UNetBlock(fine.channels, width, coarse, config))
+            down += [UNetBlock(width, width, coarse, config) for _ in range(n - 1)]
+            if coarse is not last:
+                down.append(Downsample(width, width, config, kernel_size=coarse.kernel_size, stride=coarse.stride))
+            stride = None if fine is stem else fine.stride
+            up.append(UNetBlock(width + fine.channels, fine.channels, coarse, config, up=stride))
+            up += [UNetBlock(2 * width, width, coarse, config) for _ in range(n)]
+        self.down = nn.ModuleList(down)
+        self.middle = nn.ModuleList(
+            UNetBlock(last.channels, last.channels, level, config) for level in (last, last._replace(attention="none"))
+        )
+        self.up = nn.ModuleList(reversed(up))
+
+    def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """What the output heads read, full resolution first."""
+        h = self.stem(x)
+        skips = [h]
+        for block in self.down:
+            h = block(h, embedding)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        ends = []
+        for block in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            if block.up is not None:
+                ends.append(h)
+            h = block(h, embedding)
+        return [h, *reversed(ends)]
+
+
+class AdditiveUNet(_ConditionedUNet):
+    """The older UNet: one block per level, and skips are added.
+
+    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated.
+    """
+
+    def __init__(self, config: UNetConfig) -> None:
+        levels = config.levels
+        super().__init__(config, [level.channels for level in levels], [level.stride for level in levels])
+        stem = levels[0]
+        self.stem = ConvBlock(
+            config.in_channels * (2 if config.self_conditioning else 1),
+            stem.channels,
+            config,
+            kernel_size=stem.kernel_size,
+            stride=stem.stride,
+        )
+        pairs = list(pairwise(levels))
+        self.down = nn.ModuleList(DownLevel(fine.channels, coarse, config) for fine, coarse in pairs)
+        self.up = nn.ModuleList(
+            UpLevel(coarse, fine, config, skip_channels=fine.channels) for fine, coarse in reversed(pairs)
+        )
+
+    def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """What the output heads read, full resolution first."""
+        skips = [self.stem(x, embedding)]
+        for level in self.down:
+            skips.append(level(skips[-1], embedding))
+        h = skips.pop()
+        features = [h]
+        for level in self.up:
+            h = level(h, skips.pop(), embedding)
+            features.append(h)
+        return features[::-1]

@@ -1,0 +1,68 @@
+"""Manual optimisation of a network and its discriminators."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+
+from medgen.training.base import ReproducibleModule
+
+
+class AdversarialModule(ReproducibleModule):
+    """Manual optimisation of a network and its critics, with the accumulation and clipping that Lightning leaves to us.
+
+    Args:
+        seed: See `ReproducibleModule`.
+        accumulate_batches: Batches whose gradients are added up before a step.
+        clip_norm: Largest gradient norm; None does not clip.
+    """
+
+    def __init__(self, seed: int = 0, accumulate_batches: int = 1, clip_norm: float | None = None) -> None:
+        super().__init__(seed)
+        self.automatic_optimization = False
+        if accumulate_batches < 1:
+            raise ValueError(f"accumulate_batches is {accumulate_batches}; use at least 1")
+        self.accumulate_batches = accumulate_batches
+        self.clip_norm = clip_norm
+
+    @property
+    def schedule_length(self) -> float:
+        """Batches of the whole run, each of which is a step of every schedule."""
+        trainer = self.trainer
+        assert trainer.max_epochs is not None  # Lightning's default is a number
+        total = math.inf if trainer.max_epochs == -1 else trainer.num_training_batches * trainer.max_epochs
+        if trainer.max_steps != -1:  # which counts the steps of all optimisers
+            total = min(total, trainer.max_steps * self.accumulate_batches / len(trainer.optimizers))
+        return total
+
+    def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer | None]:
+        """The optimisers of the generating network and of its critics, None where there are none."""
+        optimizers = self.optimizers()
+        if isinstance(optimizers, list):
+            first, second = optimizers
+            return first, second
+        return optimizers, None
+
+    def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
+        """One backward pass and, every `accumulate_batches` batches, one step.
+
+        The step also falls on an epoch's last batch, so that no gradient is carried over a checkpoint.
+        """
+        self.manual_backward(loss / self.accumulate_batches)
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if batch % self.accumulate_batches and not self.trainer.is_last_batch:
+            return
+        if self.clip_norm is not None:
+            self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def step_schedule(self, position: int) -> None:
+        """Move one optimiser's learning-rate schedule by one batch."""
+        schedules = self.lr_schedulers()
+        schedule = schedules[position] if isinstance(schedules, list) else schedules
+        cast("torch.optim.lr_scheduler.LambdaLR", schedule).step()

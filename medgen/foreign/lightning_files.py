@@ -18,8 +18,8 @@ class LightningFile:
         hyper_parameters: What the module was built with; classes are `GlobalName`.
         version: The Lightning version that wrote the file.
         global_step: Optimiser steps so far.
-        publishable: Whether the generator in it is whole, see `medgen.training.base.GenerativeModule`; True where the file
-            does not say.
+        publishable: Whether the generator in it is whole, see `medgen.training.base.GenerativeModule`; True where the
+            file does not say.
         trained_with: Feature networks of the losses, as a training run of medgen notes them.
         licence: Likewise that of the model it started from.
         source: Likewise what it started from; empty for nothing.

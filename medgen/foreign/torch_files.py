@@ -1,8 +1,8 @@
 """Files of ``torch.save``, read as data: tensors and plain values, without running anything the file names.
 
 ``torch.load(weights_only=True)`` refuses files whose hyper-parameters name classes, which Lightning checkpoints do; see
-`medgen.foreign.pickles` for what is done here instead. Tensors are views of the memory-mapped file, so optimiser states and
-whatever else is not used are never read.
+`medgen.foreign.pickles` for the way taken here. Tensors are views of the memory-mapped file, so optimiser states and
+other tensors that are not used are never read.
 """
 
 import io

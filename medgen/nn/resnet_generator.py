@@ -84,6 +84,7 @@ class NormedConv(nn.Module):
         self.norm = normalisation(norm, 2, conv.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) to (B, out_channels, H', W')."""
         out: Tensor = self.norm(self.conv(x))
         return out
 

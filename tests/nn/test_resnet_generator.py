@@ -62,7 +62,7 @@ def test_each_weight_of_both_networks_is_trained(norm):
 @pytest.mark.parametrize("sides", [(18, 16), (16, 4)])
 def test_sides_that_cannot_be_halved_twice_are_refused(sides):
     with pytest.raises(
-        ValueError, match=f"images are {sides[0]} x {sides[1]}; CycleGAN needs sides that are multiples"
+        ValueError, match=f"images are {sides[0]} x {sides[1]}; this network needs sides that are multiples"
     ):
         ResNetGenerator(1, 1, width=2, blocks=1)(torch.zeros(1, 1, *sides))
 

@@ -201,7 +201,7 @@ def test_a_recipe_says_how_often_the_last_checkpoint_is_written(recipe, monkeypa
     monkeypatch.setattr(
         AtomicCheckpointIO, "save_checkpoint", lambda self, checkpoint, *rest, **options: written.append(checkpoint)
     )
-    callback = {"class_path": "medgen.training.recipes.LastCheckpoint", "init_args": {"every_n_epochs": 2}}
+    callback = {"class_path": "medgen.recipes.LastCheckpoint", "init_args": {"every_n_epochs": 2}}
     fit(recipe("rare", trainer={"max_epochs": 4, "callbacks": [callback]}))
     assert [checkpoint["epoch"] for checkpoint in written] == [1, 3]
 
@@ -287,9 +287,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_whole(tmp_path, 
 @pytest.mark.parametrize("stage", [DIFFUSION])
 def test_evaluation_and_pictures_during_training_change_nothing(recipe, straight, stage):
     callbacks = [
-        {"class_path": "medgen.training.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}},
+        {"class_path": "medgen.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}},
         {
-            "class_path": "medgen.training.callbacks.EvaluateGenerator",
+            "class_path": "medgen.callbacks.EvaluateGenerator",
             "init_args": {"n": 8, "every_n_epochs": 2, "options": {"steps": 2}},
         },
     ]
@@ -413,7 +413,7 @@ def test_what_medgen_did_not_foresee_keeps_its_trace(recipe, monkeypatch):
 def test_tensorboard_gets_losses_and_pictures(recipe):
     board = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger"}
-    pictures = {"class_path": "medgen.training.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}}
+    pictures = {"class_path": "medgen.callbacks.LogSamples", "init_args": {"n": 2, "options": {"steps": 2}}}
     trainer = {"max_epochs": 1, "log_every_n_steps": 1, "callbacks": [pictures]}
     run = recipe("run", trainer=trainer | {"logger": logger | {"init_args": {"save_dir": "will be set below"}}})
     folder = fit(run, "--trainer.logger.init_args.save_dir", str(run.with_suffix("")))

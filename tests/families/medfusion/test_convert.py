@@ -28,16 +28,16 @@ def discriminator():
 def test_weights_reach_the_layer_they_belong_to(discriminator):
     weights = official_discriminator()
     load_weights(discriminator, weights)
-    assert torch.equal(discriminator.units[1].conv.weight, weights["encoder.0.conv.weight"])
-    assert torch.equal(discriminator.head.bias, weights["outc.conv.bias"])
+    assert torch.equal(discriminator.layers[0].conv.weight, weights["encoder.0.conv.weight"])
+    assert torch.equal(discriminator.last.bias, weights["outc.conv.bias"])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"outc.conv.bias": None}, "Missing key.*head.bias"),
-        ({"encoder.1.conv.bias": torch.zeros(8)}, "Unexpected key.*units.2.conv.bias"),
-        ({"outc.conv.bias": torch.zeros(2)}, "size mismatch for head.bias"),
+        ({"outc.conv.bias": None}, "Missing key.*last.bias"),
+        ({"encoder.1.conv.bias": torch.zeros(8)}, "Unexpected key.*layers.1.conv.bias"),
+        ({"outc.conv.bias": torch.zeros(2)}, "size mismatch for last.bias"),
     ],
 )
 def test_weights_of_another_network_are_refused_by_name(discriminator, change, message):

@@ -44,7 +44,7 @@ def test_a_recipe_has_the_numbers_of_its_preset(name):
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*stylegan2*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_watches_for_mode_collapse(path):
     listed = yaml.safe_load(path.read_text())["trainer"]["callbacks"]
-    callbacks = {entry["class_path"].removeprefix("medgen.training.callbacks."): entry["init_args"] for entry in listed}
+    callbacks = {entry["class_path"].removeprefix("medgen.callbacks."): entry["init_args"] for entry in listed}
     assert "precision_recall" in callbacks["EvaluateGenerator"]["metrics"]
     assert "LogVariety" in callbacks
 

@@ -2,10 +2,12 @@
 
 ``config.json`` holds everything needed to rebuild and describe a Generator, and the SHA-256 of every other file::
 
-    {"format_version": 1, "medgen_version": "0.1.0", "family": "medfusion",
-     "config": {...}, "about": {"licence": ..., "data": ..., ...},
+    {"format_version": 2, "medgen_version": "0.2.0", "family": "...",
+     "config": {..., "part": {...}}, "about": {"licence": ..., "data": ..., ...},
+     "description_sha256": "<sha256 of family, config and about>",
      "files": {"model.safetensors": "<sha256>", "README.md": "<sha256>"}}
 
+Version 1 had no hash of the description, and configs without parts; `medgen.config.Config.migrate` reads those.
 Reading the description needs no torch, so ``medgen info`` answers at once; only the weights do.
 """
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
@@ -43,6 +45,7 @@ images = generator.sample(16, seed=0)  # float32 in [0, 1], (16, C, H, W)
 _ALIGNMENT = 64
 """Bytes; what torch aligns its own memory to."""
 _CONFIG_KEYS = {"format_version", "medgen_version", "family", "config", "about", "files"}
+_DESCRIPTION_HASH = "description_sha256"
 _SAFE_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -179,6 +182,7 @@ def write_checkpoint(
             "family": family,
             "config": config,
             "about": asdict(about),
+            _DESCRIPTION_HASH: description_hash(family, config, asdict(about)),
             "files": {name: sha256_of(staged / name) for name in (WEIGHTS_FILE, *sorted(extra))},
         }
         _write_file(staged / CONFIG_FILE, _to_json(description))
@@ -330,8 +334,9 @@ def _parse(content: object, path: Path) -> CheckpointInfo:
             f"it needs medgen {content.get('medgen_version', '(version not stated)')} or newer: "
             "pip install --upgrade medgen"
         )
-    if set(content) != _CONFIG_KEYS:
-        missing, unknown = sorted(_CONFIG_KEYS - set(content)), sorted(set(content) - _CONFIG_KEYS)
+    keys = _CONFIG_KEYS | ({_DESCRIPTION_HASH} if version > 1 else set())
+    if set(content) != keys:
+        missing, unknown = sorted(keys - set(content)), sorted(set(content) - keys)
         raise CheckpointError(f"{path} is damaged: missing entries {missing}, unknown entries {unknown}")
     for key, kind in {"medgen_version": str, "family": str, "config": dict, "about": dict, "files": dict}.items():
         if not isinstance(content[key], kind):
@@ -349,6 +354,13 @@ def _parse(content: object, path: Path) -> CheckpointInfo:
         about = About(**content["about"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: about: {error}") from error
+    if version > 1:
+        found = description_hash(content["family"], content["config"], content["about"])
+        if found != content[_DESCRIPTION_HASH]:
+            raise CheckpointError(
+                f"{path} is damaged or was changed: the sha256 of family, config and about is {found}, and it states "
+                f"{content[_DESCRIPTION_HASH]!r}; fetch the checkpoint again, or write it again with medgen"
+            )
     return CheckpointInfo(
         folder=path.parent,
         family=content["family"],
@@ -368,13 +380,24 @@ def _tuples(value: object) -> object:
     return value
 
 
+def description_hash(family: str, config: Mapping[str, object], about: Mapping[str, object]) -> str:
+    """The SHA-256 of a description, whatever the order of its keys and the space between them."""
+    parts = {"family": family, "config": config, "about": about}
+    try:
+        text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{_NO_JSON}: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_NO_JSON = "config must hold numbers, text, booleans, None, tuples and dictionaries only"
+
+
 def _to_json(description: Mapping[str, object]) -> str:
     try:
         return json.dumps(description, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"config must hold numbers, text, booleans, None, tuples and dictionaries only: {error}"
-        ) from error
+        raise ValueError(f"{_NO_JSON}: {error}") from error
 
 
 def _write_file(path: Path, content: str | bytes | Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from medgen.checkpoint import About, read_checkpoint, write_checkpoint
+from medgen.config import Config
 from medgen.labels import Label, LabelKind, LabelSpace
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, whole_number
@@ -28,8 +29,8 @@ _PLAIN_TYPES: Mapping[str, type] = {"int": int, "float": Real, "str": str, "None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GeneratorConfig:
-    """Everything needed to rebuild and describe a generator; flat, and made of JSON types and tuples only.
+class GeneratorConfig(Config):
+    """Everything needed to rebuild and describe a generator: what its images are, and the configs of its parts.
 
     Attributes:
         image_size: Height and width in pixels.
@@ -47,16 +48,8 @@ class GeneratorConfig:
     intensity_window: tuple[float, float] = (0.0, 255.0)
     intensity_unit: str = "stored value"
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # Lightning keeps the config in its checkpoints, which are read with weights_only=True.
-        torch.serialization.add_safe_globals([cls])
-
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):  # YAML and JSON know lists only; a frozen config holds tuples
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
+        super().__post_init__()
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
             raise ValueError(f"image_size is {self.image_size}; expected (height, width) in pixels")
         if self.channels not in (1, 3):
@@ -69,26 +62,6 @@ class GeneratorConfig:
     def label_space(self) -> LabelSpace:
         """The labels the generator can be asked for."""
         return LabelSpace(self.label_kind, self.label_names)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON types only; `from_dict` reads it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> Self:
-        """Rebuild a config.
-
-        Raises:
-            ValueError: If a field is missing or unknown; nothing is guessed.
-        """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - names):
-            raise ValueError(
-                f"config has fields {cls.__name__} does not know: {unknown}; a newer medgen may have written it"
-            )
-        if missing := sorted(names - set(values)):
-            raise ValueError(f"config lacks fields of {cls.__name__}: {missing}; the file is incomplete")
-        return cls(**values)  # type: ignore[arg-type]
 
     @classmethod
     def tiny(cls) -> Self:

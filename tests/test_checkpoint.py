@@ -112,8 +112,15 @@ def test_a_missing_weight_file_is_named(folder: Path) -> None:
 
 
 def test_a_future_format_says_which_medgen_it_needs(folder: Path) -> None:
-    edit_config(folder, format_version=2, medgen_version="3.1.0", something_new={})
-    with pytest.raises(CheckpointError, match=r"has format 2.*needs medgen 3\.1\.0 or newer"):
+    edit_config(folder, format_version=3, medgen_version="3.1.0", something_new={})
+    with pytest.raises(CheckpointError, match=r"has format 3.*needs medgen 3\.1\.0 or newer"):
+        read_info(folder)
+
+
+@pytest.mark.parametrize("change", [{"family": "other"}, {"config": {"width": 9}}, {"about": {"licence": "MIT"}}])
+def test_a_changed_description_is_refused_by_its_hash(folder: Path, change: dict[str, object]) -> None:
+    edit_config(folder, **change)
+    with pytest.raises(CheckpointError, match="config.json is damaged or was changed: the sha256 of family, config"):
         read_info(folder)
 
 

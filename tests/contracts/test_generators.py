@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medgen.checkpoint import About, sha256_of
+from medgen.checkpoint import About, description_hash, sha256_of
 from medgen.families import FAMILIES, family_class
 from medgen.generator import Generator
 from tests.tiny import nudge
@@ -141,8 +141,11 @@ def saved(make, tmp_path) -> Path:
 
 
 def edit(folder: Path, **changes: object) -> None:
+    """Change the description and state its new hash, as someone who knows the format would."""
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content = json.loads(path.read_text()) | changes
+    content["description_sha256"] = description_hash(content["family"], content["config"], content["about"])
+    path.write_text(json.dumps(content))
 
 
 def rewrite_weights(folder: Path, change) -> None:

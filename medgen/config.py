@@ -1,0 +1,130 @@
+"""Frozen descriptions of models: plain values, and the configs of their parts, as JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+
+
+class Moved(NamedTuple):
+    """The place of a field that older checkpoints and recipes have elsewhere.
+
+    Attributes:
+        name: Its name now.
+        part: The part it is in; empty for the config itself.
+        change: Turns an old value into a new one.
+    """
+
+    name: str
+    part: str = ""
+    change: Callable[[Any], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the configs of models and of their parts.
+
+    Fields hold JSON types, tuples, and further configs. Lists become tuples, as YAML and JSON have no others.
+
+    Attributes:
+        moved: Fields of older versions by name. It is the only place that knows them: checkpoint folders, recipes and
+            training checkpoints are all read through `migrate`.
+    """
+
+    moved: ClassVar[Mapping[str, Moved]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Lightning keeps the config in its checkpoints, which are read with weights_only=True.
+        torch.serialization.add_safe_globals([cls])
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        # A training checkpoint holds the fields of the version that wrote it.
+        for name, value in self.migrate(state).items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; `from_dict` reads it back."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Rebuild a config, also from the fields of an older version.
+
+        Raises:
+            ValueError: If a field is missing or unknown; nothing is guessed.
+        """
+        values = cls.migrate(values)
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(
+                f"config has fields {cls.__name__} does not know: {unknown}; a newer medgen may have written it"
+            )
+        if missing := sorted(names - set(values)):
+            raise ValueError(f"config lacks fields of {cls.__name__}: {missing}; the file is incomplete")
+        for name, part in cls.parts().items():
+            if isinstance(value := values[name], Mapping):
+                values[name] = part.from_dict(value)
+        return cls(**values)
+
+    @classmethod
+    def migrate(cls, values: Mapping[str, object]) -> dict[str, Any]:
+        """The same settings with every field where it is now; those of a part that were moved there as its config."""
+        found: dict[str, Any] = dict(values)
+        inner: dict[str, dict[str, Any]] = {}
+        for old, (name, part, change) in cls.moved.items():
+            if old not in found or isinstance(found[old], (Mapping, Config)):
+                continue  # a part may have the name that a plain value had
+            value = found.pop(old)
+            (inner.setdefault(part, {}) if part else found)[name] = value if change is None else change(value)
+        for part, fields in inner.items():
+            given = found.get(part)
+            fields = {name: _tuples(value) for name, value in fields.items()}
+            found[part] = {**fields, **given} if given else dataclasses.replace(cls.default_part(part), **fields)
+        return found
+
+    @classmethod
+    @cache
+    def parts(cls) -> dict[str, type[Config]]:
+        """Configs of parts by the names of their fields."""
+        found = {}
+        for name, hint in typing.get_type_hints(cls).items():
+            for kind in (hint, *typing.get_args(hint)):
+                if isinstance(kind, type) and issubclass(kind, Config):
+                    found[name] = kind
+        return found
+
+    @classmethod
+    def default_part(cls, name: str) -> Config:
+        """The config of a part where none is given; that of its class where the part is left out by default."""
+        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
+        if field.default_factory is not dataclasses.MISSING:
+            found = field.default_factory()
+        else:
+            found = field.default
+        return found if isinstance(found, Config) else cls.parts()[name]()
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return tuple(_tuples(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -107,10 +107,8 @@ class Config:
     def default_part(cls, name: str) -> Config:
         """The config of a part where none is given; that of its class where the part is left out by default."""
         (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
-        if field.default_factory is not dataclasses.MISSING:
-            found = field.default_factory()
-        else:
-            found = field.default
+        make = field.default_factory
+        found = field.default if make is dataclasses.MISSING else make()
         return found if isinstance(found, Config) else cls.parts()[name]()
 
 

@@ -120,7 +120,7 @@ def test_a_future_format_says_which_medgen_it_needs(folder: Path) -> None:
 @pytest.mark.parametrize("change", [{"family": "other"}, {"config": {"width": 9}}, {"about": {"licence": "MIT"}}])
 def test_a_changed_description_is_refused_by_its_hash(folder: Path, change: dict[str, object]) -> None:
     edit_config(folder, **change)
-    with pytest.raises(CheckpointError, match="config.json is damaged or was changed: the sha256 of family, config"):
+    with pytest.raises(CheckpointError, match="is damaged or was changed: the sha256 of family, config"):
         read_info(folder)
 
 

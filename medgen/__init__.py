@@ -11,17 +11,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from medgen.evaluation.run import evaluate
     from medgen.generator import Generator, GeneratorConfig
-    from medgen.zoo import list_models, load
+    from medgen.hub import push
+    from medgen.loading import load
+    from medgen.translator import Translator
+    from medgen.zoo import list_models
 
 _HOME = {
     "Generator": "medgen.generator",
     "GeneratorConfig": "medgen.generator",
+    "Translator": "medgen.translator",
     "evaluate": "medgen.evaluation.run",
     "list_models": "medgen.zoo",
-    "load": "medgen.zoo",
+    "load": "medgen.loading",
+    "push": "medgen.hub",
 }
 
-__all__ = ["Generator", "GeneratorConfig", "__version__", "evaluate", "list_models", "load"]
+__all__ = ["Generator", "GeneratorConfig", "Translator", "__version__", "evaluate", "list_models", "load", "push"]
 
 
 def __getattr__(name: str) -> object:

@@ -163,11 +163,11 @@ def _sample(args: Sequence[str]) -> None:
         parser.epilog = _options_help(own[0])
     cfg = parser.parse_args(own)
 
+    from medgen.loading import load_generator
     from medgen.sampling import SamplingRun, sample_to_folder, write_grid
-    from medgen.zoo import load
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    generator = load(cfg.name)
+    generator = load_generator(cfg.name)
     move_to_device(generator, cfg.device)
     labels = tuple(part.strip() for part in cfg.label.split(",")) if cfg.label else ()
     run = SamplingRun(seed=cfg.seed, labels=labels, precision=cfg.precision, options=options)
@@ -190,9 +190,12 @@ def _sample(args: Sequence[str]) -> None:
 def _options_help(name: str) -> str:
     """What can be asked of the family of a checkpoint, beside the arguments of every family."""
     from medgen.families import family_class
+    from medgen.generator import Generator
     from medgen.zoo import ZOO
 
     family = family_class(ZOO[name].family if name in ZOO else _checkpoint_info(name).family)
+    if not issubclass(family, Generator):
+        return f"{family.family} models translate images: see medgen translate --help"
     options = [f"--{o.name} ({o.annotation}, default: {o.default})" for o in family.sampling_options().values()]
     return f"options of {family.family}: {', '.join(options)}"
 

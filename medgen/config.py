@@ -10,6 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 
+from medgen.labels import LabelKind, LabelSpace
+
 
 class Moved(NamedTuple):
     """The place of a field that older checkpoints and recipes have elsewhere.
@@ -110,6 +112,47 @@ class Config:
         make = field.default_factory
         found = field.default if make is dataclasses.MISSING else make()
         return found if isinstance(found, Config) else cls.parts()[name]()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(Config):
+    """Everything needed to rebuild and describe a model of images: what its images are, and the configs of its parts.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        channels: 1 for greyscale, 3 for RGB.
+        label_kind: What the model is conditioned on, see `medgen.labels.LabelSpace`.
+        label_names: Classes, findings or conditions in the order of the label vector.
+        intensity_window: The physical values that 0 and 1 of the images stand for.
+        intensity_unit: Unit of the window, such as ``HU`` or ``stored value``.
+    """
+
+    image_size: tuple[int, int]
+    channels: int = 1
+    label_kind: LabelKind = "none"
+    label_names: tuple[str, ...] = ()
+    intensity_window: tuple[float, float] = (0.0, 255.0)
+    intensity_unit: str = "stored value"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
+            raise ValueError(f"image_size is {self.image_size}; expected (height, width) in pixels")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; use 1 for greyscale or 3 for RGB")
+        if self.intensity_window[0] >= self.intensity_window[1]:
+            raise ValueError(f"intensity_window is {self.intensity_window}; expected (low, high) with low < high")
+        LabelSpace(self.label_kind, self.label_names)
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels the generator can be asked for."""
+        return LabelSpace(self.label_kind, self.label_names)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        """A model so small that tests and documentation train and sample it in a second."""
+        raise NotImplementedError(f"{cls.__name__} has no tiny()")
 
 
 def _tuples(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Generators on the Hugging Face Hub: pull, push, and files that authors published in their own format.
+"""Models on the Hugging Face Hub: pull and push.
 
 The Hub's client checks no content, so everything pulled is verified against the hashes in ``config.json``. Its settings
 apply: ``HF_HOME`` for the download cache, ``HF_TOKEN`` for private repositories, ``HF_HUB_OFFLINE=1`` to use the cache
@@ -8,24 +8,18 @@ only, ``HF_ENDPOINT`` for a mirror.
 from __future__ import annotations
 
 import hashlib
-import logging
-import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from medgen.checkpoint import CONFIG_FILE, About, CheckpointError, read_info, sha256_of, verify_files
+from medgen.checkpoint import CONFIG_FILE, CheckpointError, read_info, sha256_of, verify_files
 
 if TYPE_CHECKING:
-    from medgen.generator import Generator
+    from medgen.published import PublishedModel
 
 Kind: TypeAlias = Literal["repository", "Space"]
-
-logger = logging.getLogger(__name__)
 
 
 def pull(repo: str, revision: str | None = None) -> Path:
@@ -45,11 +39,11 @@ def pull(repo: str, revision: str | None = None) -> Path:
         CheckpointError: If a file is damaged, tampered with, foreign, or of a newer format.
     """
     advice = f"run `hf download {repo} --local-dir FOLDER` on a machine with network, then medgen.load('FOLDER') here"
-    folder = _download(repo, CONFIG_FILE, revision, advice=advice).parent
+    folder = download(repo, CONFIG_FILE, revision, advice=advice).parent
     try:
         info = read_info(folder)
         for name in info.files:
-            _download(repo, name, folder.name, advice=advice)  # the cache names the folder after the commit
+            download(repo, name, folder.name, advice=advice)  # the cache names the folder after the commit
         verify_files(info)
     except CheckpointError:
         _evict_damaged(folder)
@@ -62,26 +56,27 @@ def _evict_damaged(folder: Path) -> None:
     with suppress(CheckpointError):
         for name, digest in read_info(folder).files.items():
             if (folder / name).is_file() and sha256_of(folder / name) != digest:
-                _evict(folder / name)
+                evict(folder / name)
     config = folder / CONFIG_FILE
     content = config.read_bytes()
     # The cache keeps small files under git's hash of them. One that has it is sound, such as that of another library.
     if config.resolve().name != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
-        _evict(config)
+        evict(config)
 
 
-def _evict(file: Path) -> None:
+def evict(file: Path) -> None:
+    """Remove a file from the Hub's download cache, so that it is fetched again."""
     file.resolve().unlink()
     file.unlink(missing_ok=True)
 
 
 def push(
-    source: Generator | str | Path, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint"
+    source: PublishedModel | str | Path, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint"
 ) -> str:
     """The hash of a new commit on the Hub that holds the checkpoint: pin it as ``org/name@hash``.
 
     Args:
-        source: A generator, or the folder of a checkpoint, which is verified first and goes up with its model card.
+        source: A model, or the folder of a checkpoint, which is verified first and goes up with its model card.
         repo: ``org/name``; made if it does not exist.
         private: Whether a new repository is private.
         message: Commit message.
@@ -104,127 +99,19 @@ def push(
         files = [
             CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in (CONFIG_FILE, *info.files)
         ]
-        later = f"keep it with generator.save_pretrained('FOLDER'), and run `medgen push FOLDER {repo}` later"
-        with _plain_errors(repo, None, advice=later):
+        later = f"keep it with model.save_pretrained('FOLDER'), and run `medgen push FOLDER {repo}` later"
+        with plain_errors(repo, None, advice=later):
             api = HfApi()
             api.create_repo(repo, private=private, exist_ok=True)
             return api.create_commit(repo, files, commit_message=message).oid
 
 
-def fetch_official(
-    space: str,
-    patterns: Sequence[str],
-    *,
-    image_size: tuple[int, int],
-    label_names: Sequence[str] = (),
-    about: About | None = None,
-    revision: str | None = None,
-) -> Path:
-    """The checkpoint folder converted from a file that authors keep in a Hub Space.
-
-    The first call fetches the file, converts it without running anything in it, and keeps the result in medgen's cache
-    folder under the commit it came from. Later calls use that and need no network, unless it is damaged. The authors'
-    commits are not known to medgen: without a `revision`, the one found at the first fetch stays the one that is used
-    on this machine.
-
-    Args:
-        space: ``org/name`` of the Space.
-        patterns: Names the file may have, with ``*``; exactly one file must match.
-        image_size: Height and width of the images, which the file does not state.
-        label_names: Names of its classes, which the file does not state either.
-        about: Licence and data of the weights; the source is filled in.
-        revision: Commit, tag or branch of the Space; the main branch by default.
-
-    Raises:
-        FileNotFoundError: If no file matches, or several do; what was found is listed.
-        ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
-        CheckpointError: If the file is damaged or not what it should be.
-    """
-    from filelock import FileLock
-
-    from medgen.data.cache import default_cache_folder
-    from medgen.foreign.convert import convert
-
-    home = default_cache_folder() / "official" / space.replace("/", "--")
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".lock"):  # processes that start together convert once
-        converted = _already_converted(home, patterns, revision)
-        if converted and _is_sound(converted):
-            return converted
-        if converted:
-            logger.warning("%s is damaged and will be made again", converted)
-            revision = converted.parent.name  # the same weights as before
-        file, commit, name = _download_official(space, patterns, revision, home)
-        folder = home / commit / name.replace("/", "--")
-        if folder != converted and _is_sound(folder):  # a branch or tag of a commit that is here already
-            return folder
-        source = f"https://huggingface.co/spaces/{space}/blob/{commit}/{name}"
-        logger.info("converting %s of %s at commit %s into %s", name, space, commit, folder)
-        about = replace(about or About(), source=source)
-        return convert(file, folder, image_size=image_size, label_names=label_names, about=about)
-
-
-def _already_converted(home: Path, patterns: Sequence[str], revision: str | None) -> Path | None:
-    found = [
-        folder
-        for folder in home.glob(f"{revision or '*'}/*")
-        if any(fnmatchcase(folder.name, pattern.replace("/", "--")) for pattern in patterns)
-        and (folder / CONFIG_FILE).is_file()
-    ]
-    return min(found, key=lambda folder: folder.stat().st_mtime, default=None)
-
-
-def _is_sound(folder: Path) -> bool:
-    try:
-        verify_files(read_info(folder))
-    except (CheckpointError, FileNotFoundError):
-        return False
-    return True
-
-
-def _download_official(space: str, patterns: Sequence[str], revision: str | None, home: Path) -> tuple[Path, str, str]:
-    """The file in the Hub's cache, the commit it is from, and its name in the Space."""
-    from huggingface_hub import HfApi
-
-    advice = (
-        f"run `hf download {space} --repo-type space --include '{patterns[0]}' --local-dir FOLDER` on a machine with "
-        "network, then here `medgen convert FILE.ckpt CHECKPOINT` and medgen.load('CHECKPOINT'); or load it once there "
-        f"and copy that machine's cache to {home}"
-    )
-    if len(patterns) == 1 and "*" not in patterns[0]:
-        name = patterns[0]
-    else:
-        with _plain_errors(space, revision, advice=advice, kind="Space"):
-            info = HfApi().space_info(space, revision=revision)
-        names = [sibling.rfilename for sibling in info.siblings or ()]
-        matching = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-        if len(matching) != 1:
-            checkpoints = [name for name in names if name.endswith(".ckpt")]
-            raise FileNotFoundError(
-                f"{len(matching)} files of the Space {space} match {' or '.join(patterns)}; expected one. Its "
-                f"checkpoints are: {', '.join(checkpoints) or 'none'}. Download the right one and turn it into a "
-                "checkpoint with `medgen convert FILE.ckpt FOLDER`"
-            )
-        (name,) = matching
-        revision = info.sha
-    file = _download(space, name, revision, advice=advice, kind="Space")
-    blob = file.resolve()
-    # The cache keeps large files under the sha256 that the Hub states for them, but does not compare it.
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
-        _evict(file)
-        raise CheckpointError(
-            f"{name} of the Space {space} was damaged on its way: its sha256 is not {blob.name}; try again"
-        )
-    commit = file.parents[name.count("/")].name
-    return file, commit, name
-
-
-def _download(repo: str, name: str, revision: str | None, *, advice: str, kind: Kind = "repository") -> Path:
+def download(repo: str, name: str, revision: str | None, *, advice: str, kind: Kind = "repository") -> Path:
     """The file in the Hub's cache: the newest of a branch or tag, if the Hub can be reached."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     repo_type = "space" if kind == "Space" else "model"
-    with _plain_errors(repo, revision, advice=advice, kind=kind, file=name):
+    with plain_errors(repo, revision, advice=advice, kind=kind, file=name):
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         if isinstance(cached, str) and Path(cached).parents[name.count("/")].name == revision:  # a commit never changes
             return Path(cached)
@@ -253,7 +140,7 @@ def _is_outage(error: Exception) -> bool:
 
 
 @contextmanager
-def _plain_errors(
+def plain_errors(
     repo: str, revision: str | None, *, advice: str, kind: Kind = "repository", file: str = ""
 ) -> Iterator[None]:
     """Turns what the Hub's client raises into built-in errors that say what was tried and what to do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
+_ROUNDING = 1e-3
 _GOLDEN = 0.618034
 """Steps of the golden ratio round the circle of hues keep any number of colours apart."""
 
@@ -36,6 +38,42 @@ def from_uint8(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; expected uint8")
     return images.to(torch.float32).div(255)
+
+
+def check_images(
+    images: Tensor, *, channels: int | None = None, size: tuple[int, int] | None = None, name: str = "images"
+) -> None:
+    """Refuse a tensor that is no batch of images in [0, 1].
+
+    Rounding of a thousandth beyond the range is let pass. An empty batch (0, C, H, W) is one.
+
+    Args:
+        images: The tensor.
+        channels: Number of channels; None for 1 or 3.
+        size: Height and width; None for any.
+        name: What errors call it.
+
+    Raises:
+        ValueError: Naming what is wrong and what is expected.
+    """
+    sides = f"{size[0]}, {size[1]}" if size else "H, W"
+    allowed = (1, 3) if channels is None else (channels,)
+    expected = " or ".join(f"(n, {count}, {sides})" for count in allowed)
+    if not isinstance(images, Tensor):
+        raise ValueError(f"{name} are {images!r:.80}; give a tensor {expected} in [0, 1]")
+    if images.dim() != 4 or images.shape[1] not in allowed or size not in (None, tuple(images.shape[2:])):
+        raise ValueError(f"{name} have shape {tuple(images.shape)}; expected {expected}")
+    if not images.is_floating_point():
+        raise ValueError(f"{name} are {images.dtype}; expected floating point in [0, 1], see medgen.images.from_uint8")
+    if not images.numel():
+        return
+    low, high = (float(value) for value in images.aminmax())
+    if not math.isfinite(low + high):
+        raise ValueError(f"{name} hold NaN or infinite values; give numbers in [0, 1]")
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ValueError(
+            f"{name} span [{low:.3g}, {high:.3g}]; expected floating point in [0, 1]: divide by the largest grey level"
+        )
 
 
 def to_pil(image: Tensor) -> Image.Image:

@@ -1,15 +1,11 @@
-"""The checkpoints medgen knows by name, and `load`, the one way to get any of them."""
+"""The checkpoints medgen knows by name; `medgen.loading` gets them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from medgen.generator import Generator
 
 _PACKAGE = Path(__file__).parent
 
@@ -146,66 +142,7 @@ def bundled_folder(name: str) -> Path:
     raise FileNotFoundError(f"checkpoint {name!r} is not in this installation of medgen; reinstall the package")
 
 
-def load(name: str | Path, *, revision: str | None = None) -> Generator:
-    """Get a generator, ready to sample.
-
-    Args:
-        name: A name of `list_models`, a checkpoint folder, ``org/repo`` or ``org/repo@revision`` on the Hub. A `Path`
-            is always a folder.
-        revision: Commit, tag or branch on the Hub; another way to write ``@revision``.
-
-    Returns:
-        The generator in evaluation mode on the CPU; move it with ``.to("cuda")``.
-
-    Raises:
-        FileNotFoundError: If there is no such repository, revision or `Path`, or a file is missing.
-        ConnectionError: If the weights have to be fetched and there is no network; says how to go on offline.
-        ValueError: If there is no such name or folder, the files are damaged, foreign or of a newer format, or the
-            revision is of no use: two of them that differ, or one of weights that come with medgen or lie in a folder.
-
-    Example:
-        >>> import medgen
-        >>> images = medgen.load("medfusion-cxr").sample(2, label="Pneumonia", seed=0, steps=5)
-        >>> images.shape, images.dtype
-        (torch.Size([2, 1, 64, 64]), torch.float32)
-    """
-    from medgen.generator import Generator
-
-    if isinstance(name, Path):
-        return Generator.from_pretrained(name, revision=revision)
-    if name in ZOO:
-        generator = _load_entry(name, ZOO[name], revision)
-        generator.source = name
-        return generator
-    if name and Path(name).is_dir():
-        return Generator.from_pretrained(name, revision=revision)
-    repo, _, at = name.partition("@")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo):
-        raise ValueError(
-            f"no checkpoint {name!r}: it is neither one of {', '.join(ZOO)}, nor a folder, nor org/repo on the Hub"
-        )
-    if revision and at and revision != at:
-        raise ValueError(f"revision is {revision!r}, but {name!r} names another one; give one of them")
-    return Generator.from_pretrained(repo, revision=revision or at or None)
-
-
-def _load_entry(name: str, entry: ModelEntry | OfficialEntry, revision: str | None) -> Generator:
-    from medgen.generator import Generator
-
-    if isinstance(entry, ModelEntry):
-        if entry.repo:
-            return Generator.from_pretrained(entry.repo, revision=revision or entry.revision)
-        return Generator.from_pretrained(bundled_folder(name), revision=revision)
-    from medgen.checkpoint import About
-    from medgen.hub import fetch_official
-
-    about = About(title=name, licence=entry.licence, data=entry.data)
-    folder = fetch_official(
-        entry.space,
-        entry.patterns,
-        image_size=entry.image_size,
-        label_names=entry.label_names,
-        about=about,
-        revision=revision,
-    )
-    return Generator.from_pretrained(folder)
+def __getattr__(name: str) -> object:
+    if name == "load":  # its earlier home
+        return import_module("medgen.loading").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ WITH_EXAMPLES = [
 
 
 def test_some_docstrings_have_examples():
-    assert "medgen.zoo" in WITH_EXAMPLES
+    assert "medgen.loading" in WITH_EXAMPLES
 
 
 @pytest.mark.parametrize("module", WITH_EXAMPLES)

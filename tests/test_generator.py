@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from medgen.generator import Generator, GeneratorConfig, load_strictly
+from medgen.loading import from_pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,33 +99,29 @@ def test_an_unknown_option_is_answered_with_those_there_are():
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config.json, so it is not a medgen checkpoint"):
-        Generator.from_pretrained(tmp_path)
+        from_pretrained(tmp_path)
 
 
 def test_a_path_is_a_folder_and_never_goes_to_the_hub(monkeypatch, tmp_path):
-    import medgen.hub
-
-    monkeypatch.setattr(medgen.hub, "pull", lambda *args, **options: pytest.fail("went to the Hub"))
+    monkeypatch.setattr("medgen.loading.pull", lambda *args, **options: pytest.fail("went to the Hub"))
     with pytest.raises(FileNotFoundError, match="no checkpoint folder runs/nowhere"):
-        Generator.from_pretrained(Path("runs/nowhere"))
+        from_pretrained(Path("runs/nowhere"))
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, ConnectionError])
 def test_a_mistyped_folder_that_looks_like_a_repository_is_named_as_both(monkeypatch, error):
-    import medgen.hub
-
     def fail(repo, revision):
         raise error(f"no repository {repo}")
 
-    monkeypatch.setattr(medgen.hub, "pull", fail)
+    monkeypatch.setattr("medgen.loading.pull", fail)
     with pytest.raises(error, match=r"no repository runs/nowhere\. There is no folder runs/nowhere here either"):
-        Generator.from_pretrained("runs/nowhere")
+        from_pretrained("runs/nowhere")
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_has_no_revisions(tmp_path, kind):
     with pytest.raises(ValueError, match=r"revision is 'v1', but .* is a folder, which has none; leave revision out"):
-        Generator.from_pretrained(kind(tmp_path), revision="v1")
+        from_pretrained(kind(tmp_path), revision="v1")
 
 
 def test_weights_that_do_not_fit_are_counted_and_the_first_five_named():

@@ -16,8 +16,9 @@ import medgen
 from medgen.checkpoint import About, CheckpointError, read_checkpoint, read_info, write_checkpoint
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.foreign.pickles import UnsafeFileError
-from medgen.generator import Generator
-from medgen.hub import fetch_official, pull, push
+from medgen.foreign.published import fetch_official
+from medgen.hub import pull, push
+from medgen.loading import from_pretrained
 from medgen.zoo import ZOO, OfficialEntry
 from tests.foreign.test_convert import sample_as_official
 from tests.hub_server import TOKEN, HubServer
@@ -264,7 +265,7 @@ def fetch(case: Case, *patterns: str, **options: str) -> Path:
 
 
 def test_the_authors_checkpoint_samples_the_official_images(official: Case) -> None:
-    generator = Generator.from_pretrained(fetch(official))
+    generator = from_pretrained(fetch(official))
     official.check("sample_image", sample_as_official(generator, official), relative=1e-4)
 
 
@@ -368,19 +369,19 @@ def test_without_network_the_official_file_can_be_converted_by_hand(
 
 def test_a_generator_goes_to_the_hub_and_comes_back_with_the_same_images(hub: HubServer) -> None:
     generator = MedfusionGenerator(MedfusionConfig.tiny())
-    commit = generator.push_to_hub("clinic/tiny")
+    commit = push(generator, "clinic/tiny")
     back = medgen.load(f"clinic/tiny@{commit}")
     assert torch.equal(back.sample(2, label=1, seed=3), generator.sample(2, label=1, seed=3))
 
 
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_a_generator_of_a_branch_knows_its_commit(hub: HubServer, revision: str | None) -> None:
-    commit = MedfusionGenerator(MedfusionConfig.tiny()).push_to_hub("clinic/tiny")
-    assert Generator.from_pretrained("clinic/tiny", revision=revision).revision == commit
+    commit = push(MedfusionGenerator(MedfusionConfig.tiny()), "clinic/tiny")
+    assert from_pretrained("clinic/tiny", revision=revision).revision == commit
 
 
 def test_a_fresh_process_finds_the_hub_by_its_environment(hub: HubServer, tmp_path: Path) -> None:
-    commit = MedfusionGenerator(MedfusionConfig.tiny()).push_to_hub("clinic/tiny")
+    commit = push(MedfusionGenerator(MedfusionConfig.tiny()), "clinic/tiny")
     code = "import medgen; print(medgen.load('clinic/tiny').sample(1, seed=0).mean().item())"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

@@ -74,7 +74,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
         config = kind.config_class.from_dict({**tiny, "label_names": LABELS.get(family, ("No Finding", "Pneumonia"))})
         folder = nudge(kind(config)).save_pretrained(tmp_path / "bundled" / family, about=About(licence="CC0-1.0"))
         shutil.copytree(folder, tmp_path / "runs" / family / "published")
-    monkeypatch.setattr("medgen.zoo.bundled_folder", lambda name: tmp_path / "bundled" / ZOO[name].family)
+    monkeypatch.setattr("medgen.loading.bundled_folder", lambda name: tmp_path / "bundled" / ZOO[name].family)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -8,8 +8,8 @@ import torch
 import medgen
 from medgen.checkpoint import read_info
 from medgen.families import FAMILIES
-from medgen.generator import Generator
-from medgen.zoo import ZOO, ModelEntry, OfficialEntry, bundled_folder, list_models, load
+from medgen.loading import load
+from medgen.zoo import ZOO, ModelEntry, OfficialEntry, bundled_folder, list_models
 from tests.tiny import generator
 
 REPOSITORY = Path(__file__).parents[1]
@@ -115,7 +115,7 @@ def test_a_folder_loads(tmp_path):
 def test_names_of_the_hub_are_taken_apart(monkeypatch, name, repo, revision):
     asked = {}
     monkeypatch.setattr(
-        Generator, "from_pretrained", lambda source, revision=None: asked.update(source=source, revision=revision)
+        "medgen.loading.from_pretrained", lambda source, revision=None: asked.update(source=source, revision=revision)
     )
     load(name)
     assert asked == {"source": repo, "revision": revision}
@@ -137,25 +137,21 @@ def test_folders_and_bundled_weights_have_no_revision(tmp_path, monkeypatch, nam
 
 
 def test_the_revision_of_an_official_file_is_the_one_asked_for(monkeypatch, tmp_path):
-    import medgen.hub
-
     asked = []
 
     def fetch(*args, revision=None, **options):
         asked.append(revision)
         return generator().save_pretrained(tmp_path / "converted")
 
-    monkeypatch.setattr(medgen.hub, "fetch_official", fetch)
+    monkeypatch.setattr("medgen.foreign.published.fetch_official", fetch)
     assert load("medfusion-chexpert", revision="abc123").source == "medfusion-chexpert"
     assert asked == ["abc123"]
 
 
 @pytest.mark.parametrize("name", ["medfusion-cxr", "org/name"])
 def test_a_path_that_is_no_folder_is_nothing_else(monkeypatch, tmp_path, name):
-    import medgen.hub
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(medgen.hub, "pull", lambda *args, **options: pytest.fail("went to the Hub"))
+    monkeypatch.setattr("medgen.loading.pull", lambda *args, **options: pytest.fail("went to the Hub"))
     with pytest.raises(FileNotFoundError, match=f"no checkpoint folder {name}"):
         load(Path(name))
 

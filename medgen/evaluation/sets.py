@@ -306,11 +306,11 @@ def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder
         ValueError: If it is none of these.
         FileNotFoundError: If a folder holds neither a checkpoint nor images.
     """
-    from medgen.zoo import load
+    from medgen.loading import load_generator
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return ImageFolder(source, channels=channels)
-    return load(source)
+    return load_generator(source)
 
 
 def matched_labels(labels: Tensor, n: int) -> Tensor:

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medgen.generator import Generator
+    from medgen.published import PublishedModel
 
 FAMILIES: dict[str, str] = {
     "medfusion": "medgen.families.medfusion.generator:MedfusionGenerator",
@@ -17,19 +17,17 @@ FAMILIES: dict[str, str] = {
 }
 
 
-def family_class(name: str) -> type[Generator]:
+_TRANSLATORS = {"cyclegan": "medgen.families.cyclegan.translator:CycleGANTranslator"}
+
+
+def family_class(name: str) -> type[PublishedModel]:
     """The generator class of a family, imported on demand.
 
     Raises:
         ValueError: If there is no such family; a newer medgen may have it.
     """
-    if name == "cyclegan":
-        raise ValueError(
-            "cyclegan models translate images instead of drawing them; use "
-            "medgen.families.cyclegan.translator.Translator.from_pretrained"
-        )
-    if name not in FAMILIES:
+    if name not in FAMILIES and name not in _TRANSLATORS:
         raise ValueError(f"family {name!r} is unknown; this medgen has {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[name].partition(":")
-    found: type[Generator] = getattr(import_module(module), attribute)
+    module, _, attribute = (FAMILIES | _TRANSLATORS)[name].partition(":")
+    found: type[PublishedModel] = getattr(import_module(module), attribute)
     return found

@@ -16,12 +16,13 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from medgen.generator import load_strictly, part_of
 from medgen.noise import stream_seed
+from medgen.published import load_strictly, part_of
 
 if TYPE_CHECKING:
+    from medgen.config import ModelConfig
     from medgen.data.base import Batch, ImageDataModule
-    from medgen.generator import Generator, GeneratorConfig
+    from medgen.generator import Generator
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 LearningRateShape = Literal["constant", "cosine"]
@@ -62,7 +63,7 @@ class ReproducibleModule(LightningModule):
         """Count the batch; `global_step` would count every optimiser's step."""
         self.batches_seen += 1
 
-    def check_data(self, config: GeneratorConfig) -> None:
+    def check_data(self, config: ModelConfig) -> None:
         """Refuse data that the config does not describe, before hours are spent on it; warn of labels without images.
 
         Raises:

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About
-from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of
+from medgen.config import ModelConfig
+from medgen.generator import Generator
+from medgen.loading import load
 from medgen.losses.ssim import ssim
+from medgen.published import load_strictly, part_of
 from medgen.training.base import GenerativeModule, ReproducibleModule
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class FirstStageModule(ReproducibleModule):
     images in [0, 1] to copies of them.
     """
 
-    config: GeneratorConfig
+    config: ModelConfig
 
     @property
     def trained_with(self) -> tuple[str, ...]:
@@ -118,7 +121,7 @@ class Trained(NamedTuple):
         about: What is known of it: the feature networks of its losses and, of a generator, its licence.
     """
 
-    config: GeneratorConfig
+    config: ModelConfig
     state: dict[str, Tensor]
     about: About
 
@@ -141,8 +144,6 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
         ValueError: If it is of another family or stage.
     """
     if Path(source).suffix != ".ckpt":
-        from medgen.zoo import load
-
         found = load(source)
         if not isinstance(found, kind):
             raise ValueError(f"{argument} {source} holds a {found.family} model; this recipe needs {kind.family}")
@@ -243,7 +244,7 @@ def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
     return {name: weight.float() for name, weight in load_file(path).items()}
 
 
-def check_shape(mine: GeneratorConfig, other: GeneratorConfig, source: str, fields: Collection[str]) -> None:
+def check_shape(mine: ModelConfig, other: ModelConfig, source: str, fields: Collection[str]) -> None:
     """Refuse a source whose config differs in one of these fields.
 
     Raises:
@@ -263,7 +264,7 @@ def loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return (settings["perceptual"],) if settings.get("perceptual") else ()
 
 
-def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> GeneratorConfig | None:
+def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> ModelConfig | None:
     """The config among hyper-parameters, where LightningCLI keeps a dictionary; None if it is another family's."""
     config = settings.get("config")
     if isinstance(config, dict):

@@ -10,6 +10,7 @@ import torch
 from medgen.checkpoint import About, description_hash, sha256_of
 from medgen.families import FAMILIES, family_class
 from medgen.generator import Generator
+from medgen.loading import from_pretrained
 from tests.tiny import nudge
 
 KINDS = {"none": (), "single": ("a", "b", "c"), "multi": ("a", "b"), "continuous": ("age", "dose")}
@@ -119,7 +120,7 @@ def test_bf16_is_close_to_float32(make):
 def test_a_saved_generator_samples_the_same_images(make, kind, tmp_path):
     generator = make(kind, intensity_window=(-1000.0, 400.0), intensity_unit="HU")
     about = About(licence="CC-BY-4.0", known_failures=("none known",))
-    loaded = Generator.from_pretrained(generator.save_pretrained(tmp_path / "model", about=about))
+    loaded = from_pretrained(generator.save_pretrained(tmp_path / "model", about=about))
     assert (type(loaded), loaded.config, loaded.about) == (type(generator), generator.config, about)
     assert loaded.source == str(tmp_path / "model")
     assert loaded.revision
@@ -130,7 +131,7 @@ def test_a_saved_generator_samples_the_same_images(make, kind, tmp_path):
 
 def test_weights_stored_in_half_precision_give_nearly_the_same_images(make, tmp_path):
     generator = make()
-    loaded = Generator.from_pretrained(generator.save_pretrained(tmp_path / "model", dtype=torch.bfloat16))
+    loaded = from_pretrained(generator.save_pretrained(tmp_path / "model", dtype=torch.bfloat16))
     assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
     assert (loaded.sample(2, seed=0) - generator.sample(2, seed=0)).abs().mean() < 0.02
 
@@ -166,14 +167,14 @@ def test_a_damaged_weight_file_is_refused(saved):
     content[-7] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="damaged or was changed"):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 def test_a_truncated_weight_file_is_refused(saved):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged or was changed"):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -188,19 +189,19 @@ def test_a_truncated_weight_file_is_refused(saved):
 def test_weights_of_another_model_are_refused_though_their_hash_is_right(saved, change, message):
     rewrite_weights(saved, change)
     with pytest.raises(ValueError, match=message):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 def test_a_foreign_family_is_refused(saved):
     edit(saved, family="dalle")
     with pytest.raises(ValueError, match="family 'dalle' is unknown; this medgen has"):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 def test_a_future_format_is_refused(saved):
     edit(saved, format_version=99)
     with pytest.raises(ValueError, match="format 99"):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_config_of_other_fields_is_refused(saved, change, message):
     config = json.loads((saved / "config.json").read_text())["config"] | change
     edit(saved, config={name: value for name, value in config.items() if value is not None})
     with pytest.raises(ValueError, match=message):
-        Generator.from_pretrained(saved)
+        from_pretrained(saved)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from medgen.foreign.convert import COMPONENTS, convert, load_official
 from medgen.foreign.lightning_files import read_lightning
 from medgen.foreign.pickles import UnsafeFileError
 from medgen.generator import Generator
+from medgen.loading import from_pretrained
 from tests.parity.conftest import Case, cases, published_keys
 
 CHECKPOINTS = pytest.mark.parametrize("case", cases("medfusion_ckpt"))
@@ -52,7 +53,7 @@ def sample_as_official(generator: Generator, case: Case) -> Tensor:
 def test_a_converted_official_checkpoint_samples_the_official_images(case: Case, tmp_path: Path) -> None:
     size = tuple(case.inputs["image"].shape[2:])
     folder = convert(diffusion_file(case), tmp_path / "m", image_size=size, label_names=["ill", "well"])
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert generator.config.label_names == ("ill", "well")
     case.check("sample_image", sample_as_official(generator, case), relative=1e-4)
 
@@ -186,7 +187,7 @@ def test_a_training_run_of_medgen_becomes_a_checkpoint_with_the_averaged_weights
     torch.save({"state_dict": state, "hyper_parameters": {"config": generator.config}}, tmp_path / "last.ckpt")
     folder = convert(tmp_path / "last.ckpt", tmp_path / "out", about=About(licence="CC0-1.0"))
     assert read_checkpoint(folder).about.licence == "CC0-1.0"
-    loaded = Generator.from_pretrained(folder)
+    loaded = from_pretrained(folder)
     assert loaded.config == generator.config
     assert torch.equal(loaded.sample(1, seed=0), generator.sample(1, seed=0))
 
@@ -200,7 +201,7 @@ def test_a_training_run_is_published_from_the_stage_on_that_makes_the_generator_
     module.on_save_checkpoint(content)
     torch.save(content, tmp_path / "last.ckpt")
     if level == "bottom":
-        generator = Generator.from_pretrained(convert(tmp_path / "last.ckpt", tmp_path / "out"))
+        generator = from_pretrained(convert(tmp_path / "last.ckpt", tmp_path / "out"))
         assert torch.equal(generator.sample(1, 0, seed=0), module.published.sample(1, 0, seed=0))
         return
     with pytest.raises(

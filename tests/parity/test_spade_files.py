@@ -8,7 +8,7 @@ import torch
 from medgen.cli import main
 from medgen.families.spade.generator import SPADEGenerator
 from medgen.foreign.convert import convert
-from medgen.generator import Generator
+from medgen.loading import from_pretrained
 from tests.parity.conftest import Case, cases
 from tests.parity.test_spade import options_of, semantic_of
 from tests.parity.test_stylegan2 import close
@@ -38,7 +38,7 @@ def test_a_converted_generator_draws_the_official_image(case, tmp_path):
     side = options["crop_size"]
     file = official_file(case, tmp_path)
     folder = convert(file, tmp_path / "model", image_size=(side, side), spade_options=said_of(options))
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert isinstance(generator, SPADEGenerator)
     semantic = semantic_of(case)
     code = case.inputs.get("z")
@@ -52,7 +52,7 @@ def test_a_converted_generator_draws_the_official_image(case, tmp_path):
 def test_a_file_of_an_old_torch_is_converted(case, tmp_path):
     file = case.path.with_name(case.path.stem + "_latest_net_G.pth")
     assert main(["convert", str(file), str(tmp_path / "model"), "--image_size", "64", "64"]) == 0
-    generator = Generator.from_pretrained(tmp_path / "model")
+    generator = from_pretrained(tmp_path / "model")
     assert generator.config.style == "drawn"
     with torch.no_grad():
         images = generator.synthesis(case.inputs["seg"].float(), case.inputs["z"])
@@ -67,7 +67,7 @@ def test_the_style_encoder_comes_from_its_own_file(case, tmp_path):
     encoder = official_file(case, tmp_path, "netE.", "latest_net_E.pth")
     names = ["background", "right ventricle", "myocardium", "left ventricle"]
     folder = convert(file, tmp_path / "model", encoder=encoder, label_names=names)
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert generator.config.mask_names == tuple(names)
     images = case.inputs["image_u8"].float() / 255
     assert generator.encode_style(images).values.shape == (1, 256)

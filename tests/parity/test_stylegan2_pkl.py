@@ -14,7 +14,8 @@ from medgen.cli import main
 from medgen.families.stylegan2.convert import build_discriminator, discriminator_weights, pickled_config
 from medgen.foreign.convert import convert
 from medgen.foreign.network_pickles import read_network_pickle
-from medgen.generator import Generator, load_strictly
+from medgen.generator import load_strictly
+from medgen.loading import from_pretrained
 from tests.parity.conftest import Case, cases
 from tests.parity.test_stylegan2 import close
 
@@ -44,7 +45,7 @@ def test_weights_and_arguments_are_those_the_official_code_holds(case: Case, end
 @PROTOCOLS
 def test_the_converted_networks_compute_the_official_images_and_logits(case: Case, ending: str, tmp_path: Path) -> None:
     folder = convert(file_of(case, ending), tmp_path / "model", label_names=["no", "yes"])
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert generator.config.label_names == ("no", "yes")
     assert generator.config.clamp == case.meta["constructor"]["G"]["synthesis_kwargs"]["conv_clamp"]
     z, label = case.inputs["z"], case.inputs["c"]
@@ -74,7 +75,7 @@ def test_the_discriminator_beside_the_weights_is_the_official_one(case: Case, tm
 def test_the_command_line_converts_it(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "model"
     assert main(["convert", str(file_of(case, ".pkl")), str(out), "--label_names", "a", "b"]) == 0
-    assert Generator.from_pretrained(out).sample(2, "b", seed=0).shape == (2, 1, 16, 16)
+    assert from_pretrained(out).sample(2, "b", seed=0).shape == (2, 1, 16, 16)
 
 
 @FILES

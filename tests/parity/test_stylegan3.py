@@ -13,7 +13,7 @@ import torch
 from medgen.families.stylegan3.convert import build_generator, generator_weights
 from medgen.families.stylegan3.generator import StyleGAN3Generator
 from medgen.foreign.convert import DISCRIMINATOR_FILE, convert, load_official
-from medgen.generator import Generator
+from medgen.loading import from_pretrained
 from tests.official_pickles import EasyDict, module, official_names
 from tests.parity.conftest import Case, cases, published_keys
 from tests.parity.test_stylegan2 import close
@@ -67,6 +67,6 @@ def test_a_pickled_generator_becomes_a_checkpoint_with_the_official_images(case:
     (tmp_path / "net.pkl").write_bytes(content)
     folder = convert(tmp_path / "net.pkl", tmp_path / "model")
     assert not (folder / DISCRIMINATOR_FILE).exists()
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert generator.family == "stylegan3"
     check_images(generator, case)

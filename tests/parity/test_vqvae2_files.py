@@ -10,7 +10,7 @@ from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.families.vqvae2.official import convert_checkpoints
 from medgen.foreign.convert import convert, load_official
 from medgen.foreign.torch_files import read_torch_file
-from medgen.generator import Generator
+from medgen.loading import from_pretrained
 from tests.families.vqvae2.official_files import background, official_weights, write_files
 from tests.parity.conftest import Case, cases, published_keys
 
@@ -46,7 +46,7 @@ def test_priors_of_more_codes_than_the_autoencoder_has_are_refused(case: Case) -
 def test_a_converted_checkpoint_has_the_official_outputs(case: Case, tmp_path: Path) -> None:
     top, bottom = file(case, "pixelsnail_top"), file(case, "pixelsnail_bottom")
     folder = convert(with_more_codes(case, tmp_path), tmp_path / "m", top=top, bottom=bottom)
-    generator = Generator.from_pretrained(folder)
+    generator = from_pretrained(folder)
     assert isinstance(generator, VQVAE2Generator)
     assert (generator.config.image_size, generator.config.label_kind) == ((256, 256), "none")
     assert (generator.config.top_attention, generator.config.bottom_attention) == (True, False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medgen.data.base import Batch
 from medgen.families.cyclegan.image_pool import ImagePool
-from medgen.families.cyclegan.translator import Translator, TranslatorConfig
+from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslator
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.nn.patch_discriminator import patch_discriminator
 from medgen.training.adversarial import AdversarialModule
@@ -35,7 +35,7 @@ class CycleGANModule(AdversarialModule):
     Labels say which domain an image is of; with ``balanced: true`` in the data, batches hold about as many of each. The
     losses are sums of terms, each a mean over the images of one domain. A batch that lacks a domain, as every batch of
     one image does, trains all networks by the terms of the other. The run ends in a checkpoint folder ``published`` for
-    `Translator.from_pretrained`.
+    `medgen.load`.
 
     Args:
         config: What is trained and published.
@@ -63,7 +63,7 @@ class CycleGANModule(AdversarialModule):
 
     def __init__(
         self,
-        config: TranslatorConfig,
+        config: CycleGANConfig,
         adversarial: AdversarialKind = "least_squares",
         cycle_weight: float = 10.0,
         identity_weight: float = 0.5,
@@ -84,7 +84,7 @@ class CycleGANModule(AdversarialModule):
         super().__init__(seed, accumulate_batches, clip_norm)
         self.save_hyperparameters()
         self.config = config
-        self.translator = Translator(config)
+        self.translator = CycleGANTranslator(config)
         domains = range(len(config.label_names))
         self.discriminators = nn.ModuleList(
             patch_discriminator(config.channels, width=discriminator_width, layers=discriminator_layers)

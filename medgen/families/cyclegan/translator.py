@@ -1,32 +1,20 @@
-"""Images of one domain shown as those of another: another scanner, another stain."""
+"""Two generators, each from one domain to the other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from medgen.checkpoint import CARD_FILE, About, CheckpointError, model_card, read_checkpoint, write_checkpoint
-from medgen.generator import GeneratorConfig, load_strictly
-from medgen.nn.modes import evaluating
+from medgen.config import ModelConfig
 from medgen.nn.resnet_generator import Norm, ResNetGenerator
-
-FAMILY = "cyclegan"
-_USAGE = """\
-```python
-from medgen.families.cyclegan.translator import Translator
-
-translator = Translator.from_pretrained("{name}")  # a folder
-translated = translator.translate(images, "DOMAIN")  # images of the other domain, (n, C, H, W) in [0, 1]
-```"""
-"""Name in ``config.json``. It is no family of generators: it has nothing to draw without an image."""
+from medgen.translator import Translator
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslatorConfig(GeneratorConfig):
+class CycleGANConfig(ModelConfig):
     """Sizes of the networks; the defaults are the published ones for 256 px.
 
     Attributes:
@@ -62,78 +50,29 @@ class TranslatorConfig(GeneratorConfig):
         return cls(image_size=(16, 16), channels=1, label_names=("healthy", "ill"), width=4, blocks=1)
 
 
-class Translator(nn.Module):
-    """Two generators, each from one domain to the other.
+class CycleGANTranslator(Translator, family="cyclegan"):
+    """Translates between two domains.
 
     Args:
         config: Sizes and names of the domains.
     """
 
-    def __init__(self, config: TranslatorConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.about = About()
+    config_class = CycleGANConfig
+    config: CycleGANConfig
+
+    def __init__(self, config: CycleGANConfig) -> None:
+        super().__init__(config)
         channels = config.channels
         self.to_domain = nn.ModuleList(
             ResNetGenerator(channels, channels, width=config.width, blocks=config.blocks, norm=config.norm)
             for _ in config.label_names
         )
 
-    @torch.no_grad()
-    def translate(self, images: Tensor, to: str | int, *, batch_size: int = 16) -> Tensor:
-        """Images of the other domain shown as those of a domain.
+    def _translate(self, images: Tensor, to: int) -> Tensor:
+        translated: Tensor = self.to_domain[to](images)
+        return translated
 
-        Args:
-            images: (n, C, H, W) in [0, 1], with sides that are multiples of 4.
-            to: The domain, by name or number.
-            batch_size: Images translated together.
 
-        Returns:
-            (n, C, H, W) float32 in [0, 1], on the CPU.
-
-        Raises:
-            ValueError: If there is no such domain, or images are of another shape or range.
-        """
-        number = self.config.label_space.index(to)
-        if not isinstance(images, Tensor):
-            raise ValueError(f"images are {images!r:.80}; give a tensor (n, {self.config.channels}, H, W) in [0, 1]")
-        if images.dim() != 4 or images.shape[1] != self.config.channels or not images.numel():
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (n, {self.config.channels}, H, W)")
-        if not images.isfinite().all():
-            raise ValueError("images hold NaN or infinite values; give numbers in [0, 1]")
-        if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
-            raise ValueError("images must be floating point in [0, 1]; divide 8-bit ones by 255")
-        device = next(self.parameters()).device
-        with evaluating(self):
-            parts = [self.to_domain[number](part.to(device) * 2 - 1) for part in images.float().split(batch_size)]
-        return torch.cat(parts).float().add(1).div(2).clamp(0, 1).cpu()
-
-    def save_pretrained(self, folder: str | Path, *, about: About | None = None) -> Path:
-        """Write a checkpoint folder, whole or not at all; see `medgen.checkpoint.write_checkpoint`."""
-        state = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        about, use = about or self.about, _USAGE.replace("DOMAIN", self.config.label_names[1])
-        card = model_card(about, family=FAMILY, name=Path(folder).resolve().name, use=use)
-        return write_checkpoint(
-            folder,
-            family=FAMILY,
-            config=self.config.to_dict(),
-            state=state,
-            about=about,
-            extra_files={CARD_FILE: card},
-        )
-
-    @staticmethod
-    def from_pretrained(folder: str | Path) -> Translator:
-        """Load a translator from a checkpoint folder, in evaluation mode, on the CPU.
-
-        Raises:
-            FileNotFoundError: If there is no checkpoint.
-            ValueError: If a file is damaged, or of another family or shape.
-        """
-        checkpoint = read_checkpoint(folder)
-        if checkpoint.family != FAMILY:
-            raise CheckpointError(f"{folder} holds a {checkpoint.family} model; load it with medgen.load")
-        translator = Translator(TranslatorConfig.from_dict(checkpoint.config))
-        load_strictly(translator, checkpoint.state, where=str(folder), assign=True)
-        translator.about = checkpoint.about
-        return translator.eval()
+# Training checkpoints of earlier versions name the config so.
+TranslatorConfig = CycleGANConfig
+torch.serialization.add_safe_globals([(CycleGANConfig, f"{__name__}.TranslatorConfig")])

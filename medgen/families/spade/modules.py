@@ -21,6 +21,7 @@ from medgen.families.spade.encoders import StyleEncoder
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from medgen.families.spade.label_maps import LabelMapVAE
 from medgen.generator import load_strictly, part_of
+from medgen.loading import load
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.feature_matching import feature_matching
@@ -31,7 +32,6 @@ from medgen.noise import stream_seed
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, LearningRateShape, ReproducibleModule
 from medgen.training.stages import discriminator_beside, load_parts, loss_networks, start_from
-from medgen.zoo import load
 
 _BATCH = 64
 _FIELDS_OF_MAPS = ("map_dim", "map_width", "mask_names", "dont_care", "image_size")

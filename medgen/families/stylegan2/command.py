@@ -138,7 +138,7 @@ def _seeds(name: str, text: str) -> list[int]:
 def _load(cfg: Any) -> StyledGenerator:
     from medgen.cli import move_to_device
     from medgen.families.stylegan2.latents import styled
-    from medgen.zoo import load
+    from medgen.loading import load
 
     if cfg.batch_size < 1:
         raise ValueError(f"batch_size is {cfg.batch_size}; use at least 1")

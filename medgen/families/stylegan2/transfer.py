@@ -88,7 +88,7 @@ def read_pretrained(source: str) -> Pretrained:
         config = found.config
         assert isinstance(config, StyleGAN2Config)
         return Pretrained(config, found.state, part_of(content, "discriminator."), found.about)
-    from medgen.zoo import load
+    from medgen.loading import load
 
     if Path(source).suffix == ".pkl":
         from medgen.foreign.convert import convert

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import medgen
 from medgen.families.cyclegan.modules import CycleGANModule
-from medgen.families.cyclegan.translator import Translator, TranslatorConfig
+from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslator
 from medgen.losses.adversarial import ADVERSARIAL
 from tests.tiny import TRAINER, assert_same_weights, data_module, fit, train, write_recipe
 from tests.training.test_recipes import StopAt, calling
@@ -24,11 +24,11 @@ MODULE = "medgen.families.cyclegan.modules.CycleGANModule"
 
 def module_of(**options):
     torch.manual_seed(0)
-    return CycleGANModule(TranslatorConfig.tiny(), **(SMALL | options))
+    return CycleGANModule(CycleGANConfig.tiny(), **(SMALL | options))
 
 
 def recipe(path, table, **changes):
-    return write_recipe(path, MODULE, table, config=TranslatorConfig.tiny(), **(SMALL | changes))
+    return write_recipe(path, MODULE, table, config=CycleGANConfig.tiny(), **(SMALL | changes))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def finished(table, tmp_path_factory):
 
 
 def test_a_run_ends_in_a_translator(finished):
-    translator = Translator.from_pretrained(finished / "published")
+    translator = CycleGANTranslator.from_pretrained(finished / "published")
     images = torch.rand(3, 1, 16, 24)
     ill = translator.translate(images, "ill")
     assert (ill.shape, ill.dtype) == (images.shape, torch.float32)
@@ -46,10 +46,11 @@ def test_a_run_ends_in_a_translator(finished):
     torch.testing.assert_close(translator.translate(images, 1, batch_size=1), ill, rtol=0, atol=1e-5)
 
 
-def test_its_card_and_the_loader_of_generators_say_how_it_is_loaded(finished):
-    assert 'Translator.from_pretrained("published")' in (finished / "published" / "README.md").read_text()
-    with pytest.raises(ValueError, match=r"translate images instead of drawing them; use .*Translator.from_pretrained"):
-        medgen.load(finished / "published")
+def test_its_card_says_how_it_is_loaded_and_that_works(finished):
+    assert 'medgen.load("published")' in (finished / "published" / "README.md").read_text()
+    loaded = medgen.load(finished / "published")
+    assert isinstance(loaded, CycleGANTranslator)
+    assert loaded.domains == CycleGANConfig.tiny().label_names
 
 
 def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):
@@ -235,7 +236,7 @@ def test_two_processes_stay_in_step_whichever_domains_their_batches_hold(table, 
 )
 def test_other_than_two_domains_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        replace(TranslatorConfig.tiny(), **change)
+        replace(CycleGANConfig.tiny(), **change)
 
 
 @pytest.mark.parametrize(
@@ -252,11 +253,11 @@ def test_other_than_two_domains_are_refused(change, message):
 )
 def test_images_and_domains_that_do_not_fit_are_refused(images, to, message):
     with pytest.raises(ValueError, match=message):
-        Translator(TranslatorConfig.tiny()).translate(images, to)
+        CycleGANTranslator(CycleGANConfig.tiny()).translate(images, to)
 
 
 def test_a_checkpoint_of_another_family_is_refused(tmp_path):
     from tests.tiny import generator
 
     with pytest.raises(ValueError, match=r"holds a medfusion model; load it with medgen\.load"):
-        Translator.from_pretrained(generator().save_pretrained(tmp_path / "model"))
+        CycleGANTranslator.from_pretrained(generator().save_pretrained(tmp_path / "model"))

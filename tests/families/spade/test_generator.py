@@ -12,8 +12,8 @@ from medgen.data import TableDataModule
 from medgen.data.readers import read_mask
 from medgen.families.spade.codes import StyleCodes
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
-from medgen.generator import Generator
 from medgen.images import save_png
+from medgen.loading import from_pretrained
 from medgen.sampling import SamplingRun, sample_to_folder
 from tests.tiny import NAMES, nudge
 
@@ -147,7 +147,7 @@ def test_styles_of_another_checkpoint_are_refused(model, masks, images):
 
 
 def test_styles_survive_saving_and_loading(model, masks, images, tmp_path):
-    loaded = Generator.from_pretrained(model.save_pretrained(tmp_path / "model"))
+    loaded = from_pretrained(model.save_pretrained(tmp_path / "model"))
     assert isinstance(loaded, SPADEGenerator)
     codes = model.encode_style(images)
     ours, theirs = (one.sample(4, mask=masks, style=codes, seed=0) for one in (model, loaded))

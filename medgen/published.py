@@ -1,0 +1,195 @@
+"""The base of everything that can be published: a network, the config it is rebuilt from, and what is known of it."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from medgen.checkpoint import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    About,
+    Checkpoint,
+    CheckpointError,
+    model_card,
+    read_checkpoint,
+    write_checkpoint,
+)
+from medgen.config import ModelConfig
+from medgen.labels import LabelSpace
+
+
+class PublishedModel(nn.Module, ABC):
+    """Base of generators and translators: config, device, `save_pretrained`, strict loading.
+
+    A family names itself in the class line (``class DDPMGenerator(Generator, family="ddpm")``) and sets
+    `config_class`. `medgen.load` finds the family of any checkpoint.
+
+    Attributes:
+        about: Licence, data and intended use.
+        source: Where the weights came from, for file lists: a path, a zoo name or ``org/repo``.
+        revision: Which weights: the start of the file's sha256, or the Hub's commit.
+        folder: Where the checkpoint's further files are; None for a model that was not loaded.
+    """
+
+    family: ClassVar[str]
+    config_class: ClassVar[type[ModelConfig]]
+    usage: ClassVar[str] = ""
+    """How the model card says it is used; ``{name}`` becomes the checkpoint's name. Empty for the usual text."""
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
+    """Weights of older checkpoints: their names then, and now."""
+
+    def __init_subclass__(cls, family: str = "") -> None:
+        super().__init_subclass__()
+        if family:
+            cls.family = family
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.about = About()
+        self.source = ""
+        self.revision = ""
+        self.folder: Path | None = None
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The labels this model knows."""
+        return self.config.label_space
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        about: About | None = None,
+        dtype: torch.dtype | None = None,
+        extra_files: Mapping[str, str | bytes | Path] | None = None,
+    ) -> Path:
+        """Write ``config.json``, ``model.safetensors`` and a model card, whole or not at all.
+
+        Args:
+            folder: Folder of the checkpoint; made if missing.
+            about: Data, licence, intended use and known failures; default: those the model was loaded with.
+            dtype: Store floating-point weights in this type to save space; loading always gives float32.
+            extra_files: Further files by name, see `medgen.checkpoint.write_checkpoint`.
+
+        Returns:
+            The folder.
+        """
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        about = about or self.about
+        extra = dict(extra_files or {})
+        if self.usage:
+            name = Path(folder).resolve().name
+            extra.setdefault(CARD_FILE, model_card(about, family=self.family, name=name, use=self.card_usage()))
+        return write_checkpoint(
+            folder,
+            family=self.family,
+            config=self.config.to_dict(),
+            state=state,
+            about=about,
+            dtype=dtype,
+            extra_files=extra,
+        )
+
+    def card_usage(self) -> str:
+        """`usage`, with what depends on the config filled in."""
+        return self.usage
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a checkpoint folder of this family; `medgen.load` loads those of any, and from the Hub.
+
+        Args:
+            folder: A folder with ``config.json`` and ``model.safetensors``.
+
+        Returns:
+            The model in evaluation mode, on the CPU, in float32.
+
+        Raises:
+            FileNotFoundError: If there is no checkpoint.
+            ValueError: If a file is damaged, foreign or of a newer format, the model is of another family, or a weight
+                is missing or left over.
+        """
+        if not hasattr(cls, "family"):
+            raise ValueError(f"{cls.__name__} is no family of models; medgen.load({str(folder)!r}) finds the family")
+        return cls.from_checkpoint(read_checkpoint(folder))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Build the model of a checkpoint that was read."""
+        if checkpoint.family != cls.family:
+            raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.family} model; load it with medgen.load")
+        config = cls.config_class.from_dict(checkpoint.config)
+        with _SkipInitialisation():
+            model = cls(config)
+        state = cls.current_names(checkpoint.state)
+        load_strictly(model, state, where=str(checkpoint.folder), assign=True)
+        model.about = checkpoint.about
+        model.source = str(checkpoint.folder)
+        model.folder = checkpoint.folder
+        model.revision = checkpoint.files[WEIGHTS_FILE][:12]
+        return model.eval()
+
+    @classmethod
+    def current_names(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of a model of this family under the names they have now."""
+        return {cls.renamed_weights.get(name, name): weight for name, weight in state.items()}
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str, assign: bool = False) -> None:
+    """Load weights into a module; every name and shape must agree.
+
+    Args:
+        module: What to load into.
+        state: The weights.
+        where: What errors call their source.
+        assign: Take the tensors as they are instead of copying them, which saves the time; only for a module that is
+            new, since its device and what an optimizer holds of it are lost. A module without memory, on the device
+            "meta", always takes them.
+
+    Raises:
+        ValueError: Naming the first few weights that are missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    problems = [
+        *(f"{name} is missing" for name in own.keys() - state.keys()),
+        *(f"{name} is not part of this model" for name in state.keys() - own.keys()),
+        *(
+            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ),
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise ValueError(
+            f"weights of {where} do not fit {type(module).__name__} ({len(problems)} differences): {shown}"
+        )
+    empty = any(weight.is_meta for weight in own.values())
+    module.load_state_dict(dict(state), strict=True, assign=assign or empty)
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leaves out the random initialisation of weights that are about to be replaced; it costs more than loading."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,81 @@
+"""Models that show images of one domain as those of another: another scanner, another stain."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from medgen.config import ModelConfig
+from medgen.generator import Precision, check_precision
+from medgen.images import check_images
+from medgen.nn.modes import evaluating
+from medgen.published import PublishedModel
+
+_USAGE = """\
+```python
+import medgen
+
+translator = medgen.load("{name}")  # a folder, or org/name on the Hub
+translated = translator.translate(images, to="DOMAIN")  # images of another domain, (n, C, H, W) in [0, 1]
+```"""
+
+
+class Translator(PublishedModel):
+    """Base of every family that translates images; the domains are the classes of its config.
+
+    A family sets `config_class` and writes `_translate`. Networks work in [-1, 1]; this class converts to the [0, 1]
+    that users meet.
+    """
+
+    usage = _USAGE
+    config: ModelConfig
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains."""
+        return self.config.label_names
+
+    def card_usage(self) -> str:
+        """`usage` with the name of a domain."""
+        return self.usage.replace("DOMAIN", self.domains[-1])
+
+    @abstractmethod
+    def _translate(self, images: Tensor, to: int) -> Tensor:
+        """One batch of images (B, C, H, W) in [-1, 1], shown as those of a domain."""
+
+    @torch.no_grad()
+    def translate(
+        self, images: Tensor, to: str | int, *, batch_size: int = 16, precision: Precision = "float32"
+    ) -> Tensor:
+        """Show images of another domain as those of a domain.
+
+        Args:
+            images: (n, C, H, W) in [0, 1].
+            to: The domain, by name or number.
+            batch_size: Images translated together; changes memory and speed, not the images.
+            precision: ``bf16`` runs the networks in bfloat16.
+
+        Returns:
+            (n, C, H, W) float32 in [0, 1], on the CPU.
+
+        Raises:
+            ValueError: If the domain is unknown, or images are of another shape or range.
+        """
+        number = self.label_space.index(to)
+        check_images(images, channels=self.config.channels)
+        if not len(images):
+            raise ValueError(f"images have shape {tuple(images.shape)}; give at least one")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; use at least 1")
+        check_precision(precision)
+        device = self.device
+        autocast = torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+        with evaluating(self), autocast:
+            parts = [
+                self._translate(part.to(device) * 2 - 1, number).float().add(1).div(2).clamp(0, 1).cpu()
+                for part in images.float().split(batch_size)
+            ]
+        return torch.cat(parts)

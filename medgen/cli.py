@@ -15,7 +15,7 @@ import medgen
 
 if TYPE_CHECKING:
     from medgen.checkpoint import About, CheckpointInfo
-    from medgen.generator import Generator
+    from medgen.published import PublishedModel
 
 USAGE = """\
 usage: medgen VERB [arguments]
@@ -25,6 +25,7 @@ Generative models for 2-D medical images.
   list                         the checkpoints medgen knows by name
   info NAME                    what a checkpoint is, and its licence
   sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
+  translate NAME FOLDER        show every image of a folder as one of another domain; --to DOMAIN --out DIR
   walk NAME --out FILE         an animation between seeds or labels, GIF or MP4; StyleGAN only
   mix NAME --out FILE          a grid of images with styles of two; StyleGAN only
   evaluate NAME --data FILE    measure synthetic images against real ones
@@ -164,7 +165,8 @@ def _sample(args: Sequence[str]) -> None:
     cfg = parser.parse_args(own)
 
     from medgen.loading import load_generator
-    from medgen.sampling import SamplingRun, sample_to_folder, write_grid
+    from medgen.run_folder import write_grid
+    from medgen.sampling import SamplingRun, sample_to_folder
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     generator = load_generator(cfg.name)
@@ -200,8 +202,8 @@ def _options_help(name: str) -> str:
     return f"options of {family.family}: {', '.join(options)}"
 
 
-def move_to_device(generator: Generator, device: str | None) -> None:
-    """Move a generator to a device, by default the best there is: of several GPUs that of this process.
+def move_to_device(model: PublishedModel, device: str | None) -> None:
+    """Move a model to a device, by default the best there is: of several GPUs that of this process.
 
     Raises:
         ValueError: If there is no such device here.
@@ -213,7 +215,7 @@ def move_to_device(generator: Generator, device: str | None) -> None:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
-        generator.to(device)
+        model.to(device)
     except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
@@ -301,6 +303,12 @@ def _evaluate(args: Sequence[str]) -> None:
     evaluate(args)
 
 
+def _translate(args: Sequence[str]) -> None:
+    from medgen.commands.translate import main as translate
+
+    translate(args)
+
+
 def _study(args: Sequence[str]) -> None:
     from medgen.evaluation.study.command import main as study
 
@@ -344,6 +352,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "sample": _sample,
     "walk": _walk,
     "mix": _mix,
+    "translate": _translate,
     "evaluate": _evaluate,
     "study": _study,
     "convert": _convert,

@@ -13,7 +13,8 @@ from PIL import Image
 from medgen.families import family_class
 from medgen.generator import Generator
 from medgen.images import to_uint8
-from medgen.sampling import COLUMNS, SamplingRun, sample_to_folder, write_grid
+from medgen.run_folder import write_grid
+from medgen.sampling import COLUMNS, SamplingRun, sample_to_folder
 from tests.tiny import generator as tiny_generator
 
 STEPS = {"steps": 2}

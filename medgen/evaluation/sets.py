@@ -21,7 +21,7 @@ from medgen.data.image_table import SPLITS, Split
 from medgen.data.readers import RASTER_SUFFIXES, read_image
 from medgen.evaluation.features import FeatureNetwork, check_images
 from medgen.images import from_uint8, to_uint8
-from medgen.sampling import TABLE_FILE
+from medgen.run_folder import TABLE_FILE
 
 if TYPE_CHECKING:
     from medgen.generator import Generator

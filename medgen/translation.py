@@ -1,0 +1,120 @@
+"""Images of a folder translated into another folder: numbered PNGs and a table that says what each was made of."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from medgen.data.cache import content_key
+from medgen.data.files import FileRoot
+from medgen.data.preprocessing import Preprocessing, ResizePolicy
+from medgen.data.readers import DICOM_SUFFIXES, RASTER_SUFFIXES, IntensityWindow
+from medgen.generator import Precision, check_precision
+from medgen.run_folder import MASK_FOLDER, RUN_FILE, RunFolder, numbered
+from medgen.translator import Translator
+
+_SUFFIXES = RASTER_SUFFIXES + DICOM_SUFFIXES  # a NIfTI file holds many slices
+COLUMNS = ("file", "label", "source", "index", "checkpoint", "revision")
+
+
+def translate_folder(
+    translator: Translator,
+    source: str | Path,
+    to: str | int,
+    folder: str | Path,
+    *,
+    resize: ResizePolicy = "crop",
+    batch_size: int = 16,
+    precision: Precision = "float32",
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Show every image of a folder or zip archive as one of a domain; those that are there already are kept.
+
+    Several processes may share the work, as in `medgen.sampling.sample_to_folder`.
+
+    Args:
+        translator: What translates; its config says at which size and through which intensity window images are read.
+        source: Folder or zip archive of PNG, JPEG, TIFF or DICOM files. Folders that `medgen sample` wrote are read
+            without their grids and masks.
+        to: The domain, by name or number.
+        folder: Folder of the run; made if missing.
+        resize: How images of another shape are brought to the translator's; see `medgen.data.preprocessing`.
+        batch_size: Images translated together.
+        precision: See `Translator.translate`.
+        rank: Number of this process.
+        world_size: Number of processes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The table, ``samples.csv``, with the columns of `COLUMNS`; ``label`` is the domain, ``source`` the file that
+        was translated.
+
+    Raises:
+        ValueError: If an argument is out of range, the domain is unknown, or a file cannot be read.
+        FileNotFoundError: If there is no such folder, or no image in it.
+        FileExistsError: If the folder of the run holds another run or other PNG files.
+        OSError: If the disk is full; the same call goes on where it stopped.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; use at least 1")
+    check_precision(precision)
+    domain = translator.domains[translator.label_space.index(to)]
+    root = FileRoot(source)
+    names = _image_names(root)
+    if not names:
+        raise FileNotFoundError(f"{source} holds no image ({', '.join(_SUFFIXES)})")
+    config = translator.config
+    reader = Preprocessing(
+        image_size=config.image_size,
+        channels=config.channels,
+        window=IntensityWindow(*config.intensity_window, config.intensity_unit),
+        resize=resize,
+        axis="axial",
+        volume=None,
+        voi=None,
+    )
+    request = {
+        "checkpoint": translator.source,
+        "revision": translator.revision,
+        "to": domain,
+        "source": str(source),
+        "files": content_key([(name, sha256(root.read(name)).hexdigest()) for name in names]),
+        "resize": resize,
+        "precision": precision,
+    }
+    target = RunFolder(folder, request)
+    pending = target.pending(len(names), batch_size, rank=rank, world_size=world_size)
+    with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
+        for indices in pending:
+            images = torch.stack([_read(reader, root, names[i]) for i in indices])
+            translated = translator.translate(images, domain, batch_size=batch_size, precision=precision)
+            target.claim()
+            for index, image in zip(indices, translated, strict=True):
+                text = {"index": str(index), "label": domain, "source": names[index]}
+                text |= {"checkpoint": translator.source, "revision": translator.revision}
+                target.write(numbered(index), image, text)
+                bar.update()
+    origin = (translator.source, translator.revision)
+    return target.write_table(len(names), COLUMNS, lambda i: (numbered(i), domain, names[i], i, *origin))
+
+
+def _image_names(root: FileRoot) -> list[str]:
+    """The images below a root, without what a run wrote beside its own."""
+    names = root.names()
+    if RUN_FILE in names:
+        names = [name for name in names if name != "grid.png" and not name.startswith(f"{MASK_FOLDER}/")]
+    return [name for name in names if name.lower().endswith(_SUFFIXES)]
+
+
+def _read(reader: Preprocessing, root: FileRoot, name: str) -> Tensor:
+    """One image (C, H, W) float32 in [0, 1], at the translator's size."""
+    depth = np.dtype(np.uint16)
+    pixels = reader.image(reader.read_raw(root, name, None), root.locate(name), depth)
+    return torch.from_numpy(pixels.astype(np.float32) / np.iinfo(np.uint16).max)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -19,15 +20,26 @@ class AdversarialModule(ReproducibleModule):
         seed: See `ReproducibleModule`.
         accumulate_batches: Batches whose gradients are added up before a step.
         clip_norm: Largest gradient norm; None does not clip.
+        micro_batch: Images of a batch that `phase` passes together, to save memory; None for the whole batch.
+        largest_gradient: What infinite entries of gradients become, and NaN becomes 0; None leaves them as they are.
     """
 
-    def __init__(self, seed: int = 0, accumulate_batches: int = 1, clip_norm: float | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        accumulate_batches: int = 1,
+        clip_norm: float | None = None,
+        micro_batch: int | None = None,
+        largest_gradient: float | None = None,
+    ) -> None:
         super().__init__(seed)
         self.automatic_optimization = False
         if accumulate_batches < 1:
             raise ValueError(f"accumulate_batches is {accumulate_batches}; use at least 1")
         self.accumulate_batches = accumulate_batches
         self.clip_norm = clip_norm
+        self.micro_batch = micro_batch
+        self.largest_gradient = largest_gradient
 
     @property
     def schedule_length(self) -> float:
@@ -53,9 +65,38 @@ class AdversarialModule(ReproducibleModule):
         The step also falls on an epoch's last batch, so that no gradient is carried over a checkpoint.
         """
         self.manual_backward(loss / self.accumulate_batches)
+        self._step(optimizer)
+
+    def phase(
+        self, optimizer: LightningOptimizer, loss: Callable[..., Tensor], images: Tensor, *others: Tensor | None
+    ) -> None:
+        """Descend on the mean of a loss over micro-batches, with the optimiser's weights alone taking gradients.
+
+        Args:
+            optimizer: The optimiser.
+            loss: A function of a part of the images and of the others.
+            images: Images of the batch, (B, C, H, W).
+            *others: What else the loss takes, with B rows each; None stays None.
+        """
+        size = self.micro_batch or len(images)
+        starts = range(0, len(images), size)
+        with self.toggled_optimizer(optimizer):
+            for start in starts:
+                rows = slice(start, start + size)
+                part = loss(images[rows], *(None if other is None else other[rows] for other in others))
+                self.manual_backward(part / (len(starts) * self.accumulate_batches))
+            self._step(optimizer)
+
+    def _step(self, optimizer: LightningOptimizer) -> None:
+        """Step, unless further batches are to be added up first."""
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch % self.accumulate_batches and not self.trainer.is_last_batch:
             return
+        if (limit := self.largest_gradient) is not None:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    if weight.grad is not None:
+                        torch.nan_to_num(weight.grad, nan=0.0, posinf=limit, neginf=-limit, out=weight.grad)
         if self.clip_norm is not None:
             self.clip_gradients(optimizer.optimizer, gradient_clip_val=self.clip_norm, gradient_clip_algorithm="norm")
         optimizer.step()

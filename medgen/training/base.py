@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from medgen.checkpoint import DISCRIMINATOR_FILE
+from medgen.generator import Generator
 from medgen.noise import stream_seed
-from medgen.published import load_strictly, part_of
+from medgen.published import PublishedModel, load_strictly, part_of
 
 if TYPE_CHECKING:
     from medgen.config import ModelConfig
-    from medgen.data.base import Batch, ImageDataModule
-    from medgen.generator import Generator
+    from medgen.data.base import Batch, ImageDataModule, Split
 
 _Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 LearningRateShape = Literal["constant", "cosine"]
+M = TypeVar("M", bound=PublishedModel)
+G = TypeVar("G", bound=Generator)
 
 
 class ReproducibleModule(LightningModule):
@@ -114,8 +119,76 @@ class ReproducibleModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class GenerativeModule(ReproducibleModule):
-    """Base of the modules that train a Generator; keeps its EMA copy, which is what gets evaluated and published.
+class PublishingModule(ReproducibleModule, Generic[M]):
+    """Base of the modules that train a model to publish; its run ends in a checkpoint folder.
+
+    Attributes:
+        published_weights: Prefix of the published model's weights in a training checkpoint.
+    """
+
+    published_weights: ClassVar[str]
+
+    @property
+    def published(self) -> M:
+        """The model that validation, evaluation and the Hub use."""
+        return cast("M", self.get_submodule(self.published_weights.removesuffix(".")))
+
+    @property
+    def trained_with(self) -> tuple[str, ...]:
+        """Feature networks of the losses of this stage and of what it started from, which must not judge the result."""
+        return self.published.about.trained_with
+
+    @property
+    def publishable(self) -> bool:
+        """Whether the model is whole after this training; a stage that leaves a part to the next one says no."""
+        return True
+
+    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """Files by name that go into the checkpoint folder beside the model: the discriminators, to train it further.
+
+        Args:
+            state: Weights of this module, of the epoch that is published.
+        """
+        weights = {name: weight.cpu().contiguous() for name, weight in part_of(state, "discriminator.").items()}
+        return {DISCRIMINATOR_FILE: save(weights)} if weights else {}
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the config."""
+        if stage == "fit":
+            self.check_data(self.published.config)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note whether `medgen convert` may make a checkpoint folder of it, and what that must know."""
+        checkpoint["publishable"] = self.publishable
+        about = self.published.about
+        checkpoint["trained_with"] = list(about.trained_with)
+        checkpoint["origin"] = {"licence": about.licence, "source": about.source}
+
+    @rank_zero_only
+    def on_fit_end(self) -> None:
+        """Write the published model as a checkpoint folder, ready for `medgen.load`, if it is `publishable`.
+
+        It is the best one where a `ModelCheckpoint` monitors a number, else the last.
+
+        Not in `on_train_end`, which a run that was killed right after its last epoch would never reach again.
+        """
+        if self.trainer.fast_dev_run or not self.publishable:  # type: ignore[attr-defined]
+            return
+        state: dict[str, Tensor] = self.state_dict()
+        if best := self._best_checkpoint():
+            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+            load_strictly(self.published, part_of(state, self.published_weights), where=best)
+        folder = Path(self.trainer.default_root_dir) / "published"
+        self.published.save_pretrained(folder, extra_files=self.published_files(state))
+
+    def _best_checkpoint(self) -> str:
+        """Path of the checkpoint with the best of a monitored number; empty where none is monitored."""
+        callbacks = [found for found in self.trainer.checkpoint_callbacks if isinstance(found, ModelCheckpoint)]
+        return next((found.best_model_path for found in callbacks if found.monitor is not None), "")
+
+
+class GenerativeModule(PublishingModule[G], Generic[G]):
+    """Base of the modules that train a generator; keeps its EMA copy, which is what gets evaluated and published.
 
     Args:
         generator: The network to train.
@@ -124,9 +197,12 @@ class GenerativeModule(ReproducibleModule):
         **others: Arguments of `medgen.training.adversarial.AdversarialModule`, for modules that are both.
     """
 
+    published_weights = "ema.module."
+    generator: G
+
     def __init__(
         self,
-        generator: Generator,
+        generator: G,
         *,
         seed: int = 0,
         ema_decay: float | Callable[[int], float] = 0.999,
@@ -143,11 +219,6 @@ class GenerativeModule(ReproducibleModule):
         self.ema.eval()
 
     @property
-    def published(self) -> Generator:
-        """The averaged generator: what validation, evaluation and the Hub use."""
-        return cast("Generator", self.ema.module)
-
-    @property
     def trained_with(self) -> tuple[str, ...]:
         """Feature networks of the losses of this stage and of what it started from, which must not judge the result."""
         return self.published.about.trained_with
@@ -156,31 +227,6 @@ class GenerativeModule(ReproducibleModule):
     def trained_with(self, networks: Iterable[str]) -> None:
         for generator in (self.generator, self.published):
             generator.about = dataclasses.replace(generator.about, trained_with=tuple(networks))
-
-    @property
-    def publishable(self) -> bool:
-        """Whether the generator is whole after this training; a stage that leaves a part to the next one says no."""
-        return True
-
-    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Files by name that go into the checkpoint folder beside the generator, for those who train it further.
-
-        Args:
-            state: Weights of this module, of the epoch that is published.
-        """
-        return {}
-
-    def setup(self, stage: str) -> None:
-        """Check the data against the config."""
-        if stage == "fit":
-            self.check_data(self.generator.config)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whether `medgen convert` may make a checkpoint folder of it, and what that must know."""
-        checkpoint["publishable"] = self.publishable
-        about = self.published.about
-        checkpoint["trained_with"] = list(about.trained_with)
-        checkpoint["origin"] = {"licence": about.licence, "source": about.source}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up again what is known of the start, which a resumed run does not read again."""
@@ -199,32 +245,82 @@ class GenerativeModule(ReproducibleModule):
         if self.global_step > self._steps_before:
             self.ema.update_parameters(self.generator)
 
-    @rank_zero_only
-    def on_fit_end(self) -> None:
-        """Write the averaged generator as a checkpoint folder, ready for `medgen.load`, if it is `publishable`.
 
-        It is the best one where a `ModelCheckpoint` monitors a number, else the last.
+class LossModule(GenerativeModule[G], Generic[G]):
+    """Base of the modules that train a generator by one loss: a subclass writes `loss`, and that is all it needs.
 
-        Not in `on_train_end`, which a run that was killed right after its last epoch would never reach again.
+    Args:
+        generator: The network to train.
+        lr: Learning rate of AdamW.
+        weight_decay: Its weight decay.
+        lr_shape: ``constant``, or ``cosine`` down to 0 at the end.
+        warmup: Optimiser steps of linear rise.
+        seed: See `ReproducibleModule`.
+        ema_decay: See `GenerativeModule`.
+    """
+
+    def __init__(
+        self,
+        generator: G,
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        lr_shape: LearningRateShape = "constant",
+        warmup: int = 0,
+        seed: int = 0,
+        ema_decay: float | Callable[[int], float] = 0.999,
+    ) -> None:
+        super().__init__(generator, seed=seed, ema_decay=ema_decay)
+        self._adamw: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
+        self._schedule: dict[str, Any] = {"shape": lr_shape, "warmup": warmup}
+
+    @abstractmethod
+    def loss(self, generator: G, batch: Batch, split: Split) -> tuple[Tensor, dict[str, Tensor]]:
+        """What training minimises, and further numbers to log.
+
+        Args:
+            generator: The one in training, or the average where unseen images are measured.
+            batch: A batch of the split.
+            split: ``train``, ``val`` or ``test``; on the latter two the numbers should not depend on chance.
+
+        Returns:
+            The loss, and numbers by name; one called ``loss`` takes the place of the loss in the log.
         """
-        if self.trainer.fast_dev_run or not self.publishable:  # type: ignore[attr-defined]
-            return
-        state: dict[str, Tensor] = self.state_dict()
-        if best := self._best_checkpoint():
-            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            load_strictly(self.published, part_of(state, "ema.module."), where=best)
-        folder = Path(self.trainer.default_root_dir) / "published"
-        self.published.save_pretrained(folder, extra_files=self.published_files(state))
 
-    def _best_checkpoint(self) -> str:
-        """Path of the checkpoint with the best of a monitored number; empty where none is monitored."""
-        callbacks = [found for found in self.trainer.checkpoint_callbacks if isinstance(found, ModelCheckpoint)]
-        return next((found.best_model_path for found in callbacks if found.monitor is not None), "")
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        loss, terms = self.loss(self.generator, batch, "train")
+        for name, value in ({"loss": loss} | terms).items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == self.headline)
+        return loss
+
+    headline: ClassVar[str] = "loss"
+    """The number that the progress bar shows."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The average's loss on unseen images; beside that of training it shows overfitting."""
+        self._log_unseen("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """The average's loss on the test split."""
+        self._log_unseen("test", batch, batch_idx)
+
+    def _log_unseen(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed("unseen", self.seed, self.global_rank, batch_idx))
+            loss, terms = self.loss(self.published, batch, split)
+        for name, value in ({"loss": loss} | terms).items():
+            self.log(f"{split}/{name}", value, batch_size=len(batch["index"]), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on what is trained."""
+        trained = [weight for weight in self.generator.parameters() if weight.requires_grad]
+        return self.scheduled(torch.optim.AdamW(trained, **self._adamw), **self._schedule)
 
 
-def drop_labels(label: Tensor, chance: float) -> Tensor:
+def drop_labels(label: Tensor, probability: float) -> Tensor:
     """Labels (B,) or (B, K) with some images' turned into "no label", drawn from torch's global random state."""
-    dropped = torch.rand(len(label), device=label.device) < chance
+    dropped = torch.rand(len(label), device=label.device) < probability
     if label.is_floating_point():
         return label.masked_fill(dropped[:, None], torch.nan)
     return label.masked_fill(dropped, -1)

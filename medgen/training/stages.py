@@ -7,7 +7,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
 import torch
 from safetensors.torch import load_file
@@ -19,7 +19,7 @@ from medgen.generator import Generator
 from medgen.loading import load
 from medgen.losses.ssim import ssim
 from medgen.published import load_strictly, part_of
-from medgen.training.base import GenerativeModule, ReproducibleModule
+from medgen.training.base import G, GenerativeModule, ReproducibleModule
 
 if TYPE_CHECKING:
     from medgen.data.base import Batch
@@ -61,7 +61,7 @@ class FirstStageModule(ReproducibleModule):
         self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(images), sync_dist=True)
 
 
-class LaterStageModule(GenerativeModule):
+class LaterStageModule(GenerativeModule[G], Generic[G]):
     """Trains a part of a generator on what earlier stages made; the images themselves are never loaded.
 
     A subclass has hyper-parameters, of which `init_from` is the checkpoint to fine-tune, or None.

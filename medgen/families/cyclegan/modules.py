@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from medgen.data.base import Batch
@@ -18,6 +16,7 @@ from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslat
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.nn.patch_discriminator import patch_discriminator
 from medgen.training.adversarial import AdversarialModule
+from medgen.training.base import PublishingModule
 
 FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
     "hinge": (1.0, -1.0),
@@ -29,7 +28,7 @@ FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
 """Logits of real and of translated images that cost a discriminator nothing."""
 
 
-class CycleGANModule(AdversarialModule):
+class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
     """Trains both directions at once: what is translated and translated back must be as it was.
 
     Labels say which domain an image is of; with ``balanced: true`` in the data, batches hold about as many of each. The
@@ -60,6 +59,8 @@ class CycleGANModule(AdversarialModule):
     Source: Zhu et al. 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks", eq. 3,
     sections 4 and 5.2.
     """
+
+    published_weights = "translator."
 
     def __init__(
         self,
@@ -98,9 +99,9 @@ class CycleGANModule(AdversarialModule):
         Raises:
             ValueError: If they differ, training images of a domain are missing, or some of no domain would be drawn.
         """
+        super().setup(stage)
         if stage != "fit":
             return
-        self.check_data(self.config)
         data = self.datamodule
         labels = data.table.labels
         assert labels is not None  # label_kind is "single" in both
@@ -207,9 +208,3 @@ class CycleGANModule(AdversarialModule):
         if not batches or not falling:  # at the first batch the trainer does not know yet how many there are
             return 1.0
         return min(1.0, max(0.0, 1 - batches / self.schedule_length) / falling)
-
-    @rank_zero_only
-    def on_fit_end(self) -> None:
-        """Write the translator as a checkpoint folder."""
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self.translator.save_pretrained(Path(self.trainer.default_root_dir) / "published")

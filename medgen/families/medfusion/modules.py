@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         ]
 
 
-class LatentDiffusionModule(LaterStageModule):
+class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
     """Trains the UNet on latents of a frozen autoencoder, which are encoded once and read from the cache.
 
     Args:
@@ -176,13 +176,7 @@ class LatentDiffusionModule(LaterStageModule):
     ``distance`` and ``label_dropout`` (which it applies to whole batches).
     """
 
-    generator: MedfusionGenerator
     latents: LatentStore
-
-    @property
-    def published(self) -> MedfusionGenerator:
-        """The averaged generator."""
-        return cast("MedfusionGenerator", super().published)
 
     def __init__(
         self,

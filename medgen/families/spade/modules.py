@@ -11,10 +11,8 @@ import torch.distributed
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors.torch import save
 from torch import Tensor
 
-from medgen.checkpoint import DISCRIMINATOR_FILE
 from medgen.data.base import Batch, ImageDataModule
 from medgen.families.spade.discriminator import MultiscaleDiscriminator
 from medgen.families.spade.encoders import StyleEncoder
@@ -116,7 +114,7 @@ class LabelMapModule(ReproducibleModule):
         return self.scheduled(optimizer, shape=hparams["lr_shape"], warmup=hparams["warmup"])
 
 
-class SPADEModule(GenerativeModule, AdversarialModule):
+class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
     """Trains generator and style encoder against discriminators that see images beside their label maps.
 
     Both sides of the game are played on the same drawn images.
@@ -158,8 +156,6 @@ class SPADEModule(GenerativeModule, AdversarialModule):
     only discriminators judge, of codes no image has, as in Zhu et al. 2017, "Toward multimodal image-to-image
     translation", section 3.2.
     """
-
-    generator: SPADEGenerator
 
     def __init__(
         self,
@@ -219,11 +215,6 @@ class SPADEModule(GenerativeModule, AdversarialModule):
     @property
     def _mixes(self) -> bool:
         return bool(self.hparams["mixed_weight"])
-
-    @property
-    def published(self) -> SPADEGenerator:
-        """The averaged generator."""
-        return cast("SPADEGenerator", super().published)
 
     def setup(self, stage: str) -> None:
         """Check the data, and how many images batch norm gets of them, against the config."""
@@ -390,11 +381,6 @@ class SPADEModule(GenerativeModule, AdversarialModule):
             torch.optim.Adam(trained, lr=lr / 2, betas=betas),
             torch.optim.Adam(self.discriminator.parameters(), lr=lr * 2, betas=betas),
         ]
-
-    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """The discriminators, which fine-tuning starts from, too."""
-        weights = part_of(state, "discriminator.")
-        return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
 
 
 def mixed_codes(codes: Tensor) -> Tensor:

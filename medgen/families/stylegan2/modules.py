@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from safetensors.torch import save
 from torch import Tensor
 
-from medgen.checkpoint import DISCRIMINATOR_FILE
 from medgen.data.base import Batch
 from medgen.families.stylegan2.generator import (
     StyleGAN2Config,
@@ -22,18 +19,18 @@ from medgen.families.stylegan2.generator import (
 )
 from medgen.families.stylegan2.presets import auto_ema_kimg, auto_gamma
 from medgen.families.stylegan2.transfer import start_from
-from medgen.generator import part_of
 from medgen.losses.adversarial import logistic_discriminator, logistic_generator
 from medgen.losses.gradient import path_lengths, r1_penalty
 from medgen.nn.label_vector import label_vector
 from medgen.training.ada import AugmentPipe
+from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, drop_labels
 
 _MEAN_STYLE_RATE = 0.005
 _LARGEST_GRADIENT = 1e5
 
 
-class StyleGAN2Module(GenerativeModule):
+class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
     """Trains a generator against a discriminator that sees augmented images only.
 
     Both are regularised in every few batches only, with a weight that makes up for it ("lazily").
@@ -78,7 +75,6 @@ class StyleGAN2Module(GenerativeModule):
     "Freeze the discriminator".
     """
 
-    generator: StyleGAN2Generator
     images_seen: Tensor
     path_mean: Tensor
     signs: Tensor
@@ -129,9 +125,15 @@ class StyleGAN2Module(GenerativeModule):
                 "label_dropout is 0, so that the generator would never learn to draw without a label; set needs_label "
                 "in config, or use some label_dropout"
             )
-        super().__init__(StyleGAN2Generator(config), seed=seed, ema_decay=self._ema_decay)
+        super().__init__(
+            StyleGAN2Generator(config),
+            seed=seed,
+            ema_decay=self._ema_decay,
+            clip_norm=clip_norm,
+            micro_batch=micro_batch,
+            largest_gradient=_LARGEST_GRADIENT,
+        )
         self.save_hyperparameters()
-        self.automatic_optimization = False
         self.discriminator = build_discriminator(config, group=group, mapping_layers=label_layers)
         self.augment = AugmentPipe(augment)
         self.augment.p.fill_(augment_p)
@@ -143,11 +145,6 @@ class StyleGAN2Module(GenerativeModule):
         if frozen_layers:
             for part in (self.discriminator.from_image, *self.discriminator.blocks[-frozen_layers:]):
                 part.requires_grad_(requires_grad=False)
-
-    @property
-    def published(self) -> StyleGAN2Generator:
-        """The averaged generator."""
-        return cast("StyleGAN2Generator", super().published)
 
     @property
     def images_per_step(self) -> int:
@@ -201,46 +198,19 @@ class StyleGAN2Module(GenerativeModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
         hparams, step = self.hparams, int(self.batches_seen)
-        optimizers = cast("list[LightningOptimizer]", self.optimizers())
+        generator, discriminator = self.optimizer_pair()
+        assert discriminator is not None
         real = batch["image"] * 2 - 1
         vector = self._label_vector(batch, hparams["label_dropout"])
         gain = hparams["path_interval"]
-        self._phase(optimizers[0], self.generator_loss, real, vector)
+        self.phase(generator, self.generator_loss, real, vector)
         if hparams["path_weight"] and step % gain == 0:
-            self._phase(optimizers[0], lambda x, c: gain * self.path_length_loss(len(x), c), real, vector)
-        self._phase(optimizers[1], self.discriminator_loss, real, vector)
+            self.phase(generator, lambda x, c: gain * self.path_length_loss(len(x), c), real, vector)
+        self.phase(discriminator, self.discriminator_loss, real, vector)
         if step % hparams["r1_interval"] == 0:
-            self._phase(optimizers[1], lambda x, c: hparams["r1_interval"] * self.r1_loss(x, c), real, vector)
+            self.phase(discriminator, lambda x, c: hparams["r1_interval"] * self.r1_loss(x, c), real, vector)
         if (step + 1) % hparams["ada_interval"] == 0:
             self._adapt()
-
-    def _phase(
-        self,
-        optimizer: LightningOptimizer,
-        loss: Callable[[Tensor, Tensor | None], Tensor],
-        real: Tensor,
-        vector: Tensor | None,
-    ) -> None:
-        """One optimiser step on the mean of a loss over all micro-batches."""
-        size = self.hparams["micro_batch"] or len(real)
-        parts = range(0, len(real), size)
-        with self.toggled_optimizer(optimizer):
-            for start in parts:
-                part = slice(start, start + size)
-                self.manual_backward(loss(real[part], None if vector is None else vector[part]) / len(parts))
-            for group in optimizer.param_groups:
-                for weight in group["params"]:
-                    if weight.grad is not None:
-                        limit = _LARGEST_GRADIENT
-                        torch.nan_to_num(weight.grad, nan=0.0, posinf=limit, neginf=-limit, out=weight.grad)
-            if self.hparams["clip_norm"] is not None:
-                self.clip_gradients(
-                    optimizer.optimizer,
-                    gradient_clip_val=self.hparams["clip_norm"],
-                    gradient_clip_algorithm="norm",
-                )
-            optimizer.step()
-            optimizer.zero_grad()
 
     def _label_vector(self, batch: Batch, dropout: float) -> Tensor | None:
         space = self.generator.label_space
@@ -379,11 +349,6 @@ class StyleGAN2Module(GenerativeModule):
             torch.optim.Adam(network.parameters(), fused=True, **adam_settings(self.hparams["lr"], interval))
             for network, interval in lazily.values()
         ]
-
-    def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """The discriminator, which fine-tuning starts from, too."""
-        weights = part_of(state, "discriminator.")
-        return {DISCRIMINATOR_FILE: save({name: weight.cpu().contiguous() for name, weight in weights.items()})}
 
 
 def _check_range(arguments: Mapping[str, float | None], fits: Callable[[float], bool], expected: str) -> None:

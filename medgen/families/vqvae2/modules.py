@@ -94,7 +94,7 @@ class VQVAE2AutoencoderModule(FirstStageModule):
         return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
-class PriorModule(LaterStageModule):
+class PriorModule(LaterStageModule[VQVAE2Generator]):
     """Trains the prior of the top map on codes of a trained autoencoder, then, in a second run, that of the bottom map.
 
     The second run ends in a checkpoint folder of the whole model. Codes are encoded once and read from the cache.
@@ -121,8 +121,6 @@ class PriorModule(LaterStageModule):
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2 and algorithm 2.
     """
-
-    generator: VQVAE2Generator
 
     def __init__(
         self,
@@ -155,11 +153,6 @@ class PriorModule(LaterStageModule):
         self.generator.requires_grad_(requires_grad=False)
         getattr(self.generator, level).requires_grad_(requires_grad=True)
         self.stores: dict[str, CodeStore] = {}
-
-    @property
-    def published(self) -> VQVAE2Generator:
-        """The averaged generator."""
-        return cast("VQVAE2Generator", super().published)
 
     @property
     def publishable(self) -> bool:

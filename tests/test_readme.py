@@ -14,7 +14,7 @@ import yaml
 import medgen
 from medgen.checkpoint import About
 from medgen.cli import VERBS, main
-from medgen.families import FAMILIES, family_class
+from medgen.families import family_class, family_names
 from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.zoo import ZOO
 from tests.data.fakes import write_csv, write_picture
@@ -32,7 +32,7 @@ LABELS = {"spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
 
 TINY = {**MedfusionConfig.tiny().to_dict(), "timesteps": 50}
 
-OPTIONS = {f"--{name}" for family in FAMILIES for name in signature(family_class(family)._sample).parameters}
+OPTIONS = {f"--{name}" for family in family_names() for name in signature(family_class(family)._sample).parameters}
 """Options of sampling that belong to a family, which the command line passes on."""
 
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
@@ -67,7 +67,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
     model = yaml.safe_load((tmp_path / "model.yaml").read_text())
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({**TINY, **model, "image_size": [16, 16]}))
-    for family in FAMILIES:
+    for family in family_names():
         torch.manual_seed(0)
         kind = family_class(family)
         tiny = TINY if family == "medfusion" else kind.config_class.tiny().to_dict()

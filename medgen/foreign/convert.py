@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About, CheckpointError, write_checkpoint
-from medgen.families import FAMILIES, family_class
+from medgen.families import family_class, family_names
 from medgen.families.cyclegan import convert as cyclegan
 from medgen.families.medfusion import convert as medfusion
 from medgen.families.medfusion.official import convert_checkpoint
@@ -253,7 +253,7 @@ def _read_single_file(path: str | Path, image_size: tuple[int, int] | None, labe
 def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
     """Family, config and averaged weights of a checkpoint that medgen's training wrote; None for another's."""
     config = file.hyper_parameters.get("config")
-    for family in FAMILIES:
+    for family in family_names():
         kind = family_class(family).config_class
         name = (kind.__module__, kind.__qualname__)
         if isinstance(config, Record) and (config.kind.module, config.kind.name) == name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,8 @@ class Translator(nn.Module):
     Args:
         config: Sizes and names of the domains.
     """
+
+    config_class: ClassVar = TranslatorConfig
 
     def __init__(self, config: TranslatorConfig) -> None:
         super().__init__()

@@ -6,8 +6,9 @@ what there is without importing torch.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -62,6 +63,14 @@ class OfficialFiles:
     recognise: str
     convert: str
     options: type[Any] | None = None
+
+    def fields(self) -> tuple[Field[Any], ...]:
+        """The fields of `options`."""
+        return dataclasses.fields(self.options) if self.options else ()
+
+    def defaults(self) -> dict[str, Any]:
+        """The default of every option, by name."""
+        return {option.name: option.default for option in self.fields()}
 
     def recognises(self, file: ForeignFile) -> bool:
         """Whether a file is one of these."""

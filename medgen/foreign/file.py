@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
-
 from medgen.foreign.lightning_files import LightningFile, lightning_content
 from medgen.foreign.network_pickles import PickledNetwork, is_pickle, read_network_pickle
 from medgen.foreign.torch_files import read_torch_file
@@ -53,11 +51,6 @@ class ForeignFile:
         is_checkpoint = isinstance(self.content, dict) and isinstance(self.content.get("state_dict"), dict)
         return lightning_content(self.content, self.path) if is_checkpoint else None
 
-    @cached_property
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors of a state dict that is the whole file; empty for other files."""
-        return _tensors(self.content)
-
     def summary(self) -> str:
         """Names of the parts that it has, in a few words."""
         if self.networks:
@@ -69,12 +62,6 @@ class ForeignFile:
             return f"a {type(found).__name__}"
         parts = dict.fromkeys(str(name).partition(".")[0] for name in found)
         return f"{'a state_dict of ' if self.lightning else ''}{_listed(parts) or 'nothing'}"
-
-
-def _tensors(content: object) -> dict[str, Tensor]:
-    if not isinstance(content, dict):
-        return {}
-    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _listed(names: dict[str, None], most: int = 8) -> str:

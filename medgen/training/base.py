@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -121,7 +121,12 @@ class GenerativeModule(ReproducibleModule):
         seed: See `ReproducibleModule`.
         ema_decay: Decay per step: a number, or a function of the number of steps made.
         **others: Arguments of `medgen.training.adversarial.AdversarialModule`, for modules that are both.
+
+    Attributes:
+        published_weights: How the names of the published weights begin in a checkpoint of the training.
     """
+
+    published_weights: ClassVar[str] = "ema.module."
 
     def __init__(
         self,
@@ -211,7 +216,7 @@ class GenerativeModule(ReproducibleModule):
         state: dict[str, Tensor] = self.state_dict()
         if best := self._best_checkpoint():
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            load_strictly(self.published, part_of(state, "ema.module."), where=best)
+            load_strictly(self.published, part_of(state, self.published_weights), where=best)
         folder = Path(self.trainer.default_root_dir) / "published"
         self.published.save_pretrained(folder, extra_files=self.published_files(state))
 

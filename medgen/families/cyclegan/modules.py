@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class CycleGANModule(AdversarialModule):
     Source: Zhu et al. 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks", eq. 3,
     sections 4 and 5.2.
     """
+
+    published_weights: ClassVar[str] = "translator."
 
     def __init__(
         self,

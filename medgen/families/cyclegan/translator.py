@@ -113,16 +113,20 @@ class Translator(nn.Module):
     def save_pretrained(self, folder: str | Path, *, about: About | None = None) -> Path:
         """Write a checkpoint folder, whole or not at all; see `medgen.checkpoint.write_checkpoint`."""
         state = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
-        about, use = about or self.about, _USAGE.replace("DOMAIN", self.config.label_names[1])
-        card = model_card(about, family=FAMILY, name=Path(folder).resolve().name, use=use)
+        about = about or self.about
         return write_checkpoint(
             folder,
             family=FAMILY,
             config=self.config.to_dict(),
             state=state,
             about=about,
-            extra_files={CARD_FILE: card},
+            extra_files={CARD_FILE: self.card(self.config, about, Path(folder).resolve().name)},
         )
+
+    @staticmethod
+    def card(config: TranslatorConfig, about: About, name: str) -> str:
+        """The text of the model card of a translator, with its name as the heading."""
+        return model_card(about, family=FAMILY, name=name, use=_USAGE.replace("DOMAIN", config.label_names[1]))
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> Translator:

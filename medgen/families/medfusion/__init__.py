@@ -13,7 +13,7 @@ FAMILY = Family(
     components="medgen.families.medfusion.convert:COMPONENTS",
     official=OfficialFiles(
         expects="a diffusion checkpoint of the official Medfusion code (.ckpt)",
-        recognise="medgen.families.medfusion.official:recognise",
+        recognise="medgen.families.medfusion.official:is_official",
         convert="medgen.families.medfusion.official:convert_checkpoint",
     ),
 )

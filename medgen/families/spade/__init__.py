@@ -27,7 +27,7 @@ FAMILY = Family(
     components="medgen.families.spade.convert:COMPONENTS",
     official=OfficialFiles(
         expects="a generator of the official SPADE code (latest_net_G.pth)",
-        recognise="medgen.families.spade.official:recognise",
+        recognise="medgen.families.spade.official:is_official",
         convert="medgen.families.spade.official:convert_checkpoint",
         options=OfficialOptions,
     ),

@@ -10,7 +10,7 @@ FAMILY = Family(
     components="medgen.families.stylegan2.convert:COMPONENTS",
     official=OfficialFiles(
         expects="a StyleGAN2 of the official StyleGAN2-ADA or StyleGAN3 code (.pkl)",
-        recognise="medgen.families.stylegan2.official:recognise",
+        recognise="medgen.families.stylegan2.official:is_official",
         convert="medgen.families.stylegan2.official:convert_pickle",
     ),
     verbs={

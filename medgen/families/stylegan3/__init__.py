@@ -9,7 +9,7 @@ FAMILY = Family(
     components="medgen.families.stylegan3.convert:COMPONENTS",
     official=OfficialFiles(
         expects="a StyleGAN3 of the official code (.pkl)",
-        recognise="medgen.families.stylegan3.official:recognise",
+        recognise="medgen.families.stylegan3.official:is_official",
         convert="medgen.families.stylegan3.official:convert_pickle",
     ),
 )

@@ -26,7 +26,7 @@ FAMILY = Family(
     components="medgen.families.vqvae2.convert:COMPONENTS",
     official=OfficialFiles(
         expects="the autoencoder of the official VQ-VAE2 code (vqvae_*.pt)",
-        recognise="medgen.families.vqvae2.official:recognise",
+        recognise="medgen.families.vqvae2.official:is_official",
         convert="medgen.families.vqvae2.official:convert_checkpoints",
         options=OfficialOptions,
     ),

@@ -14,7 +14,7 @@ import yaml
 import medgen
 from medgen.checkpoint import About
 from medgen.cli import VERBS, main
-from medgen.families import family_class, family_names
+from medgen.families import FAMILIES, family_class, family_names
 from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.zoo import ZOO
 from tests.data.fakes import write_csv, write_picture
@@ -156,6 +156,19 @@ def test_every_file_of_the_repository_that_a_page_names_exists(page):
     named = re.findall(r"[`\s]((?:medgen|tests|docs|checkpoints|benchmarks)/[\w/.-]+)(?=[`\s,;:)])", page)
     of_runs = (".ckpt", ".safetensors")
     assert [name for name in named if not name.endswith(of_runs) and not (ROOT / name).exists()] == []
+
+
+def test_the_readme_lists_the_families():
+    listed = README.partition("The families so far:")[2].partition("**Research")[0]
+    assert sorted(re.findall(r"\*\*([^*]+)\*\*", listed)) == sorted(family.title for family in FAMILIES.values())
+
+
+def test_every_family_has_its_pages():
+    guide, reference = (
+        re.findall(r"^[\w/]+$", PAGES[f"docs/{name}.md"], re.MULTILINE) for name in ("index", "api/index")
+    )
+    assert [name for name in family_names() if f"families/{name}" not in guide] == []
+    assert [name for name in FAMILIES if name not in reference] == []
 
 
 def test_the_readme_lists_the_zoo():

@@ -74,11 +74,11 @@ class OfficialFiles:
 
     def recognises(self, file: ForeignFile) -> bool:
         """Whether a file is one of these."""
-        return bool(_imported(self.recognise)(file))
+        return bool(imported(self.recognise)(file))
 
     def converted(self, file: ForeignFile, **options: Any) -> Converted:
         """The model in a file that `recognises` has said yes to."""
-        return cast("Converted", _imported(self.convert)(file, **options))
+        return cast("Converted", imported(self.convert)(file, **options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Verb:
 
     def __call__(self, args: Sequence[str]) -> None:
         """Run the verb."""
-        _imported(self.run)(args)
+        imported(self.run)(args)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Family:
 
     def model_class(self) -> type[Any]:
         """The class of its models."""
-        return cast("type[Any]", _imported(self.model))
+        return cast("type[Any]", imported(self.model))
 
     def config_class(self) -> type[GeneratorConfig]:
         """The class of their configs."""
@@ -139,13 +139,14 @@ class Family:
 
     def stage_classes(self) -> tuple[type[Any], ...]:
         """The training modules, in the order of training."""
-        return tuple(map(_imported, self.stages))
+        return tuple(map(imported, self.stages))
 
     def official_networks(self) -> Mapping[str, Component]:
         """The official networks that can be built and loaded alone, by name."""
-        return cast("Mapping[str, Component]", _imported(self.components)) if self.components else {}
+        return cast("Mapping[str, Component]", imported(self.components)) if self.components else {}
 
 
-def _imported(path: str) -> Any:
+def imported(path: str) -> Any:
+    """What ``module:name`` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)

@@ -11,7 +11,7 @@ import pytest
 import medgen
 from medgen.cli import VERBS
 from medgen.families import FAMILIES, family_class, family_names, find_family
-from medgen.families.family import Component
+from medgen.families.family import Component, imported
 
 PACKAGE = Path(medgen.__file__).parent
 NAMED_BY = {
@@ -45,10 +45,8 @@ def test_a_generator_has_the_name_of_its_family(family):
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.official])
 def test_options_of_official_files_are_explained_and_understood(name):
-    from medgen.families.family import _imported
-
     official = find_family(name).official
-    parameters = signature(_imported(official.convert)).parameters
+    parameters = signature(imported(official.convert)).parameters
     assert {"image_size", "label_names"} <= parameters.keys()
     for option in official.fields():
         assert option.metadata["help"]

@@ -17,10 +17,10 @@ from medgen.families.stylegan2.convert import (
     load_generator_weights,
     pickled_config,
 )
-from medgen.families.stylegan2.generator import StyledGenerator, StyleGAN2Generator
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.network_pickles import PickledNetwork
-from medgen.generator import GeneratorConfig, load_strictly
+from medgen.generator import Generator, GeneratorConfig, load_strictly
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def has_weight(file: ForeignFile, name: str) -> bool:
 
 def convert_networks(
     file: ForeignFile,
-    kind: type[StyledGenerator],
+    kind: type[Generator],
     config_of: Callable[[PickledNetwork, tuple[str, ...]], GeneratorConfig],
     load: Callable[[nn.Module, Mapping[str, Tensor]], None],
     *,

@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import medgen
+from medgen.families import FAMILIES
 
 if TYPE_CHECKING:
     from medgen.checkpoint import About, CheckpointInfo
     from medgen.published import PublishedModel
 
-USAGE = """\
+_FAMILY_VERBS = {name: verb for family in FAMILIES.values() for name, verb in family.verbs.items()}
+_VERBS_OF_FAMILIES = "".join(
+    f"  {f'{name} {verb.arguments}':27}  {verb.help}\n" for name, verb in _FAMILY_VERBS.items()
+)
+
+USAGE = f"""\
 usage: medgen VERB [arguments]
 
 Generative models for 2-D medical images.
@@ -26,8 +32,7 @@ Generative models for 2-D medical images.
   info NAME                    what a checkpoint is, and its licence
   sample NAME -n N --out DIR   write synthetic images as PNG with a table; resumes if run again
   translate NAME FOLDER        show every image of a folder as one of another domain; --to DOMAIN --out DIR
-  walk NAME --out FILE         an animation between seeds or labels, GIF or MP4; StyleGAN only
-  mix NAME --out FILE          a grid of images with styles of two; StyleGAN only
+{_VERBS_OF_FAMILIES}\
   evaluate NAME --data FILE    measure synthetic images against real ones
   study make | serve | score   let people tell synthetic images from real ones
   fit --config FILE            train from a recipe; --ckpt_path last goes on where it stopped
@@ -220,34 +225,21 @@ def move_to_device(model: PublishedModel, device: str | None) -> None:
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
-def _walk(args: Sequence[str]) -> None:
-    from medgen.families.stylegan2.command import walk
-
-    walk(args)
-
-
-def _mix(args: Sequence[str]) -> None:
-    from medgen.families.stylegan2.command import mix
-
-    mix(args)
-
-
 def _convert(args: Sequence[str]) -> None:
     parser = _parser("convert", "Turn an official file or a training checkpoint into a medgen checkpoint folder.")
-    parser.add_argument(
-        "checkpoint", help="official .ckpt, vqvae_*.pt, *_net_G.pth or .pkl file, or a .ckpt of medgen fit"
-    )
+    official = {family.title: family.official for family in FAMILIES.values() if family.official}
+    kinds = ", ".join(files.expects for files in official.values())
+    parser.add_argument("checkpoint", help=f"{kinds}, or a checkpoint of medgen fit (.ckpt)")
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--top", type=str | None, help="of an official VQ-VAE2: pixelsnail_*.pt of the top map")
-    parser.add_argument("--bottom", type=str | None, help="the same of the bottom map")
-    parser.add_argument("--encoder", type=str | None, help="of an official SPADE: *_net_E.pth of the style encoder")
-    parser.add_argument("--doublings", type=int | None, help="of an official SPADE: 4 few, 5 normal, 6 more, 7 most")
-    parser.add_argument("--dont_care", type=bool, default=False, help="of an official SPADE: the last class is unknown")
-    parser.add_argument("--instance_edges", type=bool, default=False, help="of an official SPADE: made with instances")
-    parser.add_argument(
-        "--image_size", type=int, nargs=2, help="height and width, which Medfusion and SPADE do not say"
-    )
-    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, which they do not say either")
+    options: dict[str, list[tuple[str, dataclasses.Field[Any]]]] = {}
+    for title, files in official.items():
+        for option in files.fields():
+            options.setdefault(option.name, []).append((f"of an official {title}: {option.metadata['help']}", option))
+    for name, meanings in options.items():
+        (_, option), text = meanings[0], "; ".join(meaning for meaning, _ in meanings)
+        parser.add_argument(f"--{name}", type=option.type, default=option.default, help=text)
+    parser.add_argument("--image_size", type=int, nargs=2, help="height and width, for files that do not state them")
+    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, likewise")
     parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")
     parser.add_argument("--dtype", type=StorageType, default="float32", help="how weights are stored")
     parser.add_argument(
@@ -261,15 +253,12 @@ def _convert(args: Sequence[str]) -> None:
     folder = convert(
         cfg.checkpoint,
         cfg.out,
-        top=cfg.top,
-        bottom=cfg.bottom,
-        encoder=cfg.encoder,
-        spade_options={name: cfg[name] for name in ("doublings", "dont_care", "instance_edges") if cfg[name]},
         image_size=tuple(cfg.image_size) if cfg.image_size else None,
         label_names=cfg.label_names,
         about=_read_about(cfg.about) if cfg.about else None,
         dtype=getattr(torch, cfg.dtype),
         extra_files={Path(name).name: Path(name) for name in cfg.files},
+        **{name: cfg[name] for name in options},
     )
     print(folder)
 
@@ -350,9 +339,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": _list,
     "info": _info,
     "sample": _sample,
-    "walk": _walk,
-    "mix": _mix,
     "translate": _translate,
+    **_FAMILY_VERBS,
     "evaluate": _evaluate,
     "study": _study,
     "convert": _convert,

@@ -40,8 +40,6 @@ class PublishedModel(nn.Module, ABC):
 
     family: ClassVar[str]
     config_class: ClassVar[type[ModelConfig]]
-    usage: ClassVar[str] = ""
-    """How the model card says it is used; ``{name}`` becomes the checkpoint's name. Empty for the usual text."""
     renamed_weights: ClassVar[Mapping[str, str]] = {}
     """Weights of older checkpoints: their names then, and now."""
 
@@ -88,11 +86,7 @@ class PublishedModel(nn.Module, ABC):
             The folder.
         """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        about = about or self.about
-        extra = dict(extra_files or {})
-        if self.usage:
-            name = Path(folder).resolve().name
-            extra.setdefault(CARD_FILE, model_card(about, family=self.family, name=name, use=self.card_usage()))
+        about, name = about or self.about, Path(folder).resolve().name
         return write_checkpoint(
             folder,
             family=self.family,
@@ -100,12 +94,13 @@ class PublishedModel(nn.Module, ABC):
             state=state,
             about=about,
             dtype=dtype,
-            extra_files=extra,
+            extra_files={CARD_FILE: self.card(self.config, about, name), **(extra_files or {})},
         )
 
-    def card_usage(self) -> str:
-        """`usage`, with what depends on the config filled in."""
-        return self.usage
+    @classmethod
+    def card(cls, config: ModelConfig, about: About, name: str) -> str:
+        """The text of the model card of a checkpoint, with its name as the heading."""
+        return model_card(about, family=cls.family, name=name)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

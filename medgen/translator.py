@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from medgen.checkpoint import About, model_card
 from medgen.config import ModelConfig
 from medgen.generator import Precision, check_precision
 from medgen.images import check_images
@@ -30,7 +31,6 @@ class Translator(PublishedModel):
     that users meet.
     """
 
-    usage = _USAGE
     config: ModelConfig
 
     @property
@@ -38,9 +38,11 @@ class Translator(PublishedModel):
         """Names of the domains."""
         return self.config.label_names
 
-    def card_usage(self) -> str:
-        """`usage` with the name of a domain."""
-        return self.usage.replace("DOMAIN", self.domains[-1])
+    @classmethod
+    def card(cls, config: ModelConfig, about: About, name: str) -> str:
+        """The text of the model card of a checkpoint, with its name as the heading."""
+        use = _USAGE.replace("DOMAIN", config.label_names[-1])
+        return model_card(about, family=cls.family, name=name, use=use)
 
     @abstractmethod
     def _translate(self, images: Tensor, to: int) -> Tensor:

@@ -14,7 +14,7 @@ import yaml
 import medgen
 from medgen.checkpoint import About
 from medgen.cli import VERBS, main
-from medgen.families import FAMILIES, family_class
+from medgen.families import FAMILIES, family_class, family_names
 from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.zoo import ZOO
 from tests.data.fakes import write_csv, write_picture
@@ -32,7 +32,7 @@ LABELS = {"spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
 
 TINY = {**MedfusionConfig.tiny().to_dict(), "timesteps": 50}
 
-OPTIONS = {f"--{name}" for family in FAMILIES for name in signature(family_class(family)._sample).parameters}
+OPTIONS = {f"--{name}" for family in family_names() for name in signature(family_class(family)._sample).parameters}
 """Options of sampling that belong to a family, which the command line passes on."""
 
 every_page = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
@@ -67,7 +67,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
     model = yaml.safe_load((tmp_path / "model.yaml").read_text())
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({**TINY, **model, "image_size": [16, 16]}))
-    for family in FAMILIES:
+    for family in family_names():
         torch.manual_seed(0)
         kind = family_class(family)
         tiny = TINY if family == "medfusion" else kind.config_class.tiny().to_dict()
@@ -156,6 +156,19 @@ def test_every_file_of_the_repository_that_a_page_names_exists(page):
     named = re.findall(r"[`\s]((?:medgen|tests|docs|checkpoints|benchmarks)/[\w/.-]+)(?=[`\s,;:)])", page)
     of_runs = (".ckpt", ".safetensors")
     assert [name for name in named if not name.endswith(of_runs) and not (ROOT / name).exists()] == []
+
+
+def test_the_readme_lists_the_families():
+    listed = README.partition("The families so far:")[2].partition("**Research")[0]
+    assert sorted(re.findall(r"\*\*([^*]+)\*\*", listed)) == sorted(family.title for family in FAMILIES.values())
+
+
+def test_every_family_has_its_pages():
+    guide, reference = (
+        re.findall(r"^[\w/]+$", PAGES[f"docs/{name}.md"], re.MULTILINE) for name in ("index", "api/index")
+    )
+    assert [name for name in family_names() if f"families/{name}" not in guide] == []
+    assert [name for name in FAMILIES if name not in reference] == []
 
 
 def test_the_readme_lists_the_zoo():

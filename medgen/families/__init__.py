@@ -1,33 +1,45 @@
-"""The families of generators: one line each."""
+"""The families of models: one line each."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from medgen.families import cyclegan, medfusion, spade, stylegan2, stylegan3, vqvae2
+from medgen.families.family import Family, Makes
 
 if TYPE_CHECKING:
     from medgen.published import PublishedModel
 
-FAMILIES: dict[str, str] = {
-    "medfusion": "medgen.families.medfusion.generator:MedfusionGenerator",
-    "spade": "medgen.families.spade.generator:SPADEGenerator",
-    "stylegan2": "medgen.families.stylegan2.generator:StyleGAN2Generator",
-    "stylegan3": "medgen.families.stylegan3.generator:StyleGAN3Generator",
-    "vqvae2": "medgen.families.vqvae2.generator:VQVAE2Generator",
+FAMILIES: dict[str, Family] = {
+    "medfusion": medfusion.FAMILY,
+    "spade": spade.FAMILY,
+    "stylegan2": stylegan2.FAMILY,
+    "stylegan3": stylegan3.FAMILY,
+    "vqvae2": vqvae2.FAMILY,
+    "cyclegan": cyclegan.FAMILY,
 }
 
 
-_TRANSLATORS = {"cyclegan": "medgen.families.cyclegan.translator:CycleGANTranslator"}
-
-
-def family_class(name: str) -> type[PublishedModel]:
-    """The generator class of a family, imported on demand.
+def find_family(name: str) -> Family:
+    """The record of a family.
 
     Raises:
         ValueError: If there is no such family; a newer medgen may have it.
     """
-    if name not in FAMILIES and name not in _TRANSLATORS:
+    if name not in FAMILIES:
         raise ValueError(f"family {name!r} is unknown; this medgen has {', '.join(FAMILIES)}")
-    module, _, attribute = (FAMILIES | _TRANSLATORS)[name].partition(":")
-    found: type[PublishedModel] = getattr(import_module(module), attribute)
-    return found
+    return FAMILIES[name]
+
+
+def family_names(makes: Makes = "generator") -> list[str]:
+    """Names of the families whose models are generators, or of another kind."""
+    return [name for name, family in FAMILIES.items() if family.makes == makes]
+
+
+def family_class(name: str) -> type[PublishedModel]:
+    """The class of a family's models, imported on demand.
+
+    Raises:
+        ValueError: If there is no such family; a newer medgen may have it.
+    """
+    return cast("type[PublishedModel]", find_family(name).model_class())

@@ -43,7 +43,15 @@ def read_lightning(path: str | Path) -> LightningFile:
         CheckpointError: If the file is damaged, or not from Lightning.
         UnsafeFileError: If loading it the usual way would run code.
     """
-    content = read_torch_file(path)
+    return lightning_content(read_torch_file(path), path)
+
+
+def lightning_content(content: object, path: str | Path) -> LightningFile:
+    """The same of what has been read from a file.
+
+    Raises:
+        CheckpointError: If it is not from Lightning.
+    """
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     state = content["state_dict"]

@@ -152,7 +152,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
         raise FileNotFoundError(f"{argument} {source!r} is not there; train that stage first")
     content = torch.load(source, map_location="cpu", weights_only=True)
     settings, state = content.get("hyper_parameters", {}), content.get("state_dict", {})
-    prefix = "ema.module."  # a first stage's module holds its network itself, a later one the averaged generator
+    prefix = GenerativeModule.published_weights  # a first stage's module holds its network itself
     if any(name.startswith(prefix) for name in state):
         state = part_of(state, prefix)
     config = _config_of(settings, kind)

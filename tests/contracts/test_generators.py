@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medgen.checkpoint import About, description_hash, sha256_of
-from medgen.families import FAMILIES, family_class
+from medgen.families import family_class, family_names
 from medgen.generator import Generator
 from medgen.loading import from_pretrained
 from tests.tiny import nudge
@@ -16,7 +16,7 @@ from tests.tiny import nudge
 KINDS = {"none": (), "single": ("a", "b", "c"), "multi": ("a", "b"), "continuous": ("age", "dose")}
 LABELS = {"none": (None, None), "single": ("a", "c"), "multi": (["a"], ["a", "b"]), "continuous": ([0, 1], [1, -1])}
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES)
+pytestmark = pytest.mark.parametrize("family", family_names())
 
 
 @pytest.fixture

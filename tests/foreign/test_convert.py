@@ -12,7 +12,7 @@ from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenera
 from medgen.families.medfusion.official import convert_checkpoint
 from medgen.families.vqvae2.generator import VQVAE2Config
 from medgen.families.vqvae2.modules import PriorModule
-from medgen.foreign.convert import COMPONENTS, convert, load_official
+from medgen.foreign.convert import convert, load_official, official_networks
 from medgen.foreign.lightning_files import read_lightning
 from medgen.foreign.pickles import UnsafeFileError
 from medgen.generator import Generator
@@ -134,6 +134,10 @@ def load_official_file(case: Case) -> dict[str, dict]:
 def test_another_projects_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"netG.weight": torch.ones(1)}, "hyper_parameters": {}}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"not a Medfusion diffusion checkpoint.*netG"):
+        convert_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(
+        CheckpointError, match=r"a\.ckpt has a state_dict of netG; medgen converts .*official Medfusion"
+    ):
         convert(tmp_path / "a.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -169,7 +173,7 @@ def test_the_published_layout_converts_at_full_size(published: dict, variant: st
     }
     settings = {"noise_estimator_kwargs": unet, "noise_scheduler_kwargs": schedule, "estimator_objective": "x_T"}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "last.ckpt")
-    config, converted = convert_checkpoint(tmp_path / "last.ckpt")
+    config, converted, _ = convert_checkpoint(tmp_path / "last.ckpt")
     assert config == MedfusionConfig(latent_channels=channels, label_kind="single", label_names=config.label_names)
     sizes = {"unet": 0, "autoencoder": 0, "latent_mean": 0, "latent_std": 0}
     for name, weight in converted.items():
@@ -231,6 +235,20 @@ def test_priors_beside_a_file_that_takes_none_are_refused(prior: str, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_an_option_that_no_family_has_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(1)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"option doubling is unknown; use one of encoder, doublings, .*, bottom"):
+        convert(tmp_path / "a.pth", tmp_path / "out", doubling=5)
+
+
+@pytest.mark.parametrize("content", [{"weight": torch.ones(1)}, [torch.ones(1)], {}], ids=["weights", "list", "empty"])
+def test_a_file_of_no_known_kind_is_told_what_is_converted(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    held = {"dict": "weight" if content else "nothing", "list": "a list"}[type(content).__name__]
+    with pytest.raises(CheckpointError, match=rf"a\.pth has {held}; medgen converts a diffusion .* or a checkpoint of"):
+        convert(tmp_path / "a.pth", tmp_path / "out")
+
+
 def test_a_training_run_without_a_generator_is_refused(tmp_path: Path) -> None:
     content = {"state_dict": {"a": torch.ones(1)}, "hyper_parameters": {"config": MedfusionConfig.tiny()}}
     torch.save(content, tmp_path / "last.ckpt")
@@ -238,7 +256,7 @@ def test_a_training_run_without_a_generator_is_refused(tmp_path: Path) -> None:
         convert(tmp_path / "last.ckpt", tmp_path / "out")
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("component", official_networks())
 def test_official_networks_load_by_the_name_of_their_component(component: str) -> None:
     found = [case.values[0] for case in cases(component)]
     case = next((case for case in found if case and case.weights), None)  # files of whole checkpoints come without

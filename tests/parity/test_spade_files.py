@@ -37,7 +37,7 @@ def test_a_converted_generator_draws_the_official_image(case, tmp_path):
     options = options_of(case)
     side = options["crop_size"]
     file = official_file(case, tmp_path)
-    folder = convert(file, tmp_path / "model", image_size=(side, side), spade_options=said_of(options))
+    folder = convert(file, tmp_path / "model", image_size=(side, side), **said_of(options))
     generator = from_pretrained(folder)
     assert isinstance(generator, SPADEGenerator)
     semantic = semantic_of(case)
@@ -79,7 +79,7 @@ def test_the_style_encoder_comes_from_its_own_file(case, tmp_path):
     ("options", "message"),
     [
         ({"label_names": ["a", "b"]}, "label_names has 2 names, but .* has 6 classes; say dont_care or instance_edges"),
-        ({"spade_options": {"doublings": 3}}, "doublings is 3"),
+        ({"doublings": 3}, "doublings is 3"),
         ({"image_size": (60, 60)}, r"image_size is \(60, 60\); with 5 doublings both sides must be divisible"),
         ({"encoder": "latest_net_E.pth"}, "takes no codes of it; leave it out"),
     ],
@@ -95,4 +95,4 @@ def test_what_contradicts_the_weights_is_refused(case, options, message, tmp_pat
 def test_options_of_spade_are_refused_for_other_files(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="go with a generator of the official SPADE code"):
-        convert(tmp_path / "other.pth", tmp_path / "model", spade_options={"dont_care": True})
+        convert(tmp_path / "other.pth", tmp_path / "model", dont_care=True)

@@ -89,7 +89,7 @@ def test_the_published_layout_converts_to_the_defaults(published: dict, prefix: 
     for part in ("top", "bottom"):
         weights[part]["background"] = background(*weights[part]["background"].shape[2:])
     files = write_files(tmp_path, weights, prefix=prefix)
-    config, state = convert_checkpoints(**files)
+    config, state, _ = convert_checkpoints(**files)
     assert config == VQVAE2Config()
     with torch.device("meta"):
         expected = VQVAE2Generator(config).state_dict()

@@ -1,1 +1,12 @@
 """CycleGAN, images of one kind translated to another without pairs."""
+
+from medgen.families.family import Family
+
+FAMILY = Family(
+    name="cyclegan",
+    title="CycleGAN",
+    makes="translator",
+    model="medgen.families.cyclegan.translator:CycleGANTranslator",
+    stages=("medgen.families.cyclegan.modules:CycleGANModule",),
+    components="medgen.families.cyclegan.convert:COMPONENTS",
+)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.generator import load_strictly
 from medgen.nn.patch_discriminator import PatchDiscriminator, patch_discriminator
 from medgen.nn.resnet_generator import ResNetGenerator
@@ -129,3 +130,9 @@ def _check(arguments: Arguments, needed: tuple[str, ...]) -> None:
             raise ValueError(f"{name} is {arguments[name]!r}; our networks have {value!r}")
     if unknown := sorted(set(arguments) - _KNOWN - _FIXED.keys()):
         raise ValueError(f"the official constructor has {', '.join(unknown)}, which our networks do not have")
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "cyclegan_generator": Component(build_generator, load_generator_weights),
+    "cyclegan_discriminator": Component(build_discriminator, load_discriminator_weights),
+}

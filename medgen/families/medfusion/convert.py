@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
 from medgen.nn.blocks import BlockStyle
 from medgen.nn.layers import LayerSpec
@@ -269,3 +271,11 @@ def _extra_heads(deep_supervision: bool | int, most: int) -> int:
     if isinstance(deep_supervision, bool):
         return most if deep_supervision else 0
     return deep_supervision
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "medfusion_unet": Component(partial(build_unet, kind="concatenated"), load_weights),
+    "medfusion_unet_v1": Component(partial(build_unet, kind="additive"), load_weights),
+    "medfusion_vae": Component(partial(build_autoencoder, kind="kl"), load_weights),
+    "medfusion_vqvae": Component(partial(build_autoencoder, kind="vq"), load_weights),
+}

@@ -5,37 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
 from medgen.diffusion.schedule import NoiseSchedule
+from medgen.families.family import Converted
 from medgen.families.medfusion.convert import autoencoder_config, convert_weights, unet_config
 from medgen.families.medfusion.generator import MedfusionConfig, build_autoencoder, build_unet
-from medgen.foreign.lightning_files import LightningFile, read_lightning
+from medgen.foreign.file import ForeignFile
+from medgen.foreign.lightning_files import LightningFile, lightning_content
 from medgen.nn.autoencoder import AutoencoderConfig
 from medgen.nn.layers import LayerSpec
 from medgen.nn.unet import UNetConfig
 
 _OBJECTIVES = {"x_T": "eps", "x_0": "x_0"}
+_PARTS = ("noise_estimator.", "latent_embedder.")
+_AUTOENCODERS = ("inc_dec.", "vqvae.inc_dec.")
+"""How weights of a checkpoint of the first stage begin."""
 
 
-class Converted(NamedTuple):
-    """What a checkpoint becomes.
-
-    Attributes:
-        config: The config of the generator.
-        state: Its state dict; tensors are views of the memory-mapped file.
-    """
-
-    config: MedfusionConfig
-    state: dict[str, Tensor]
+def is_official(file: ForeignFile) -> bool:
+    """Whether it is a checkpoint of either stage of the official Medfusion code."""
+    names = file.lightning.state_dict if file.lightning else ()
+    return any(name.startswith((*_PARTS, *_AUTOENCODERS)) for name in names)
 
 
 def convert_checkpoint(
-    path: str | Path, *, image_size: tuple[int, int] | None = None, label_names: Sequence[str] = ()
+    path: str | Path | ForeignFile, *, image_size: tuple[int, int] | None = None, label_names: Sequence[str] = ()
 ) -> Converted:
     """The generator inside an official diffusion checkpoint (``DiffusionPipeline``), read without running anything.
 
@@ -54,7 +53,8 @@ def convert_checkpoint(
         CheckpointError: If the file is damaged, of another kind, or has what a `MedfusionGenerator` cannot do.
         ValueError: If `label_names` are not as many as the classes, or `image_size` does not fit the strides.
     """
-    file = read_lightning(path)
+    source = ForeignFile.of(path)
+    file = lightning_content(source.content, source.path)
     try:
         return _convert(file, image_size or (256, 256), tuple(label_names))
     except CheckpointError as error:
@@ -62,8 +62,7 @@ def convert_checkpoint(
 
 
 def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tuple[str, ...]) -> Converted:
-    estimator = _part(file.state_dict, "noise_estimator.")
-    embedder = _part(file.state_dict, "latent_embedder.")
+    estimator, embedder = (_part(file.state_dict, prefix) for prefix in _PARTS)
     embedder = _part(embedder, "vqvae.") or embedder  # of a VAEGAN or VQGAN
     if not estimator or not embedder:
         raise CheckpointError(_other_kind(file))
@@ -137,7 +136,7 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _other_kind(file: LightningFile) -> str:
     names = file.state_dict
-    if any(name.startswith("inc_dec.") or name.startswith("vqvae.inc_dec.") for name in names):
+    if any(name.startswith(_AUTOENCODERS) for name in names):
         return (
             "it holds an autoencoder only, the first of Medfusion's two stages, from which nothing can be sampled; "
             "convert the diffusion checkpoint, which has the autoencoder in it"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.families.spade.discriminator import MultiscaleDiscriminator
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
 from medgen.families.spade.networks import SPADEShape, SPADESynthesis
@@ -312,3 +314,12 @@ def _refuse(options: Options, **allowed: tuple[object, ...]) -> None:
     for name, values in allowed.items():
         if name in options and options[name] not in values:
             raise ValueError(f"{name} is {options[name]!r}; our networks have {', '.join(map(repr, values))}")
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "spade_generator": Component(build_synthesis, load_synthesis_weights),
+    "spade_inner_encoder": Component(build_inner_style_encoder, load_inner_style_encoder_weights),
+    "spade_encoder": Component(build_style_encoder, load_style_encoder_weights),
+    "spade_cardiac_encoder": Component(partial(build_style_encoder, kind="cardiac"), load_style_encoder_weights),
+    "spade_discriminator": Component(build_discriminator, load_discriminator_weights),
+}

@@ -10,84 +10,66 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
+from medgen.families.family import Converted
 from medgen.families.spade import convert
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator, Style
-from medgen.foreign.torch_files import read_torch_file
+from medgen.foreign.file import ForeignFile
 from medgen.generator import load_strictly
 
 _PUBLISHED_SIZE = 256
 """Pixels along each side that the official encoder brings images to."""
 
 
-class Converted(NamedTuple):
-    """What the files become.
-
-    Attributes:
-        config: The config of the generator.
-        state: Its state dict.
-    """
-
-    config: SPADEConfig
-    state: dict[str, Tensor]
-
-
-def is_official(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` holds a generator of the official SPADE code; nothing in it is run.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged, unsafe, or not of ``torch.save``.
-    """
-    content = read_torch_file(path)
+def is_official(file: ForeignFile) -> bool:
+    """Whether it is a generator of the official SPADE code or of its cardiac forks."""
+    content = file.content
     return isinstance(content, dict) and "head_0.conv_0.bias" in content and "fc.weight" in content
 
 
 def convert_checkpoint(
-    path: str | Path,
+    file: ForeignFile,
     *,
     encoder: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
     doublings: int | None = None,
     dont_care: bool = False,
     instance_edges: bool = False,
-    mask_names: Sequence[str] = (),
+    label_names: Sequence[str] = (),
 ) -> Converted:
     """The generator that official files make up, read without running anything.
 
     Args:
-        path: ``latest_net_G.pth``.
+        file: ``latest_net_G.pth``.
         encoder: ``latest_net_E.pth``; without it a generator of codes draws styles, but cannot read them from images.
         image_size: Height and width of the images; 256 x 256 if None.
         doublings: 4 to 7 for ``num_upsampling_layers`` few, normal, more and most. None for what the weights tell,
             which they do where there is a code or an eighth block, else 5.
         dont_care: Whether the last class is where nobody said what is there (``contain_dontcare_label``).
         instance_edges: Whether the last channel has edges of instances (without ``no_instance``).
-        mask_names: Names of the classes; "class 0", ... by default.
+        label_names: Names of the classes of label maps; "class 0", ... by default.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If a file is damaged or unsafe, or the networks are not like ours.
         ValueError: If an argument contradicts the weights.
     """
-    path = Path(path)
-    weights = _weights(path)
+    path, weights = file.path, _weights(file)
     size = image_size or (_PUBLISHED_SIZE, _PUBLISHED_SIZE)
     config = _config(weights, path, size, doublings, dont_care, instance_edges)
     classes = len(config.mask_names)
-    if mask_names and len(mask_names) != classes:
+    if label_names and len(label_names) != classes:
         raise ValueError(
-            f"label_names has {len(mask_names)} names, but {path} has {classes} classes; say dont_care or "
+            f"label_names has {len(label_names)} names, but {path} has {classes} classes; say dont_care or "
             "instance_edges if the last ones are these"
         )
-    fields = config.to_dict() | {"mask_names": tuple(mask_names) or config.mask_names}
+    fields = config.to_dict() | {"mask_names": tuple(label_names) or config.mask_names}
     if encoder is not None:
-        fields |= _encoder_fields(config, Path(encoder))
+        fields |= _encoder_fields(config, ForeignFile(encoder))
     config = SPADEConfig.from_dict(fields)
     with torch.device("meta"):  # a network without memory: it takes the file's tensors as they are
         generator = SPADEGenerator(config)
@@ -96,7 +78,7 @@ def convert_checkpoint(
         if config.style == "inside":
             convert.load_inner_style_encoder_weights(generator.style_encoder, weights)  # type: ignore[arg-type]
         elif encoder is not None:
-            convert.load_style_encoder_weights(generator.style_encoder, _weights(Path(encoder)))  # type: ignore[arg-type]
+            convert.load_style_encoder_weights(generator.style_encoder, _weights(ForeignFile(encoder)))  # type: ignore[arg-type]
     except ValueError as error:
         raise CheckpointError(f"{path} has a generator unlike ours of SPADE: {error}") from error
     state = SPADEGenerator(config).state_dict()  # priors, which start as standard normal
@@ -109,11 +91,11 @@ def convert_checkpoint(
     )
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    content = read_torch_file(path)
+def _weights(file: ForeignFile) -> dict[str, Tensor]:
+    content = file.content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(
-            f"{path} is no state dict; give a latest_net_G.pth or latest_net_E.pth of the official code"
+            f"{file} is no state dict; give a latest_net_G.pth or latest_net_E.pth of the official code"
         )
     return content
 
@@ -171,9 +153,9 @@ def _doublings(
     return round(math.log2(math.sqrt(image_size[0] * image_size[1] / pixels)))
 
 
-def _encoder_fields(config: SPADEConfig, path: Path) -> dict[str, object]:
+def _encoder_fields(config: SPADEConfig, file: ForeignFile) -> dict[str, object]:
     """What the config says of a style encoder beside the generator."""
-    weights = _weights(path)
+    weights, path = _weights(file), file.path
     if config.style != "drawn":
         raise ValueError(f"encoder is {path}, but the generator takes no codes of it; leave it out")
     if "fc_mu.weight" not in weights:

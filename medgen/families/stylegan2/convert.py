@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
 from medgen.foreign.network_pickles import PickledNetwork
@@ -207,3 +208,9 @@ def _refuse_others(arguments: Arguments, known: set[str], free: set[str], where:
             raise ValueError(f"{name} of {where} is {arguments[name]}; our networks have {value}")
     if unknown := sorted(set(arguments) - known - free - _FIXED.keys()):
         raise ValueError(f"{where} has {', '.join(unknown)}, which our networks do not have")
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "stylegan2_generator": Component(build_generator, load_generator_weights),
+    "stylegan2_discriminator": Component(build_discriminator, load_discriminator_weights),
+}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from medgen.families import FAMILIES, family_class
+from medgen.families import family_class, family_names
 from medgen.families.stylegan2.generator import StyledGenerator
 from medgen.generator import Generator
 from medgen.labels import Label
@@ -30,7 +30,7 @@ def styled(generator: Generator) -> StyledGenerator:
         ValueError: If its family has none.
     """
     if not isinstance(generator, StyledGenerator):
-        families = ", ".join(name for name in FAMILIES if issubclass(family_class(name), StyledGenerator))
+        families = ", ".join(name for name in family_names() if issubclass(family_class(name), StyledGenerator))
         raise ValueError(
             f"{generator.source or 'this model'} is of family {generator.family}, whose images have no styles; "
             f"use a model of {families}"

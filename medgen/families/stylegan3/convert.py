@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.families.stylegan3.generator import StyleGAN3Config, StyleGAN3Generator
 from medgen.families.stylegan3.networks import AliasFreeLayer
 from medgen.foreign.network_pickles import PickledNetwork
@@ -134,3 +135,8 @@ def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) ->
     if isinstance(network, StyleGAN3Generator):
         check_filters(network, weights)
     load_strictly(network, generator_weights(weights), where="the official generator")
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "stylegan3_generator": Component(build_generator, load_generator_weights),
+}

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medgen.families.family import Component
 from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape
 from medgen.nn.vqvae2 import VQVAE2, VQVAE2Shape
 
@@ -171,3 +172,9 @@ def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+COMPONENTS: Mapping[str, Component] = {
+    "vqvae2": Component(build_autoencoder, load_autoencoder_weights),
+    "pixelsnail": Component(build_prior, load_prior_weights),
+}

@@ -11,16 +11,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
+from medgen.families.family import Converted
 from medgen.families.vqvae2.convert import autoencoder_weights, prior_weights, without_prefix
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
+from medgen.foreign.file import ForeignFile
 from medgen.foreign.pickles import Record
-from medgen.foreign.torch_files import read_torch_file
 from medgen.generator import load_strictly
 from medgen.nn.pixelsnail import PixelSNAILShape
 from medgen.nn.vqvae2 import TOP_STRIDE, VQVAE2Shape
@@ -32,18 +32,6 @@ _MEANING = {
 }
 _USUAL_NAMES = {"autoencoder": "vqvae_560.pt", "top": "pixelsnail_top.pt", "bottom": "pixelsnail_bottom.pt"}
 _ALONE = "build the networks alone with medgen.foreign.convert.load_official"
-
-
-class Converted(NamedTuple):
-    """What the three files become.
-
-    Attributes:
-        config: The config of the generator.
-        state: Its state dict; tensors are views of the memory-mapped files.
-    """
-
-    config: VQVAE2Config
-    state: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,18 +58,13 @@ class _File:
         return len({found[1] for name in self.weights if (found := re.match(pattern, name))})
 
 
-def is_official(path: str | Path) -> bool:
-    """Whether a file of ``torch.save`` holds a network of the official VQ-VAE2 code; nothing in it is run.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If it is damaged, unsafe, or not of ``torch.save``.
-    """
-    return bool(_role(_state_dict(read_torch_file(path))))
+def is_official(file: str | Path | ForeignFile) -> bool:
+    """Whether a file holds a network of the official VQ-VAE2 code."""
+    return bool(_role(_state_dict(ForeignFile.of(file).content)))
 
 
 def convert_checkpoints(
-    autoencoder: str | Path,
+    autoencoder: str | Path | ForeignFile,
     top: str | Path | None = None,
     bottom: str | Path | None = None,
     *,
@@ -107,7 +90,7 @@ def convert_checkpoints(
         ValueError: If `image_size` or `label_names` contradict the files.
     """
     given = {"autoencoder": autoencoder, "top": top, "bottom": bottom}
-    files = {role: _read(Path(path)) for role, path in given.items() if path is not None}
+    files = {role: _read(ForeignFile.of(path)) for role, path in given.items() if path is not None}
     _check_roles(files)
     config = _config(files["autoencoder"], files["top"], files["bottom"])
     if image_size is not None and tuple(image_size) != config.image_size:
@@ -130,8 +113,8 @@ def convert_checkpoints(
     return Converted(config, generator.state_dict())
 
 
-def _read(path: Path) -> _File:
-    content = read_torch_file(path)
+def _read(file: ForeignFile) -> _File:
+    path, content = file.path, file.content
     weights = _state_dict(content)
     role = _role(weights)
     if not role:

@@ -10,8 +10,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import medgen
+from medgen.checkpoint import About
 from medgen.families.cyclegan.modules import CycleGANModule
 from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslator
+from medgen.foreign.convert import convert
 from medgen.losses.adversarial import ADVERSARIAL
 from tests.tiny import TRAINER, assert_same_weights, data_module, fit, train, write_recipe
 from tests.training.test_recipes import StopAt, calling
@@ -51,6 +53,21 @@ def test_its_card_says_how_it_is_loaded_and_that_works(finished):
     loaded = medgen.load(finished / "published")
     assert isinstance(loaded, CycleGANTranslator)
     assert loaded.domains == CycleGANConfig.tiny().label_names
+
+
+@pytest.mark.parametrize("from_recipe", [True, False])
+def test_its_training_checkpoint_becomes_what_it_published(finished, tmp_path, from_recipe):
+    last = finished / "checkpoints" / "last.ckpt"
+    if not from_recipe:  # of a module that was made in Python
+        content = torch.load(last, weights_only=True)
+        content["hyper_parameters"] = {"config": CycleGANConfig.tiny()}
+        torch.save(content, last := tmp_path / "python.ckpt")
+    folder = convert(last, tmp_path / "published", about=About(licence="CC0-1.0"))
+    translator, expected = (CycleGANTranslator.from_pretrained(path) for path in (folder, finished / "published"))
+    assert (translator.config, translator.about.licence) == (expected.config, "CC0-1.0")
+    images = torch.rand(2, 1, 16, 16)
+    assert torch.equal(translator.translate(images, "ill"), expected.translate(images, "ill"))
+    assert 'medgen.load("published")' in (folder / "README.md").read_text()
 
 
 def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):

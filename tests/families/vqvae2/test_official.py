@@ -72,8 +72,8 @@ def test_converted_files_sample_the_images_of_the_generator_they_were_made_of(co
 @pytest.mark.parametrize("options", [{"prefix": "module."}, {"args": "bare"}, {"prefix": "module.", "args": "bare"}])
 def test_other_wrappings_hold_the_same_weights(options, files, weights, tmp_path):
     (tmp_path / "other").mkdir()
-    config, state = convert_checkpoints(**files)
-    other_config, other = convert_checkpoints(**write_files(tmp_path / "other", weights, **options))
+    config, state, _ = convert_checkpoints(**files)
+    other_config, other, _ = convert_checkpoints(**write_files(tmp_path / "other", weights, **options))
     assert other_config == config
     assert state.keys() == other.keys()
     assert all(torch.equal(weight, other[name]) for name, weight in state.items())

@@ -1,4 +1,4 @@
-"""What Medfusion's autoencoder minimises: likeness at every scale, patch discriminators, a latent one can draw."""
+"""Losses of an autoencoder: likeness at every scale, patch discriminators, a latent one can draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention layers of Medfusion: plain ("linear") and a whole transformer block ("spatial")."""
+"""Attention layers of UNets: plain ("linear") and a whole transformer block ("spatial")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks Medfusion's networks share: convolution pairs, down- and upsampling, and the levels made of them.
+"""Blocks of autoencoders and UNets: convolution pairs, down- and upsampling, and the levels made of them.
 
 Everything works on images (spatial_dims=2) and volumes (spatial_dims=3). `embedding` is one vector per sample, (B, E).
 

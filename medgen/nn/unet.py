@@ -1,4 +1,4 @@
-"""Medfusion's second stage: the UNets that estimate the noise in a latent.
+"""UNets that estimate the noise in an image or a latent.
 
 Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
 generative adversarial networks for medical image synthesis".

@@ -1,4 +1,4 @@
-"""How fast Medfusion's average of weights forgets."""
+"""Decay of the average of weights, by the number of steps."""
 
 from __future__ import annotations
 

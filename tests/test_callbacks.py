@@ -14,8 +14,8 @@ from torch import nn
 
 from medgen import callbacks
 from medgen.callbacks import EvaluateGenerator, LogReconstructions, LogSamples, LogVariety
+from medgen.evaluation.checks.variety import png_bytes
 from medgen.evaluation.run import evaluate
-from medgen.evaluation.variety import png_bytes
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
 

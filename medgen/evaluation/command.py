@@ -17,8 +17,8 @@ def main(args: Sequence[str]) -> None:
 
     from medgen.cli import split_options
     from medgen.data.base import ImageDataModule
-    from medgen.evaluation.report import report
-    from medgen.evaluation.segmentation import SegmenterRecipe
+    from medgen.evaluation.judges.segmentation import SegmenterRecipe
+    from medgen.evaluation.report.report import report
 
     parser = ArgumentParser(
         prog="medgen evaluate",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from medgen.data.image_table import SPLITS
-from medgen.evaluation import METRICS
-from medgen.evaluation.features import FeatureNetwork
-from medgen.evaluation.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.judges.features import FeatureNetwork
+from medgen.evaluation.judges.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.metrics import METRICS
 from medgen.evaluation.scores import Score, score
 from medgen.evaluation.sets import (
     FeatureSet,
@@ -264,7 +264,7 @@ def evaluate(
             do not compare.
         split: The real images: ``train``, ``val``, ``test``, or several joined by ``+``.
         seed: Seed of the generated images.
-        network: The feature network or its name; see `medgen.evaluation.networks.feature_network`.
+        network: The feature network or its name; see `medgen.evaluation.judges.networks.feature_network`.
         batch_size: Images drawn and seen together.
         trained_with: Names of the networks in the model's training losses; one that judges its own pupil is warned of.
         **options: Sampling options of the family, such as ``steps``.

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.comparisons import holm, signed_rank_p
-from medgen.evaluation.intervals import Interval, bootstrap, bootstraps
-from medgen.evaluation.segmentation import (
+from medgen.evaluation.judges.segmentation import (
     PatientScores,
     SegmentedImages,
     SegmenterModule,
@@ -27,7 +25,9 @@ from medgen.evaluation.segmentation import (
     patient_scores,
     train_segmenter,
 )
-from medgen.evaluation.utility import CLASSICAL
+from medgen.evaluation.judges.short_training import CLASSICAL
+from medgen.evaluation.statistics.comparisons import holm, signed_rank_p
+from medgen.evaluation.statistics.intervals import Interval, bootstrap, bootstraps
 
 Measure = Literal["dice", "hausdorff"]
 By = Literal["class", "label"]
@@ -119,7 +119,7 @@ class SegmentationOutcome:
         target: The label that synthetic images were chosen for; empty where they were not.
         baseline: The way it is compared with: the same without what is new in it; empty for real images alone.
         dice: Dice, 1 at best.
-        hausdorff: 95 % Hausdorff distance in pixels, 0 at best; see `medgen.evaluation.hausdorff.hausdorff`.
+        hausdorff: 95 % Hausdorff distance in pixels, 0 at best; see `medgen.evaluation.statistics.hausdorff.hausdorff`.
     """
 
     name: str

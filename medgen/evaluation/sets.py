@@ -19,7 +19,7 @@ from medgen.data.base import ImageDataModule
 from medgen.data.cache import content_key, open_or_build
 from medgen.data.image_table import SPLITS, Split
 from medgen.data.readers import RASTER_SUFFIXES, read_image
-from medgen.evaluation.features import FeatureNetwork, check_images
+from medgen.evaluation.judges.features import FeatureNetwork, check_images
 from medgen.images import from_uint8, to_uint8
 from medgen.sampling import TABLE_FILE
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medgen.evaluation.intervals import RESAMPLES, Interval, share
+from medgen.evaluation.statistics.intervals import RESAMPLES, Interval, share
 from medgen.evaluation.study.server import Study
 
 

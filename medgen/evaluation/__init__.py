@@ -1,8 +1,4 @@
-"""Evaluation of synthetic images, shared by the command line and the training callbacks.
-
-Rooms: `metrics` compare feature vectors, `checks` measure everything else, `judges` are the networks both use,
-`statistics` their arithmetic, `report` writes the page and `study` asks human readers.
-"""
+"""Evaluation of synthetic images, for the command line and for the callbacks of training."""
 
 from medgen.evaluation.judges.features import FeatureNetwork
 from medgen.evaluation.judges.networks import FEATURES, feature_network

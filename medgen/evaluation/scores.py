@@ -48,7 +48,7 @@ SECTIONS = ("fidelity", "variety", "labels", "utility", "privacy", "bias", "effi
 
 
 class Meaning(NamedTuple):
-    """How to read the scores of one name.
+    """Explanation of the scores of one name.
 
     Attributes:
         section: Part of a report, one of `SECTIONS`.
@@ -75,18 +75,9 @@ def score(
     n_generated: int | None = None,
     n_real: int | None = None,
 ) -> Score:
-    """Build the `Score` of a number measured on two sets.
+    """Build the `Score` of a number measured on two sets; ends of an interval that are not finite drop it.
 
-    Args:
-        name: Name of the score.
-        value: The number, or the number with its interval.
-        generated: The judged set.
-        real: The set it was compared with.
-        network: The feature network.
-        judge: Name of the network if it is not a feature network.
-        interval: 95 % interval of a plain number; ends that are not finite drop it.
-        n_generated: Number of judged images; by default the whole set.
-        n_real: Number of real images; by default the whole set.
+    `judge` names a network that is not a feature network; `n_generated` and `n_real` replace the sizes of the sets.
     """
     if isinstance(value, Interval):
         interval = (value.low, value.high)
@@ -108,13 +99,7 @@ def score(
 
 
 def write_scores(scores: Iterable[Score], folder: str | Path, **about: object) -> None:
-    """Write ``metrics.json`` and ``metrics.csv``.
-
-    Args:
-        scores: The numbers.
-        folder: Target folder; created if missing.
-        **about: Further entries of the JSON file, such as the source, the seed and the sampling options.
-    """
+    """Write ``metrics.json``, with entries `about` the run, and ``metrics.csv`` into a folder."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     rows = [dataclasses.asdict(item) for item in scores]

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from medgen.cli import main
+from medgen.evaluation import METRICS
+from medgen.evaluation.checks import CHECKS, load_check
 from medgen.evaluation.judges.classifier import ClassifierRecipe
 from medgen.evaluation.report.page import meaning
 from medgen.evaluation.report.report import report as full_report
@@ -47,9 +49,8 @@ def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, t
 
 def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, network, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
-    monkeypatch.setattr(
-        "medgen.evaluation.statistics.comparisons.signed_rank_p", lambda *runs: 0.04
-    )  # two folds are too few
+    # Two folds are too few for a test.
+    monkeypatch.setattr("medgen.evaluation.statistics.comparisons.signed_rank_p", lambda *runs: 0.04)
     scores = report("dots", datamodule, tmp_path, network=network, device="cpu", n=60)
     sections = {meaning(score.name).section for score in scores}
     assert sections == set(SECTIONS)
@@ -71,6 +72,13 @@ def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, netw
     }
     figures = {path.stem for path in tmp_path.iterdir() if path.suffix in (".svg", ".png")}
     assert figures >= {"examples", "steps", "saliency", "utility_augmentation", "mean_images"}
+
+
+def test_each_score_is_explained_in_one_place():
+    tables = [*(metric.meanings for metric in METRICS.values()), *(load_check(name).meanings for name in CHECKS)]
+    names = [name for table in tables for name in table]
+    assert len(names) == len(set(names))
+    assert {item.section for table in tables for item in table.values()} == set(SECTIONS)
 
 
 def test_calls_of_networks_that_are_not_called_whole_are_left_out(

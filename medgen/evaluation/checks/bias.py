@@ -97,22 +97,16 @@ def _few_real(case: Case, labels: torch.Tensor) -> bool:
 _BORDERS = "The same with the outer 15 % on each side hidden."
 _BOXES = "The same with the given boxes hidden."
 
-CHECK = Check(
-    run=bias,
-    labels=True,
-    packages=("matplotlib", "scipy", "sklearn"),
-    meanings={
-        "utility_features_without_borders": Meaning("bias", "Feature extraction without borders", 1, _BORDERS),
-        "utility_gan_train_without_borders": Meaning("bias", "GAN-train without borders", 1, _BORDERS),
-        "utility_features_without_boxes": Meaning("bias", "Feature extraction without boxes", 1, _BOXES),
-        "utility_gan_train_without_boxes": Meaning("bias", "GAN-train without boxes", 1, _BOXES),
-        "p_of_features_without": Meaning("bias", "p of the difference", 0, P_MEANING),
-        "p_of_gan_train_without": Meaning("bias", "p of the difference", 0, P_MEANING),
-        "border_saliency": Meaning(
-            "bias",
-            "Saliency near the border",
-            0,
-            "Share of saliency in the outer 15 % on each side, which are 0.51 of a square.",
-        ),
-    },
-)
+MEANINGS = {
+    "utility_features_without_borders": Meaning("bias", "Feature extraction without borders", 1, _BORDERS),
+    "utility_gan_train_without_borders": Meaning("bias", "GAN-train without borders", 1, _BORDERS),
+    "utility_features_without_boxes": Meaning("bias", "Feature extraction without boxes", 1, _BOXES),
+    "utility_gan_train_without_boxes": Meaning("bias", "GAN-train without boxes", 1, _BOXES),
+    "p_of_features_without": Meaning("bias", "p of the difference", 0, P_MEANING),
+    "p_of_gan_train_without": Meaning("bias", "p of the difference", 0, P_MEANING),
+    "border_saliency": Meaning(
+        "bias", "Saliency near the border", 0, "Share in the outer 15 % on each side, which are 0.51 of a square."
+    ),
+}
+
+CHECK = Check(run=bias, labels=True, packages=("matplotlib", "scipy", "sklearn"), meanings=MEANINGS)

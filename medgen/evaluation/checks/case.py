@@ -16,7 +16,7 @@ from medgen.evaluation.judges.classifier import ClassifierRecipe, LabelledImages
 from medgen.evaluation.judges.features import FeatureNetwork
 from medgen.evaluation.judges.label_readers import LabelReaders
 from medgen.evaluation.judges.networks import feature_network
-from medgen.evaluation.judges.segmentation import SegmentedImages, SegmenterRecipe, segmented_images
+from medgen.evaluation.judges.segmentation import SegmenterRecipe
 from medgen.evaluation.run import Opened, real_features
 from medgen.evaluation.scores import Meaning, Score
 from medgen.evaluation.sets import FeatureSet, RealImages, known_and_positive, patients_of
@@ -110,7 +110,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Input of a check: one generator or folder of images beside the real images.
+    """Input of a check: one judged source beside the real images.
 
     Attributes:
         opened: The judged source.
@@ -171,10 +171,6 @@ class Case:
         n = len(images)
         return FeatureSet(name=split, images=images, features={}, labels=images.labels, n=n, rows=range(n))
 
-    def segmented(self, split: str) -> SegmentedImages:
-        """Real images of a split with their masks."""
-        return segmented_images(self.datamodule, split)
-
     def labelled(self, part: FeatureSet) -> LabelledImages:
         """Convert a set for classifiers, without images of unknown class."""
         labels = part.labels
@@ -216,14 +212,7 @@ class Check:
     shared: bool = False
 
     def obstacle(self, name: str, judged: Opened, datamodule: ImageDataModule, split: str) -> Exception | None:
-        """Reason why the check cannot run, or None.
-
-        Args:
-            name: Name of the check, for the message.
-            judged: The judged source.
-            datamodule: The real data.
-            split: The compared real images.
-        """
+        """Reason why the check `name` cannot run on a source and these data, compared on `split`; None if it can."""
         kind = datamodule.label_space.kind
         if self.train and "train" in split.split("+"):
             return ValueError(f"split is {split!r}; {name} compares with training images, so leave train out of split")

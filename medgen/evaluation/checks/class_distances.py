@@ -67,9 +67,9 @@ class ClassDistances:
     """Fréchet distances between all classes of the real and of the generated images.
 
     Attributes:
-        names: The sets, ``real: CLASS`` and ``generated: CLASS``.
+        names: Names of the sets, ``real: CLASS`` and ``generated: CLASS``.
         matrix: Distances, symmetric, (K, K).
-        n: Images of each set.
+        n: Number of images of each set.
     """
 
     names: list[str]
@@ -80,10 +80,9 @@ class ClassDistances:
 def class_distances(
     generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, space: LabelSpace, *, least: int = CLASS_LEAST
 ) -> ClassDistances:
-    """How far classes lie apart, and whether a generated class lies nearest to its own.
+    """Compute Fréchet distances between classes, of sets cut to the size of the smallest.
 
-    Sets are cut to the size of the smallest, since the distance depends on it; classes with fewer than `least` images
-    on either side are left out.
+    Classes with fewer than `least` images on either side are left out.
 
     Raises:
         ValueError: If fewer than two classes are left.
@@ -110,17 +109,10 @@ def class_distances(
     return ClassDistances(names=list(sets), matrix=matrix, n=n)
 
 
-CHECK = Check(
-    run=class_distances_check,
-    labels=True,
-    train=False,
-    packages=("matplotlib", "scipy"),
-    meanings={
-        "class_distance": Meaning(
-            "labels",
-            "Fréchet distance of classes",
-            0,
-            "Sets of equal size; a generated class is to lie nearest to its own.",
-        ),
-    },
-)
+MEANINGS = {
+    "class_distance": Meaning(
+        "labels", "Fréchet distance of classes", 0, "A generated class should lie nearest to its own real class."
+    ),
+}
+
+CHECK = Check(run=class_distances_check, labels=True, train=False, packages=("matplotlib", "scipy"), meanings=MEANINGS)

@@ -27,6 +27,7 @@ from medgen.evaluation.judges.segmentation import (
     patient_dice,
     patient_means,
     patient_scores,
+    segmented_images,
     train_segmenter,
 )
 from medgen.evaluation.scores import Meaning, Score, score
@@ -39,28 +40,28 @@ if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
 
 RATIO_LEAST = 0.9
-"""Dice on synthetic images by that on real ones, below which a report warns."""
+"""Ratio of Dice on synthetic to Dice on real images, below which a report warns."""
 REAL_LEAST = 0.5
-"""Dice on real images, below which a report says that the network is no judge."""
+"""Dice on real images, below which the network is no judge."""
 STYLE_LEAST = 0.95
-"""Dice of two styles of the same masks, below which a report warns."""
+"""Dice between two styles of the same masks, below which a report warns."""
 EXAMPLES = 4
-"""Masks that the picture shows."""
+"""Masks in the picture."""
 
 _JUDGE = "segmentation U-Net"
 
 
 def map_classes(generator: Generator) -> tuple[str, ...]:
-    """Classes of the label maps that a generator takes, the background first; none where it takes no maps.
+    """Classes of the label maps that a generator takes, the background first; empty for other generators.
 
-    Where nobody said what is there is a class like the others: the generator has learned to paint it.
+    Unlabelled pixels are a class of their own if the generator has learned to paint them.
     """
     names = tuple(getattr(generator.config, "mask_names", ()))
     return (*names, "don't care") if getattr(generator.config, "dont_care", False) else names
 
 
 def masks_obstacle(generator: Generator, datamodule: ImageDataModule) -> str:
-    """Requirement that keeps a generator from painting the masks of these data; empty if nothing does."""
+    """Reason why a generator cannot paint the masks of these data; empty if it can."""
     need = "masks that the generator can be asked for, but"
     if datamodule.mask_classes is None:
         return f"{need} the data have no masks; give mask_classes, and for a table mask_column"
@@ -75,17 +76,20 @@ def masks_obstacle(generator: Generator, datamodule: ImageDataModule) -> str:
 
 
 def consistency_check(case: Case) -> Findings:
-    """Whether the images of real masks show these masks, and whether another style leaves the anatomy alone.
+    """Measure `consistency` of one image per real mask, and `style_agreement` with a second image of each.
 
-    A segmentation network learns from the real training images. It then sees one image of each mask of the compared
-    real images, in a style drawn at random or, where all labels are known, drawn for the label of the mask's image.
-    Generators with styles draw every mask a second time in another style, unless a style is asked for.
+    A segmentation network learns from the real training images. Styles are random or, if all labels are known, drawn
+    for the label of the mask's image. The second image has another style, unless the options fix the style.
     """
     generator, settings = case.generator, case.settings
     names = map_classes(generator)
-    real = case.segmented(settings.split)
+    real = segmented_images(case.datamodule, settings.split)
     segmenter = train_segmenter(
-        [case.segmented("train")], settings.segmenter, len(names), device=case.judge.mean.device, seed=settings.seed
+        [segmented_images(case.datamodule, "train")],
+        settings.segmenter,
+        len(names),
+        device=case.judge.mean.device,
+        seed=settings.seed,
     )
     masks = real.masks[0 : len(real)]
     options = {name: value for name, value in case.options.items() if name not in ("mask", "instances")}
@@ -113,13 +117,17 @@ def consistency_check(case: Case) -> Findings:
                 score(name, value, case.generated, case.real, judge=_JUDGE, n_generated=2 * len(masks))
                 for name, value in (("style_dice", agreement.dice), ("style_intensity", agreement.intensity))
             ]
-            found.warnings += _style_warnings(agreement)
+            if agreement.dice.value < STYLE_LEAST:
+                found.warnings.append(
+                    "a style may change the anatomy: two styles of the same masks have a Dice of "
+                    f"{agreement.dice.value:.2f} for a segmentation network of real images, below {STYLE_LEAST}"
+                )
     return found
 
 
 @dataclass(frozen=True)
 class _Painted:
-    """One image of each mask, the same for any slicing."""
+    """One image of each mask, independent of the slicing."""
 
     generator: Generator
     masks: Tensor
@@ -144,7 +152,7 @@ class _Painted:
 
 
 def _labels(case: Case, generator: Generator) -> Tensor | None:
-    """What each real image is of, in the generator's label space; None where that is not known of all of them."""
+    """Label of each real image in the generator's label space; None unless all are known."""
     labels = case.real.labels
     if labels is None or generator.label_space.kind == "none":
         return None
@@ -161,7 +169,7 @@ def _scores(case: Case, shown: Consistency, count: int) -> list[Score]:
         for suffix, item in {"": overall, **{f":{name}": item for name, item in per_class.items()}}.items():
             name = f"consistency_{measure}"
             numbers = {name: item.synthetic}
-            if item.real.value > 0:  # no distance at all is the best there can be, and has no ratio
+            if item.real.value > 0:  # a real distance of 0 has no ratio
                 numbers[f"{name}_ratio"] = item.ratio
             found += [
                 score(f"{key}{suffix}", value, case.generated, case.real, judge=_JUDGE, n_generated=count)
@@ -181,26 +189,16 @@ def _warnings(shown: Consistency) -> list[str]:
             f"the segmentation network has a Dice of {real:.2f} on real images, too little to judge others by: "
             "train it longer (--segmenter.steps)"
         )
-    if not ratio < RATIO_LEAST:
-        return found
-    return [
-        *found,
-        "images show their masks less clearly than real ones do: a segmentation network of real images finds a Dice of "
-        f"{synthetic:.2f} on them, {real:.2f} on real ones (ratio {ratio:.2f}, below {RATIO_LEAST})",
-    ]
-
-
-def _style_warnings(agreement: StyleAgreement) -> list[str]:
-    if not agreement.dice.value < STYLE_LEAST:
-        return []
-    return [
-        "a style may change the anatomy: two styles of the same masks have a Dice of "
-        f"{agreement.dice.value:.2f} for a segmentation network of real images, below {STYLE_LEAST}"
-    ]
+    if ratio < RATIO_LEAST:
+        found.append(
+            "images show their masks less clearly than real ones do: a segmentation network of real images finds a "
+            f"Dice of {synthetic:.2f} on them, {real:.2f} on real ones (ratio {ratio:.2f}, below {RATIO_LEAST})"
+        )
+    return found
 
 
 def _figure(segmenter: SegmenterModule, synthetic: SegmentedImages, masks: Tensor, seed: int) -> Figure:
-    shown = masks.flatten(1).any(1).nonzero()[:, 0]  # a mask of background alone says nothing
+    shown = masks.flatten(1).any(1).nonzero()[:, 0]  # leave out masks of background alone
     order = torch.randperm(len(shown), generator=torch.Generator().manual_seed(seed))
     images, asked = synthetic.read(shown[order[:EXAMPLES]].tolist())
     maps = [coloured(part, segmenter.classes) for part in (asked, segmenter.masks(images))]
@@ -221,12 +219,12 @@ def _figure(segmenter: SegmenterModule, synthetic: SegmentedImages, masks: Tenso
 
 
 class Agreement(NamedTuple):
-    """A network's label maps against the masks, with 95 % intervals over patients.
+    """Agreement of predicted label maps with masks, with 95 % intervals over patients.
 
     Attributes:
-        synthetic: Of synthetic images, against the masks they were asked for.
-        real: Of real images, against theirs.
-        ratio: Synthetic over real; a patient who is on both sides is drawn on both. NaN where the real value is 0.
+        synthetic: On synthetic images, with the requested masks.
+        real: On real images, with their masks.
+        ratio: Synthetic over real, NaN if the real value is 0; patients on both sides are resampled together.
     """
 
     synthetic: Interval
@@ -236,11 +234,11 @@ class Agreement(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """Whether synthetic images show the masks they were asked for, as a network of real images sees it.
+    """Agreement of images with their masks, as seen by a segmentation network trained on real images.
 
     Attributes:
-        dice: Mean over classes of Dice; with a ratio of 1 synthetic images show their masks as clearly as real ones.
-        hausdorff: The same for the 95 % Hausdorff distance in pixels, where a larger ratio is worse.
+        dice: Mean Dice over classes; at a ratio of 1 synthetic images show their masks as clearly as real ones.
+        hausdorff: Mean 95 % Hausdorff distance over classes in pixels; a larger ratio is worse.
         dice_per_class: Dice of each class.
         hausdorff_per_class: Hausdorff distance of each class.
     """
@@ -259,26 +257,23 @@ def consistency(
     *,
     batch_size: int = 16,
 ) -> Consistency:
-    """Dice and Hausdorff distance between the masks asked for and what a network of real images sees.
+    """Measure Dice and Hausdorff distance between masks and the label maps a network predicts on their images.
+
+    Dice is over all pixels of a patient, distances are means over the patient's images; then follow means over patients
+    and over classes. Classes that the masks of one side lack are left out.
 
     Args:
-        segmenter: A network trained on real images of other patients, which saw no synthetic ones.
-        synthetic: Generated images with the masks they were asked for. Their groups are the patients whose masks these
-            are, with the same numbers as in `real`; other numbers stand for other patients.
-        real: Real images with their masks; best those whose masks were drawn from, else of the same split.
+        segmenter: A network trained on real images of other patients.
+        synthetic: Generated images with the requested masks; groups are numbers of the masks' patients, as in `real`.
+        real: Real images with their masks, best those that `synthetic` was drawn from.
         class_names: Names of the classes, the background first.
-        batch_size: Images seen together.
-
-    Returns:
-        Dice over all pixels of a patient and mean distances over the patient's images, then means over patients, then
-        classes; classes that one side's masks lack are left out.
+        batch_size: Images processed together.
 
     Raises:
-        ValueError: If the sides differ in size, have no class in common, or masks hold classes that the network does
-            not know.
+        ValueError: If the sides differ in size, have no class in common, or have classes unknown to the network.
 
-    Source: the scores of a segmentation network on synthesised images, as Park et al. 2019, "Semantic image synthesis
-    with spatially-adaptive normalization", section 4, take them; their ratio to those on real images is our own.
+    Source: the scores of a segmentation network on synthesised images are those of Park et al. 2019, "Semantic image
+    synthesis with spatially-adaptive normalization", section 4; their ratio to those on real images is our own.
     """
     if len(class_names) != segmenter.classes:
         raise ValueError(
@@ -308,7 +303,7 @@ def consistency(
 
 
 def _agreements(values: Tensor) -> list[Agreement]:
-    """Over classes, then of each, for values of synthetic and real images (2, P, K)."""
+    """Agreement over classes, then of each class, for values of synthetic and real images (2, P, K)."""
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         synthetic, real = (class_means(counts, side) for side in values)
@@ -316,7 +311,7 @@ def _agreements(values: Tensor) -> list[Agreement]:
         return np.concatenate([synthetic, real, ratio], axis=1)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # where all real values are 0 there is no ratio
+        warnings.simplefilter("ignore", RuntimeWarning)  # no ratio where all real values are 0
         intervals = bootstraps(statistic, np.arange(values.shape[1]))
     count = len(intervals) // 3
     return [Agreement(*intervals[k::count]) for k in range(count)]
@@ -324,14 +319,12 @@ def _agreements(values: Tensor) -> list[Agreement]:
 
 @dataclass(frozen=True, kw_only=True)
 class StyleAgreement:
-    """What a change of style changes, with 95 % intervals over patients.
+    """Effect of a change of style, with 95 % intervals over patients.
 
     Attributes:
-        dice: Mean over classes of Dice between a network's label maps of the images in the two styles, over all pixels
-            of a patient; 1 where the style leaves the anatomy alone.
-        dice_per_class: Dice of each class but the background, in their order; NaN where the network sees none.
-        intensity: How far the intensities of the one image must move to be those of the other, on average over its
-            pixels (1-D Wasserstein distance), in the range of the images; 0 where the style changes nothing.
+        dice: Mean over classes of Dice between the label maps predicted in two styles; 1 if the anatomy stays.
+        dice_per_class: Dice of each class but the background; NaN if the network predicts it nowhere.
+        intensity: Mean `intensity_distance` between the styles, in the range of the images; 0 if nothing changes.
     """
 
     dice: Interval
@@ -347,17 +340,17 @@ def style_agreement(
     groups: Tensor | None = None,
     batch_size: int = 16,
 ) -> StyleAgreement:
-    """Whether another style changes the intensities of images and not what a segmentation network sees in them.
+    """Compare images of the same masks in two styles: predicted label maps and intensities.
 
     Args:
         segmenter: A network trained on real images.
         images_a: Images in one style, (n, C, H, W) in [0, 1].
         images_b: Images of the same masks in another style, in the same order.
-        groups: The patient of each mask, (n,) int64; None where masks are independent.
-        batch_size: Images seen together.
+        groups: Patient of each mask, (n,) int64; None if masks are independent.
+        batch_size: Images processed together.
 
     Raises:
-        ValueError: If shapes differ, or groups are not one for each image.
+        ValueError: If shapes differ, or there is not one group for each image.
     """
     shapes = [(len(images), *images[0:1].shape[1:]) for images in (images_a, images_b)]
     if shapes[0] != shapes[1]:
@@ -382,13 +375,9 @@ def style_agreement(
 
 
 def intensity_distance(images_a: Tensor, images_b: Tensor) -> Tensor:
-    """1-D Wasserstein distance of the intensities of each two images, mean over channels, (n,).
+    """1-D Wasserstein distance of the intensities of image pairs (n, C, H, W), mean over channels, (n,).
 
-    With as many pixels on both sides it is the mean difference of the sorted intensities.
-
-    Args:
-        images_a: (n, C, H, W).
-        images_b: The same.
+    With equally many pixels it is the mean difference of the sorted intensities.
 
     Source: Vallender 1974, "Calculation of the Wasserstein distance between probability distributions on the line".
     """
@@ -396,38 +385,28 @@ def intensity_distance(images_a: Tensor, images_b: Tensor) -> Tensor:
     return (a - b).abs().mean((1, 2))
 
 
-CHECK = Check(
-    run=consistency_check,
-    generator=True,
-    suits=masks_obstacle,
-    packages=("scipy",),
-    meanings={
-        "consistency_dice": Meaning(
-            "labels", "Dice of masks", 1, "How well a segmentation network of real images finds the asked-for masks."
-        ),
-        "consistency_dice_ratio": Meaning(
-            "labels", "Dice of masks, by that of real", 0, "1 where images show their masks as clearly as real ones do."
-        ),
-        "consistency_hausdorff": Meaning(
-            "labels",
-            "Hausdorff distance of masks",
-            -1,
-            "How far that network's borders lie from the masks', in pixels.",
-        ),
-        "consistency_hausdorff_ratio": Meaning(
-            "labels", "Hausdorff distance, by that of real", 0, "1 where images place borders as well as real ones do."
-        ),
-        "style_dice": Meaning(
-            "labels",
-            "Dice of two styles",
-            1,
-            "What that network sees of one mask; 1 where a style leaves anatomy alone.",
-        ),
-        "style_intensity": Meaning(
-            "labels",
-            "Intensities of two styles",
-            0,
-            "How far a style moves them, in a range of 1; 0 where it moves none.",
-        ),
-    },
-)
+MEANINGS = {
+    "consistency_dice": Meaning(
+        "labels", "Dice of masks", 1, "How well a segmentation network of real images finds the requested masks."
+    ),
+    "consistency_dice_ratio": Meaning(
+        "labels", "Dice of masks, by that of real", 0, "1 where images show their masks as clearly as real ones do."
+    ),
+    "consistency_hausdorff": Meaning(
+        "labels", "Hausdorff distance of masks", -1, "Distance of that network's borders to the masks', in pixels."
+    ),
+    "consistency_hausdorff_ratio": Meaning(
+        "labels", "Hausdorff distance, by that of real", 0, "1 where images place borders as well as real ones do."
+    ),
+    "style_dice": Meaning(
+        "labels",
+        "Dice of two styles",
+        1,
+        "Between that network's label maps of both; 1 where a style keeps the anatomy.",
+    ),
+    "style_intensity": Meaning(
+        "labels", "Intensities of two styles", 0, "How far a style moves the intensities, in a range of 1."
+    ),
+}
+
+CHECK = Check(run=consistency_check, generator=True, suits=masks_obstacle, packages=("scipy",), meanings=MEANINGS)

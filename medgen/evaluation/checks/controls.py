@@ -41,16 +41,15 @@ def controls(
     split: str = "test",
     seed: int = 0,
 ) -> dict[str, dict[str, Score]]:
-    """Scores of training images in the place of generated ones: the best a model can hope for, and a poor one.
+    """Scores of training images in place of generated ones: the best a model can hope for, and blurred, a poor one.
 
     Args:
         datamodule: The real data.
         network: The feature network.
         metrics: Names of `medgen.evaluation.METRICS`.
-        n: Number of training images, with labels distributed as those of `split`; by default as many as `split` has,
-            and never more than there are.
+        n: Number of training images, with labels distributed as in `split`; by default that of `split`.
         split: The real images to compare with.
-        seed: Chooses the training images.
+        seed: Seed of the choice of training images.
 
     Returns:
         Scores by name under ``train`` and ``train, blurred by 1 pixel``.
@@ -66,9 +65,9 @@ def controls(
 
 
 def pick_matched(images: RealImages, reference: RealImages, n: int, *, seed: int) -> Tensor:
-    """Up to `n` images (m, C, H, W) drawn without replacement; with classes, in the shares of the reference.
+    """Draw up to `n` images (m, C, H, W) without replacement; classes have the shares of the reference.
 
-    Fewer come only where a class has not enough; where that would leave less than half, shares are given up instead.
+    A rare class may reduce their number; if less than half would be left, shares are not matched.
     """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     rows = order[:n]

@@ -1,4 +1,4 @@
-"""What sampling costs: time, memory, calls of the network; and what fewer steps lose."""
+"""Cost of sampling: time, memory, calls of the network, and quality with fewer steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import resource
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,20 +20,24 @@ from medgen.evaluation.sets import RealImages
 from medgen.generator import Generator
 
 TIMED = 8
-"""Images drawn to be timed."""
+"""Images drawn for the timing."""
 SWEEP = (5, 10, 20, 50)
-"""Numbers of steps that are tried, where a family has steps."""
+"""Numbers of steps of the sweep, for families with steps."""
 
 
 def efficiency(case: Case) -> Findings:
-    """Seconds per image, peak memory, calls of the costliest network and size; and a sweep over steps."""
+    """Measure seconds per image, peak memory, calls of the costliest network and size, and sweep over steps."""
     generator = case.generator
     found = Findings()
+    has_steps = "steps" in inspect.signature(generator._sample).parameters
     timed = min(TIMED, case.opened.n)
     label = case.opened.conditions(slice(0, timed))
-    generator.sample(1, None if label is None else label[:1], seed=0, **(case.options | _fewest(generator)))  # warm up
+    generator.sample(
+        1, None if label is None else label[:1], seed=0, **(case.options | ({"steps": 2} if has_steps else {}))
+    )  # warm up
     calls = _Calls(generator)
-    _reset_peak(generator.device)
+    if generator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(generator.device)
     with calls:
         start = time.perf_counter()
         generator.sample(timed, label, seed=case.settings.seed, batch_size=timed, **case.options)
@@ -42,10 +47,10 @@ def efficiency(case: Case) -> Findings:
         "peak_memory_mb": _peak_megabytes(generator.device),
         "parameters_million": sum(p.numel() for p in generator.parameters()) / 1e6,
     }
-    if calls.most:  # what draws code by code does not call its networks as a whole
+    if calls.most:  # autoregressive sampling may not call networks as a whole
         numbers["evaluations_per_image"] = float(calls.most)
     found.scores += [score(name, value, case.generated, case.real) for name, value in numbers.items()]
-    if _has_steps(generator):
+    if has_steps:
         figure, scores = sweep(case, generator, SWEEP)
         found.figures.append(figure)
         found.scores += scores
@@ -53,7 +58,7 @@ def efficiency(case: Case) -> Findings:
 
 
 def sweep(case: Case, generator: Generator, steps: Sequence[int]) -> tuple[Figure, list[Score]]:
-    """The Fréchet distance against the number of steps, each with the images of the report's seed."""
+    """Measure the Fréchet distance against the number of steps, with images of the same seed."""
     scores = []
     real = RealImages(case.datamodule, case.settings.split)
     for count in steps:
@@ -82,19 +87,11 @@ def sweep(case: Case, generator: Generator, steps: Sequence[int]) -> tuple[Figur
     return figure, scores
 
 
-def _has_steps(generator: Generator) -> bool:
-    return "steps" in inspect.signature(generator._sample).parameters
-
-
-def _fewest(generator: Generator) -> dict[str, int]:
-    return {"steps": 2} if _has_steps(generator) else {}
-
-
 class _Calls:
-    """Counts calls of the modules with weights; `most` is of the one called most often."""
+    """Counts calls of the child modules; `most` is the largest count."""
 
     def __init__(self, generator: Generator) -> None:
-        self.counts: dict[str, int] = {}
+        self.counts: Counter[torch.nn.Module] = Counter()
         self.generator = generator
 
     @property
@@ -102,50 +99,36 @@ class _Calls:
         return max(self.counts.values(), default=0)
 
     def __enter__(self) -> None:
-        def hook(name: str) -> None:
-            def count(module: torch.nn.Module, inputs: object) -> None:
-                self.counts[name] = self.counts.get(name, 0) + 1
+        def count(module: torch.nn.Module, inputs: object) -> None:
+            self.counts[module] += 1
 
-            self.handles.append(self.generator.get_submodule(name).register_forward_pre_hook(count))
-
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
-        for name, _ in self.generator.named_children():
-            hook(name)
+        self.handles = [child.register_forward_pre_hook(count) for child in self.generator.children()]
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
 
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
 def _peak_megabytes(device: torch.device) -> float:
-    """Of the GPU while sampling; on a CPU of the process since it began."""
+    """Peak of the GPU while sampling; on a CPU, of the process since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-CHECK = Check(
-    run=efficiency,
-    train=False,
-    generator=True,
-    packages=("matplotlib",),
-    meanings={
-        "seconds_per_image": Meaning("efficiency", "Seconds per image", -1, "Wall clock on the device of the report."),
-        "peak_memory_mb": Meaning(
-            "efficiency", "Peak memory (MB)", -1, "Of the GPU while sampling, or of the process since it began."
-        ),
-        "steps_fd": Meaning(
-            "efficiency", "Fréchet distance with fewer steps", -1, "Of as many images of the same seed."
-        ),
-        "evaluations_per_image": Meaning(
-            "efficiency", "Network evaluations per image", -1, "Calls of the sampled network."
-        ),
-        "parameters_million": Meaning("efficiency", "Parameters (million)", -1, "Of the whole generator."),
-    },
-)
+MEANINGS = {
+    "seconds_per_image": Meaning("efficiency", "Seconds per image", -1, "Wall clock on the device of the report."),
+    "peak_memory_mb": Meaning(
+        "efficiency", "Peak memory (MB)", -1, "Of the GPU while sampling, or of the whole process."
+    ),
+    "steps_fd": Meaning(
+        "efficiency", "Fréchet distance with fewer steps", -1, "Of equally many images of the same seed."
+    ),
+    "evaluations_per_image": Meaning(
+        "efficiency", "Network evaluations per image", -1, "Calls of the sampled network."
+    ),
+    "parameters_million": Meaning("efficiency", "Parameters (million)", -1, "Of the whole generator."),
+}
+
+CHECK = Check(run=efficiency, train=False, generator=True, packages=("matplotlib",), meanings=MEANINGS)

@@ -52,13 +52,10 @@ def inception_scores(
     return scores
 
 
-CHECK = Check(
-    run=inception_score,
-    labels=True,
-    packages=("sklearn",),
-    meanings={
-        "inception_score": Meaning(
-            "fidelity", "Inception score", 1, "How clearly images show one class, and how evenly all classes come."
-        ),
-    },
-)
+MEANINGS = {
+    "inception_score": Meaning(
+        "fidelity", "Inception score", 1, "How clear the class of each image, and how even all classes are."
+    ),
+}
+
+CHECK = Check(run=inception_score, labels=True, packages=("sklearn",), meanings=MEANINGS)

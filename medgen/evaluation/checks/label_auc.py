@@ -48,13 +48,8 @@ def label_aucs(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -
     return found
 
 
-CHECK = Check(
-    run=label_auc,
-    labels=True,
-    packages=("sklearn",),
-    meanings={
-        "label_auc": Meaning(
-            "labels", "AUC of labels", 1, "Whether a classifier of real images sees the asked-for label."
-        ),
-    },
-)
+MEANINGS = {
+    "label_auc": Meaning("labels", "AUC of labels", 1, "Whether a classifier of real images sees the requested label."),
+}
+
+CHECK = Check(run=label_auc, labels=True, packages=("sklearn",), meanings=MEANINGS)

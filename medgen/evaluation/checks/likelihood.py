@@ -1,4 +1,4 @@
-"""How likely a generator finds images: whether it has learned them by heart, and which ones it finds odd."""
+"""Likelihood of images under the generator: memorised training images, and outliers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ODD: Mapping[str, Callable[[Tensor], Tensor]] = {
     "negative": lambda images: 1 - images,
     "middle covered": lambda images: _covered(images),
 }
-"""What is done to held-out images, (B, C, H, W) in [0, 1], to see whether a generator finds them less likely."""
+"""Changes of held-out images, (B, C, H, W) in [0, 1], that make them outliers."""
 
 
 def likelihood(case: Case) -> Findings:
-    """Bits per dimension of held-out, training and generated images, and the AUC at which they tell odd images.
+    """Measure bits per dimension of held-out, training and generated images, and the AUC of outlier detection.
 
-    Training images that are much likelier than held-out ones were learned by heart. As an outlier score, bits per
-    dimension are judged on held-out images beside copies of them that were changed in known ways (`ODD`).
+    Training images that are much likelier than held-out ones were memorised. Outliers are copies of held-out images,
+    changed as `ODD` says.
 
     Source: Nalisnick et al. 2019, "Do deep generative models know what they don't know?": likely images need not be
-    ordinary ones, which is why the score is measured and not believed.
+    ordinary ones, so the outlier score is measured.
     """
     bits_of = getattr(case.generator, "bits_of", None)
     found = Findings()
@@ -57,35 +57,26 @@ def likelihood(case: Case) -> Findings:
 
 
 def _covered(images: Tensor) -> Tensor:
-    """Images with a grey square in the middle, a third as high and wide."""
+    """Cover the middle of images by a grey square, a third as high and wide."""
     height, width = images.shape[-2:]
     covered = images.clone()
     covered[..., height // 3 : 2 * height // 3, width // 3 : 2 * width // 3] = 0.5
     return covered
 
 
-CHECK = Check(
-    run=likelihood,
-    train=False,
-    generator=True,
-    meanings={
-        "bits_per_dimension": Meaning(
-            "fidelity",
-            "Bits per dimension",
-            -1,
-            "Bits that each code of held-out real images costs; fewer are likelier.",
-        ),
-        "bits_per_dimension_train": Meaning(
-            "privacy",
-            "Bits per dimension of train",
-            0,
-            "Far below that of held-out images, images were learned by heart.",
-        ),
-        "bits_per_dimension_generated": Meaning(
-            "fidelity", "Bits per dimension of generated images", 0, "The generator's own; compare with real images."
-        ),
-        "outlier_auc": Meaning(
-            "fidelity", "AUC of odd images", 1, "Whether images changed as said cost more bits than untouched ones."
-        ),
-    },
-)
+MEANINGS = {
+    "bits_per_dimension": Meaning(
+        "fidelity", "Bits per dimension", -1, "Bits per code of held-out images; fewer are likelier."
+    ),
+    "bits_per_dimension_train": Meaning(
+        "privacy", "Bits per dimension of train", 0, "Far below that of held-out images, images were memorised."
+    ),
+    "bits_per_dimension_generated": Meaning(
+        "fidelity", "Bits per dimension of generated images", 0, "The generator's own; compare with real images."
+    ),
+    "outlier_auc": Meaning(
+        "fidelity", "AUC of odd images", 1, "Whether changed images cost more bits than untouched ones."
+    ),
+}
+
+CHECK = Check(run=likelihood, train=False, generator=True, meanings=MEANINGS)

@@ -106,14 +106,11 @@ def prevalence(real: Tensor, generated: Tensor, *, patients: Tensor | None = Non
     )
 
 
-CHECK = Check(
-    run=label_prevalence,
-    labels=True,
-    packages=("sklearn",),
-    meanings={
-        "prevalence": Meaning("labels", "Label prevalence", 0, "How often a classifier of real images sees the label."),
-        "prevalence_difference": Meaning(
-            "labels", "Prevalence, generated less real", 0, "Below 0, the generator drops the label."
-        ),
-    },
-)
+MEANINGS = {
+    "prevalence": Meaning("labels", "Label prevalence", 0, "How often a classifier of real images sees the label."),
+    "prevalence_difference": Meaning(
+        "labels", "Prevalence, generated less real", 0, "Below 0, the generator drops the label."
+    ),
+}
+
+CHECK = Check(run=label_prevalence, labels=True, packages=("sklearn",), meanings=MEANINGS)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEAR = 0.01
-"""Quantile of the held-out distances below which a generated image counts as suspiciously near."""
+"""Quantile of held-out distances below which a generated image is suspiciously near."""
 
 CELL = 60
-"""Mean number of images of each kind per cell of the training space, where copies are tested for cell by cell."""
+"""Mean number of images of each kind per cell of the training space."""
 
 
 def privacy(case: Case) -> Findings:
@@ -101,11 +101,11 @@ def privacy(case: Case) -> Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class NearestTraining:
-    """The nearest training image of each generated and of each held-out real image, in one feature space.
+    """Nearest training image of each generated and each held-out real image, in one feature space.
 
     Attributes:
         generated: Neighbours of the generated images; `index` is the row of the train split.
-        held_out: Neighbours of real images of other patients: the distances that are not memorisation.
+        held_out: Neighbours of real images of other patients, as the baseline without memorisation.
     """
 
     generated: Neighbours
@@ -113,24 +113,24 @@ class NearestTraining:
 
     @property
     def threshold(self) -> Tensor:
-        """Distance that all but the nearest `NEAR` of the held-out images exceed."""
+        """The `NEAR` quantile of the held-out distances."""
         return self.held_out.distance.quantile(NEAR)
 
     @property
     def near_share(self) -> float:
-        """Share of generated images below the threshold; about `NEAR` for a model that copies nothing."""
+        """Share of generated images below the threshold; about `NEAR` without copying."""
         return float((self.generated.distance < self.threshold).float().mean())
 
     @property
     def median_ratio(self) -> float:
-        """Median distance of generated images by that of held-out ones; well below 1 suggests copying."""
+        """Median distance of generated over that of held-out images; far below 1 suggests copying."""
         return float(self.generated.distance.median() / self.held_out.distance.median())
 
 
 def nearest_training(
     generated: FeatureSet, train: FeatureSet, held_out: FeatureSet, network: FeatureNetwork
 ) -> NearestTraining:
-    """Nearest training images in the space of one network; ``pixels`` is the space of grey levels at 64 pixels."""
+    """Find nearest training images in the space of one network; ``pixels`` is grey levels at 64 pixels."""
     space = train.features[network.name]
     return NearestTraining(
         generated=nearest(generated.features[network.name], space),
@@ -139,9 +139,9 @@ def nearest_training(
 
 
 def authenticity(generated: Neighbours, train: Tensor) -> Tensor:
-    """Whether each generated image is no mere variant of a training image, (n,) bool.
+    """Test that generated images are no variants of a training image, (n,) bool.
 
-    It is one where it lies nearer to its nearest training image than that image's own nearest neighbour.
+    A variant lies nearer to its nearest training image than that image's own nearest neighbour.
 
     Args:
         generated: Nearest training image of each generated one.
@@ -154,14 +154,14 @@ def authenticity(generated: Neighbours, train: Tensor) -> Tensor:
 
 
 def copying_z(generated: Tensor, held_out: Tensor, *, cells: Tensor | None = None, least: int = 20) -> float:
-    """The C_T statistic: a z score below about -3 says that generated images crowd around training images.
+    """Statistic C_T: a z score below about -3 says that generated images crowd around training images.
 
-    Within each cell of the training space the distances of generated images to their nearest training image are ranked
-    among those of held-out real images (Mann-Whitney); cells count by their share of held-out images.
+    Distances to the nearest training image of generated and of held-out real images are compared by the Mann-Whitney
+    test within each cell of the training space, and averaged with the shares of held-out images as weights.
 
     Args:
         generated: Distance of each generated image to its nearest training image, (n,).
-        held_out: The same for held-out real images, (m,).
+        held_out: Distance of each held-out real image, (m,).
         cells: Cell of each generated, then of each held-out image, (n + m,) int64; None makes one cell of all.
         least: Cells with fewer images of one kind are left out; NaN if none is left.
 
@@ -184,13 +184,13 @@ def copying_z(generated: Tensor, held_out: Tensor, *, cells: Tensor | None = Non
 
 
 def training_cells(train: Tensor, *others: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Cells of a feature space, found by k-means on training images: the cell of each other vector, set by set.
+    """Divide a feature space by k-means on training images, and return the cell of each other vector.
 
     Args:
         train: Features of the training images, (m, D).
-        *others: Vectors to be placed, (n, D) each.
+        *others: Vectors to assign, (n, D) each, concatenated in the result.
         count: Number of cells.
-        seed: First centres.
+        seed: Seed of the first centres.
     """
     from sklearn.cluster import KMeans
 
@@ -201,7 +201,7 @@ def training_cells(train: Tensor, *others: Tensor, count: int, seed: int = 0) ->
 def memorisation_scores(
     found: NearestTraining, generated: FeatureSet, held_out: FeatureSet, network: FeatureNetwork
 ) -> dict[str, Score]:
-    """Summary: ``nearest_train_ratio_NETWORK`` and ``near_train_share_NETWORK``; the baseline set is `real`."""
+    """Scores ``nearest_train_ratio_NETWORK`` and ``near_train_share_NETWORK``; `real` is the held-out set."""
     values = {
         f"nearest_train_ratio_{network.slug}": found.median_ratio,
         f"near_train_share_{network.slug}": found.near_share,
@@ -212,15 +212,7 @@ def memorisation_scores(
 def nearest_pictures(
     found: NearestTraining, generated: FeatureSet, train: FeatureSet, *, count: int = 8, columns: int = 4
 ) -> Image.Image:
-    """The generated images nearest to a training image, each beside it.
-
-    Args:
-        found: What `nearest_training` found.
-        generated: The generated images.
-        train: The training images.
-        count: How many pairs, the nearest first.
-        columns: Pairs per row.
-    """
+    """Picture of the `count` generated images nearest to a training image, each beside it."""
     rows = found.generated.distance.argsort()[:count].tolist()
     return pair_pictures(generated, train, [(row, int(found.generated.index[row])) for row in rows], columns=columns)
 
@@ -228,7 +220,7 @@ def nearest_pictures(
 def pair_pictures(
     generated: FeatureSet, train: FeatureSet, pairs: Sequence[tuple[int, int]], *, columns: int = 4
 ) -> Image.Image:
-    """Pairs of rows as pictures: sample | training image."""
+    """Picture of pairs of rows: sample | training image."""
     pictures, captions = [], []
     for row, match in pairs:
         pictures += [generated.images[row : row + 1], train.images[match : match + 1]]
@@ -239,31 +231,18 @@ def pair_pictures(
     )
 
 
-CHECK = Check(
-    run=privacy,
-    packages=("matplotlib", "scipy", "sklearn"),
-    meanings={
-        "nearest_train_ratio": Meaning(
-            "privacy",
-            "Distance to train, against unseen",
-            0,
-            "Median over that of unseen real images; below 1 is nearer.",
-        ),
-        "near_train_share": Meaning(
-            "privacy", "Share nearer to train than 99 % of unseen", -1, "About 0.01 where nothing is copied."
-        ),
-        "authenticity": Meaning(
-            "privacy",
-            "Authenticity",
-            0,
-            "Share of images that are no mere variants of a training image; compare with real.",
-        ),
-        "copying_z": Meaning("privacy", "Copying (C_T)", 0, "A z score; below -3 images crowd around training images."),
-        "near_copies": Meaning(
-            "privacy",
-            "Near copies",
-            -1,
-            "Images that are a training image: moved, mirrored, turned, enlarged or of other contrast.",
-        ),
-    },
-)
+MEANINGS = {
+    "nearest_train_ratio": Meaning(
+        "privacy", "Distance to train, against unseen", 0, "Median over that of unseen images; below 1 is nearer."
+    ),
+    "near_train_share": Meaning(
+        "privacy", "Share nearer to train than 99 % of unseen", -1, "About 0.01 where nothing is copied."
+    ),
+    "authenticity": Meaning(
+        "privacy", "Authenticity", 0, "Share of images that are no variants of a training image; compare with real."
+    ),
+    "copying_z": Meaning("privacy", "Copying (C_T)", 0, "A z score; below -3 images crowd around training images."),
+    "near_copies": Meaning("privacy", "Near copies", -1, "Training images, also if moved, mirrored, turned or scaled."),
+}
+
+CHECK = Check(run=privacy, packages=("matplotlib", "scipy", "sklearn"), meanings=MEANINGS)

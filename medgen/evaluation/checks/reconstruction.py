@@ -1,4 +1,4 @@
-"""What an autoencoder loses before anything is generated: copies of real images beside them."""
+"""Reconstruction: the loss of the autoencoder of a generator, before anything is generated."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from medgen.images import from_uint8, image_grid, to_uint8
 
 
 def reconstruction(case: Case) -> Findings:
-    """Mean square error, PSNR and MS-SSIM of copies of the compared real images and of training images.
+    """Measure mean square error, PSNR and MS-SSIM of copies of real images, and metrics of copied training images.
 
-    The metrics on features of copied training images are the best that a model of this autoencoder can hope for.
+    Metrics of copied training images are the best that a model with this autoencoder can reach.
 
     Source: Mueller-Franzes et al. 2023, table 2: on the reference and on an independent test set.
     """
@@ -69,7 +69,7 @@ def reconstruction(case: Case) -> Findings:
 
 
 def _copies_as_images(case: Case, copied: Callable[[torch.Tensor], torch.Tensor]) -> list[Score]:
-    """The metrics on features of copies of as many training images as were generated."""
+    """Measure the metrics on copies of as many training images as were generated."""
     train, reference = RealImages(case.datamodule, "train"), RealImages(case.datamodule, case.settings.split)
     images = pick_matched(train, reference, case.generated.n, seed=case.settings.seed)
     copies = torch.cat([copied(part) for part in images.split(case.settings.batch_size)])
@@ -78,19 +78,14 @@ def _copies_as_images(case: Case, copied: Callable[[torch.Tensor], torch.Tensor]
     return list(measure(*sets, case.judge, measurable(case.settings.metrics, min(sets[0].n, sets[1].n))).values())
 
 
-CHECK = Check(
-    run=reconstruction,
-    train=False,
-    generator=True,
-    meanings={
-        "reconstruction_mse": Meaning(
-            "fidelity", "Reconstruction error", -1, "Mean square error of the autoencoder on held-out real images."
-        ),
-        "reconstruction_psnr": Meaning(
-            "fidelity", "Reconstruction PSNR", 1, "Of the autoencoder on held-out images, in dB."
-        ),
-        "reconstruction_ms_ssim": Meaning(
-            "fidelity", "Reconstruction MS-SSIM", 1, "Structural similarity of the autoencoder's copies; 1 is perfect."
-        ),
-    },
-)
+MEANINGS = {
+    "reconstruction_mse": Meaning(
+        "fidelity", "Reconstruction error", -1, "Mean square error of copies of held-out images."
+    ),
+    "reconstruction_psnr": Meaning("fidelity", "Reconstruction PSNR", 1, "Of copies of held-out images, in dB."),
+    "reconstruction_ms_ssim": Meaning(
+        "fidelity", "Reconstruction MS-SSIM", 1, "Structural similarity of the autoencoder's copies; 1 is perfect."
+    ),
+}
+
+CHECK = Check(run=reconstruction, train=False, generator=True, meanings=MEANINGS)

@@ -1,7 +1,7 @@
-"""What synthetic images are good for: classifiers trained with and on them, judged on real patients.
+"""Utility: classifiers trained with and on synthetic images, tested on real patients.
 
-Repetitions leave out a part of the real training patients each. A given generator has learned from all of them, so what
-its images add may be what was left out; for the strict answer, train it on the same patients only.
+Each repetition leaves out a part of the real training patients, but the generator has learned from all of them. For an
+unbiased answer, train it on the patients of a repetition only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from medgen.evaluation.statistics.roc import weighted_areas
 from medgen.labels import LabelSpace
 
 _AREAS = 10**7
-"""Images times resamples behind an interval: thousands of images need fewer resamples, which take long."""
+"""Images times resamples of an interval: large sets get fewer resamples, to save time."""
 
 Way = Callable[[LabelledImages, int], ClassifierModule]
 """Trains a classifier, given the real training images of a repetition and its seed."""
@@ -121,19 +121,19 @@ def outcome_caption(outcomes: Sequence[Outcome], setup: UtilitySetup) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class UtilitySetup:
-    """What all utility measurements share.
+    """Data and settings of all utility measurements.
 
     Attributes:
         train: Real training images.
-        val: Real validation images, which choose weights and thresholds.
+        val: Real validation images, for weights and thresholds.
         test: Real test images.
-        synthetic: Generated images with the labels that were asked for.
-        recipe: How classifiers are trained.
-        label_space: What the labels mean.
-        folds: Parts of the real training patients; each repetition leaves one out.
+        synthetic: Generated images with the labels they were requested with.
+        recipe: Training of the classifiers.
+        label_space: Classes or findings.
+        folds: Parts of the real training patients, of which each repetition leaves one out.
         seeds: Repetitions of each fold.
-        change: What is done to all images, such as cutting the borders away.
-        device: Where classifiers train.
+        change: Applied to all images, such as hiding the borders.
+        device: Device of the trainings.
     """
 
     train: LabelledImages
@@ -149,7 +149,7 @@ class UtilitySetup:
     _trained: dict[tuple[str, int], ClassifierModule] = field(init=False, repr=False, default_factory=dict)
 
     def repetitions(self) -> list[tuple[LabelledImages, int]]:
-        """The real images of each repetition, without one fold of patients, and its seed."""
+        """Real images of each repetition, without one fold of patients, and its seed."""
         labels, groups = (part[self.train.rows] for part in (self.train.labels, self.train.groups))
         classes = labels if labels.dim() == 1 else (labels == 1).int().argmax(1)  # findings: by the first present
         rows = folds_without_one(classes, groups, self.folds, seeds=self.seeds)
@@ -165,7 +165,7 @@ class UtilitySetup:
         start: ClassifierModule | None = None,
         recipe: ClassifierRecipe | None = None,
     ) -> ClassifierModule:
-        """A classifier trained on these images, once for each name and seed: measurements share what they can."""
+        """Train a classifier, once for each name and seed."""
         if (name, seed) not in self._trained:
             self._trained[name, seed] = train_classifier(
                 train,
@@ -180,38 +180,30 @@ class UtilitySetup:
         return self._trained[name, seed]
 
     def real(self, real: LabelledImages, seed: int) -> ClassifierModule:
-        """Trained on the real images of a repetition."""
+        """Train on the real images of a repetition."""
         return self.fit("real", seed, [real])
 
     def as_many(self, real: LabelledImages) -> int:
-        """How many images GAN-train gives to either side; a fifth of the synthetic ones chooses the weights."""
+        """Number of images on either side of GAN-train; a fifth of the synthetic ones is for validation."""
         return min(len(real), len(self.synthetic) - len(self.synthetic) // 5)
 
     def equally_many_real(self, real: LabelledImages, seed: int) -> ClassifierModule:
-        """Trained on as many real images as `synthetic_only` has synthetic ones."""
+        """Train on as many real images as `synthetic_only` has synthetic ones."""
         n = self.as_many(real)
-        if n == len(real):
-            return self.real(real, seed)
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-        return self.fit("fewer real", seed, [real.subset(order[:n])])
+        return self.real(real, seed) if n == len(real) else self.fit("fewer real", seed, [real.drawn(n, seed)])
 
     def synthetic_only(self, real: LabelledImages, seed: int) -> ClassifierModule:
-        """Trained on as many synthetic images as a repetition has real ones; others of them choose the weights."""
+        """Train on synthetic images, as many as real ones in a repetition, validated on others of them."""
         order = torch.randperm(len(self.synthetic), generator=torch.Generator().manual_seed(seed))
         n = self.as_many(real)
         train, val = self.synthetic.subset(order[:n]), self.synthetic.subset(order[-(len(self.synthetic) // 5) :])
         return self.fit("synthetic only", seed, [train], val=val)
 
-    def picked(self, n: int, seed: int) -> LabelledImages:
-        """Some of the synthetic images: `n`, or all if there are fewer."""
-        order = torch.randperm(len(self.synthetic), generator=torch.Generator().manual_seed(seed))
-        return self.synthetic.subset(order[:n])
-
 
 def augmentation_utility(setup: UtilitySetup, ratios: Sequence[float] = (0.25, 0.5, 1.0, 2.0)) -> list[Outcome]:
-    """Real images alone, with classical augmentation, and with synthetic ones at several ratios to the real ones.
+    """Compare real images, classical augmentation, and synthetic images at several ratios to real ones.
 
-    Ratios that more than a tenth of the synthetic images are missing for are left out.
+    Ratios for which more than a tenth of the synthetic images are missing are left out.
 
     Source: "The beauty or the beast: which aspect of synthetic medical images deserves our focus?", data augmentation
     utility.
@@ -223,7 +215,7 @@ def augmentation_utility(setup: UtilitySetup, ratios: Sequence[float] = (0.25, 0
     }
 
     def mixed(real: LabelledImages, seed: int, *, ratio: float) -> ClassifierModule:
-        return setup.fit(f"mixed {ratio:g}", seed, [real, setup.picked(round(ratio * len(real)), seed)])
+        return setup.fit(f"mixed {ratio:g}", seed, [real, setup.synthetic.drawn(round(ratio * len(real)), seed)])
 
     most = max(len(real) for real, _ in setup.repetitions())
     seen = {}
@@ -236,18 +228,14 @@ def augmentation_utility(setup: UtilitySetup, ratios: Sequence[float] = (0.25, 0
 
 
 def feature_utility(setup: UtilitySetup) -> list[Outcome]:
-    """Features learned from synthetic images alone, with a last layer trained on half of the real ones.
-
-    The baseline learns its features from all real images of the repetition, and its last layer from the same half.
+    """Compare features of synthetic and of real images, each with a last layer trained on half of the real images.
 
     Source: "The beauty or the beast: which aspect of synthetic medical images deserves our focus?", feature extraction
     utility.
     """
 
     def last_layer(real: LabelledImages, seed: int, *, name: str, features: Way) -> ClassifierModule:
-        order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
-        half = real.subset(order[: len(real) // 2])
-        return setup.fit(name, seed, [half], start=features(real, seed))
+        return setup.fit(name, seed, [real.drawn(len(real) // 2, seed)], start=features(real, seed))
 
     return _compare(
         setup,
@@ -260,9 +248,9 @@ def feature_utility(setup: UtilitySetup) -> list[Outcome]:
 
 
 def gan_train(setup: UtilitySetup) -> list[Outcome]:
-    """Trained on synthetic images only, tested on real ones, beside equally many real training images.
+    """Compare training on synthetic images only with training on equally many real ones; test on real images.
 
-    Nothing real reaches the former: other synthetic images choose its weights.
+    The synthetic side is validated on other synthetic images.
 
     Source: Shmelkov et al. 2018, "How good is my GAN?", section 3.1.
     """
@@ -275,7 +263,7 @@ def gan_train(setup: UtilitySetup) -> list[Outcome]:
 
 
 def gan_test(setup: UtilitySetup) -> list[Outcome]:
-    """Trained on real images, tested on real and on synthetic ones: does the asked-for label appear?
+    """Train on real images, test on real and on synthetic ones.
 
     Source: Shmelkov et al. 2018, "How good is my GAN?", section 3.2.
     """
@@ -290,7 +278,7 @@ def gan_test(setup: UtilitySetup) -> list[Outcome]:
 
 
 def _most_synthetic(setup: UtilitySetup) -> int:
-    """How many synthetic images a network of `UtilitySetup.synthetic_only` learns from."""
+    """Largest number of synthetic training images in `UtilitySetup.synthetic_only`."""
     return max(setup.as_many(real) for real, _ in setup.repetitions())
 
 
@@ -342,29 +330,20 @@ def _outcome(name: str, scores: Sequence[Tensor], test: LabelledImages, space: L
 
 P_MEANING = "Wilcoxon's signed-rank test of the repetitions, Holm-corrected."
 
-CHECK = Check(
-    run=utility,
-    labels=True,
-    packages=("matplotlib", "scipy", "sklearn"),
-    meanings={
-        "utility_augmentation": Meaning(
-            "utility", "Augmentation", 1, "AUC on real test patients of a classifier trained on what the row says."
-        ),
-        "utility_features": Meaning(
-            "utility",
-            "Feature extraction",
-            1,
-            "AUC of a classifier with these features and a last layer of real images.",
-        ),
-        "utility_gan_train": Meaning(
-            "utility",
-            "GAN-train",
-            1,
-            "AUC on real test patients of classifiers of generated images, or of as many real ones.",
-        ),
-        "utility_gan_test": Meaning(
-            "utility", "GAN-test", 1, "AUC of a classifier of real images: does it tell the asked-for labels?"
-        ),
-        "p_of": Meaning("utility", "p of the difference", 0, P_MEANING),
-    },
-)
+MEANINGS = {
+    "utility_augmentation": Meaning(
+        "utility", "Augmentation", 1, "AUC on real test patients after training on what the row says."
+    ),
+    "utility_features": Meaning(
+        "utility", "Feature extraction", 1, "AUC of these features with a last layer trained on real images."
+    ),
+    "utility_gan_train": Meaning(
+        "utility", "GAN-train", 1, "AUC on real test patients after training on generated, or as many real images."
+    ),
+    "utility_gan_test": Meaning(
+        "utility", "GAN-test", 1, "AUC of a classifier of real images on the requested labels."
+    ),
+    "p_of": Meaning("utility", "p of the difference", 0, P_MEANING),
+}
+
+CHECK = Check(run=utility, labels=True, packages=("matplotlib", "scipy", "sklearn"), meanings=MEANINGS)

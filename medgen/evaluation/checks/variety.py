@@ -69,22 +69,19 @@ def variety(case: Case) -> Findings:
 
 _BLURRED = "Varied images have a blurred mean, whose file is small."
 
-CHECK = Check(
-    run=variety,
-    train=False,
-    packages=("imagecodecs",),
-    meanings={
-        "mean_image_png_bytes": Meaning("variety", "Mean image as PNG (bytes)", 0, _BLURRED),
-        "mean_image_jpeg_bytes": Meaning("variety", "Mean image as lossless JPEG (bytes)", 0, _BLURRED),
-        "ms_ssim": Meaning(
-            "variety", "MS-SSIM of pairs", 0, "Similarity of two random images of one class; compare with real."
-        ),
-    },
-)
+MEANINGS = {
+    "mean_image_png_bytes": Meaning("variety", "Mean image as PNG (bytes)", 0, _BLURRED),
+    "mean_image_jpeg_bytes": Meaning("variety", "Mean image as lossless JPEG (bytes)", 0, _BLURRED),
+    "ms_ssim": Meaning(
+        "variety", "MS-SSIM of pairs", 0, "Similarity of random images of one class; compare with real."
+    ),
+}
+
+CHECK = Check(run=variety, train=False, packages=("imagecodecs",), meanings=MEANINGS)
 
 
 def mean_image(images: ImageSet | Tensor, rows: Tensor, *, batch_size: int = 64) -> Tensor:
-    """The mean (C, H, W) of some images of a set."""
+    """Mean (C, H, W) of some images of a set."""
     total = torch.zeros(())
     for start in range(0, len(rows), batch_size):
         total = total + torch.stack([images[i : i + 1][0] for i in rows[start : start + batch_size].tolist()]).sum(0)
@@ -94,9 +91,8 @@ def mean_image(images: ImageSet | Tensor, rows: Tensor, *, batch_size: int = 64)
 def lossless_bytes(image: Tensor) -> dict[str, int]:
     """Sizes in bytes of one image (C, H, W) in [0, 1] as a lossless file: ``png`` and ``jpeg``.
 
-    The mean of varied images is a blur, which packs well: a smaller file means more variety. Sizes of different image
-    sizes or numbers of images do not compare. The JPEG is JPEG-LS, the lossless standard that browsers lack but
-    archives of medical images use; the papers do not say which of the lossless kinds they took.
+    The mean of varied images is a blur, which compresses well. Sizes of different image sizes or numbers of images do
+    not compare. The papers do not name the lossless JPEG; ours is JPEG-LS, the standard of medical archives.
 
     Source: Deng et al. 2009, "ImageNet: a large-scale hierarchical image database", section 3.2.
     """
@@ -118,9 +114,9 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
 
 
 def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity over several scales, one value per pair of images (B, C, H, W) in [0, 1].
+    """Multi-scale structural similarity of each pair of images (B, C, H, W) in [0, 1], (B,).
 
-    Five scales need 176 pixels; smaller images get as many as fit, with the weights brought to a sum of one.
+    Five scales need 176 pixels; smaller images get as many as fit, with weights normalised to a sum of one.
 
     Source: Wang et al. 2003, "Multi-scale structural similarity for image quality assessment", eq. 7.
     """
@@ -138,10 +134,10 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scales(side: int) -> int:
-    """How many scales of MS-SSIM an image has room for.
+    """Number of scales of MS-SSIM for images with this smaller side in pixels.
 
     Raises:
-        ValueError: If not even one.
+        ValueError: If the side is smaller than the window.
     """
     if side < _WINDOW:
         raise ValueError(f"images are {side} pixels wide or high; MS-SSIM needs at least {_WINDOW}")
@@ -156,13 +152,13 @@ def scales(side: int) -> int:
 def pair_similarity(
     images: ImageSet | Tensor, rows: Tensor, *, pairs: int = 500, seed: int = 0, batch_size: int = 32
 ) -> Interval:
-    """Mean MS-SSIM between random pairs of different images of a set; 1 if all are alike.
+    """Mean MS-SSIM between random pairs of images of a set, with its interval; 1 if all are equal.
 
     Args:
         images: The set.
-        rows: Which of its images, such as those of one class; at least two.
-        pairs: Number of pairs; all there are, if fewer.
-        seed: Chooses them.
+        rows: At least two of its rows, such as those of one class.
+        pairs: Number of pairs; all, if there are fewer.
+        seed: Seed of the pairs.
         batch_size: Pairs compared together.
 
     Source: Odena et al. 2017, "Conditional image synthesis with auxiliary classifier GANs", section 4.2.
@@ -186,7 +182,7 @@ def pair_similarity(
     values = torch.cat(found).double().numpy()
 
     def mean(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Images are resampled, and a pair counts as often as both of its images were drawn."""
+        """Mean over pairs, which count as often as both of their images were drawn."""
         weights = counts[:, first.numpy()] * counts[:, second.numpy()]
         total = weights.sum(1)
         result: NDArray[np.float64] = np.divide(

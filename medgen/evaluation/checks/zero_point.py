@@ -14,8 +14,6 @@ from medgen.evaluation.run import measurable, measure
 from medgen.evaluation.scores import Score
 from medgen.evaluation.sets import FeatureSet, RealImages
 
-HALF = "half of the real images against the other"
-
 
 def zero_point_check(case: Case) -> Findings:
     """Measure `zero_point` with the metrics of the report."""
@@ -24,9 +22,10 @@ def zero_point_check(case: Case) -> Findings:
 
 
 def zero_point(real: FeatureSet, network: FeatureNetwork, metrics: Sequence[str], *, seed: int = 0) -> dict[str, Score]:
-    """Scores of one half of a real set against the other: those of perfect images, at half the number."""
+    """Scores of one half of a real set against the other: those of perfect images at half the number."""
     assert isinstance(real.images, RealImages)
-    halves = zip((HALF, "the other half"), halves_by_patient(real.images, seed=seed), strict=True)
+    names = ("half of the real images against the other", "the other half")
+    halves = zip(names, halves_by_patient(real.images, seed=seed), strict=True)
     one, other = (real.subset(rows, name) for name, rows in halves)
     return measure(one, other, network, measurable(metrics, min(one.n, other.n)))
 

@@ -1,4 +1,4 @@
-"""Classifiers of labelled images: what utility is measured with, and what reads the labels of generated images."""
+"""Classifiers of labelled images, trained to measure utility and bias."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.judges.short_training import Batches, fit_quietly, one_cycle
-from medgen.evaluation.sets import ImageSet, known_and_positive
+from medgen.evaluation.judges.short_training import Batches, Selected, fit_quietly, one_cycle
+from medgen.evaluation.sets import known_and_positive
 from medgen.evaluation.statistics.roc import auc_value, youden_threshold
 from medgen.labels import LabelSpace
 
@@ -22,49 +22,32 @@ Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledImages:
-    """Images with labels, of which some rows are meant.
+class LabelledImages(Selected):
+    """Images with labels: (n,) classes, -1 for unknown, or (n, K) findings, NaN for unknown."""
 
-    Attributes:
-        images: The images, (n, C, H, W) in [0, 1] when sliced.
-        labels: (n,) classes, -1 for unknown, or (n, K) findings, NaN for unknown.
-        rows: Which of them, (m,) int64.
-        groups: Who each image is of, (n,) int64; images of one patient are not independent.
-    """
-
-    images: ImageSet | Tensor
     labels: Tensor
-    rows: Tensor
-    groups: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def subset(self, positions: Tensor) -> LabelledImages:
-        """Some of the rows, given by their positions among them."""
-        return LabelledImages(images=self.images, labels=self.labels, rows=self.rows[positions], groups=self.groups)
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images and labels at positions among the rows."""
+        """Images and labels at some positions."""
         rows = self.rows[list(positions)]
         return torch.cat([self.images[row : row + 1] for row in rows.tolist()]), self.labels[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierRecipe:
-    """How a classifier is trained.
+    """Network and training of a classifier.
 
     Attributes:
         network: Name of a timm network, such as ``densenet121`` or ``inception_v3``; the default is tiny, and on a few
             hundred small images as good as larger ones.
-        weights: File with weights to start from; None starts from random ones. Nothing is downloaded.
-        size: Height and width the network sees; None for the images' own.
-        steps: Optimiser steps, whatever the number of images, so that more images are not also more training.
+        weights: File with initial weights; None for random ones. Nothing is downloaded.
+        size: Height and width of the input; None for the size of the images.
+        steps: Optimiser steps, independent of the number of images, so that more images do not mean more training.
         batch_size: Images per step.
-        lr: Peak learning rate of AdamW; it rises over the first tenth of the steps and falls to 0.
-        weight_decay: Its weight decay.
-        augment: How training images are varied.
-        checks: How often the validation set is looked at; the best weights are kept.
+        lr: Peak learning rate of AdamW, with linear warm-up over a tenth of the steps and decay to 0.
+        weight_decay: Weight decay of AdamW.
+        augment: Augmentation of training images.
+        checks: Number of evaluations on the validation set, of which the best weights are kept.
     """
 
     network: str = "test_resnet"
@@ -83,24 +66,23 @@ RECIPES: dict[str, ClassifierRecipe] = {
     "inception_v3": ClassifierRecipe(network="inception_v3", size=(299, 299), steps=5000, lr=3e-4),
     "densenet121": ClassifierRecipe(network="densenet121", size=(224, 224), steps=5000, lr=3e-4),
 }
-"""``small`` for machines without a GPU; InceptionV3 of source "Beauty or the Beast"; DenseNet-121 of Segal et al."""
+"""``small`` for machines without a GPU; InceptionV3 of "The beauty or the beast"; DenseNet-121 of Segal et al. 2021."""
 
 
 class ClassifierModule(LightningModule):
-    """A timm network that learns classes or findings, with weights against imbalance and a threshold for each.
+    """A timm network for classes or findings, with weights against imbalance and a threshold for each label.
 
-    Unknown labels are left out of the loss. For findings the loss is binary cross-entropy, in which present and absent
-    cases of a finding have equal total weight; for classes it is cross-entropy, in which all classes have.
+    The loss is cross-entropy with equal total weight of all classes, or binary cross-entropy with equal total weight of
+    present and absent cases of each finding. Unknown labels are left out.
 
     Args:
         recipe: Network and training.
-        label_space: What the labels mean: classes or findings.
+        label_space: Classes or findings.
         channels: Channels of the images.
-        weights: Weight of each class, (K,), or of the absent and present cases of each finding, (2, K); see
-            `class_weights`.
+        weights: Weights of classes, (K,), or of absent and present cases of findings, (2, K); see `class_weights`.
 
     Attributes:
-        thresholds: Score of each class or finding from which on it counts as present (Youden); set after training.
+        thresholds: Youden's threshold of each class or finding; set after training.
     """
 
     thresholds: Tensor
@@ -136,7 +118,7 @@ class ClassifierModule(LightningModule):
         return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over the known labels of a batch; see the class."""
+        """Mean loss over the known labels of a batch."""
         if labels.dim() == 1:
             return F.cross_entropy(logits, labels, weight=self.weights, ignore_index=-1)
         known = labels.isfinite()
@@ -145,12 +127,12 @@ class ClassifierModule(LightningModule):
         return (each * known).sum() / known.sum().clamp(min=1)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch of images and labels."""
+        """Compute the loss of a batch of images and labels."""
         images, labels = batch
         return self.loss(self(images), labels)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one cycle, on what is not frozen."""
+        """Set up AdamW with one cycle for all parameters that are not frozen."""
         return one_cycle(self, lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, steps=self.recipe.steps)
 
     @torch.inference_mode()
@@ -166,7 +148,7 @@ class ClassifierModule(LightningModule):
         return torch.cat(parts)
 
     def set_thresholds(self, data: LabelledImages, *, change: Change | None = None) -> None:
-        """Youden's threshold of each class or finding on validation images; those without both cases keep 0."""
+        """Set Youden's thresholds on validation images; labels without both cases keep 0."""
         scores, labels = self.scores(data, change=change), data.labels[data.rows]
         for k in range(len(self.label_space)):
             known, positive = known_and_positive(labels, k)
@@ -174,14 +156,14 @@ class ClassifierModule(LightningModule):
                 self.thresholds[k] = youden_threshold(scores[known, k], positive[known])
 
     def freeze_all_but_last(self) -> None:
-        """Train the last layer only, from the start; the statistics of normalisation layers stay as they are, too."""
+        """Reset the last layer and freeze all others, with the statistics of normalisation layers."""
         self.network.requires_grad_(requires_grad=False)
         self.network.reset_classifier(len(self.label_space))  # type: ignore[operator]
         self.frozen = True
         self.train()
 
     def train(self, mode: bool = True) -> ClassifierModule:
-        """Train or eval mode; frozen features stay in eval mode."""
+        """Switch between train and eval mode; frozen features stay in eval mode."""
         super().train(mode)
         if self.frozen:
             self.network.eval()
@@ -189,7 +171,7 @@ class ClassifierModule(LightningModule):
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Weights that give all classes, (K,), or the absent and the present cases of all findings, (2, K), the same total.
+    """Weights with equal totals for all classes, (K,), or for absent and present cases of all findings, (2, K).
 
     The mean weight over images is 1; a class or case that does not occur gets 0.
 
@@ -217,17 +199,17 @@ def train_classifier(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> ClassifierModule:
-    """A classifier with the weights that were best on the validation images, and its thresholds.
+    """Train a classifier; keep the weights that are best on the validation images, and set its thresholds.
 
     Args:
-        train: What it learns from; several sets are mixed.
-        val: What chooses the weights and thresholds: the macro-averaged area under the ROC curve.
+        train: Training sets, which are mixed.
+        val: Validation images, for weights (by macro-averaged area under the ROC curve) and thresholds.
         recipe: Network and training.
-        label_space: What the labels mean.
-        start: A classifier whose features are kept: only its last layer is trained.
-        change: What is done to all images, such as cutting the borders away.
-        device: Where it trains and stays.
-        seed: First weights, order and augmentation.
+        label_space: Classes or findings.
+        start: A classifier whose features are kept, so that only the last layer is trained.
+        change: Applied to all images, such as hiding the borders.
+        device: Device of training and result.
+        seed: Seed of weights, order and augmentation.
     """
     labels = torch.cat([part.labels[part.rows] for part in train])
     with torch.random.fork_rng(devices=[]):
@@ -247,7 +229,7 @@ def train_classifier(
 
 
 class _KeepBest(Callback):
-    """Looks at the validation images every few steps and keeps the weights that did best."""
+    """Keeps the weights that are best on the validation images."""
 
     def __init__(self, val: LabelledImages, every: int, change: Change | None) -> None:
         self.val = val
@@ -273,7 +255,7 @@ class _KeepBest(Callback):
 
 
 def macro_auc(scores: Tensor, labels: Tensor, columns: Sequence[int] | None = None) -> float:
-    """Mean area under the ROC curves of all classes or findings, or of some; NaN if none has both kinds of image."""
+    """Mean area under the ROC curves of all labels, or of some; NaN if no label has both cases."""
     areas = []
     for k in range(scores.shape[1]) if columns is None else columns:
         known, positive = known_and_positive(labels, k)

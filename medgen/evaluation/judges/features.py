@@ -1,4 +1,4 @@
-"""What turns images into feature vectors for all metrics: one network with its preprocessing and range check."""
+"""Feature networks: images to feature vectors, with preprocessing and range check."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Interpolation = Literal["bilinear", "bicubic", "tensorflow bilinear"]
-_ROUNDING = 1e-3  # resizing of real images may leave [0, 1] by less than a grey level
+_ROUNDING = 1e-3  # resizing may exceed [0, 1] by less than a grey level
 
 
 class FeatureNetwork(nn.Module):
     """A frozen network that turns images (B, C, H, W) in [0, 1] into feature vectors (B, dim).
 
-    Images are rounded to 8 bits first, so that a generator and a folder of its saved images get the same numbers.
+    Images are rounded to 8 bits first, so that a generator and a folder of its saved images get equal numbers.
 
     Args:
-        name: The name results carry.
-        network: Gives vectors (B, dim) for normalised RGB images (B, 3, *size).
-        size: Height and width in pixels `network` sees; images are squeezed to it.
+        name: Name in results.
+        network: Maps normalised RGB images (B, 3, *size) to vectors (B, dim).
+        size: Height and width in pixels that images are resized to.
         dim: Length of a feature vector.
-        mean: What is subtracted from each RGB channel in [0, 1].
-        std: What each channel is divided by afterwards.
-        interpolation: How images are resized; always antialiased, but for ``tensorflow bilinear``, which is part of the
-            FID's network and is left to `network`.
+        mean: Subtracted from each RGB channel in [0, 1].
+        std: Divisor of each channel afterwards.
+        interpolation: How images are resized, with antialiasing; ``tensorflow bilinear`` leaves it to `network`, for
+            the network of the FID.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class FeatureNetwork(nn.Module):
 
     @property
     def resize(self) -> str:
-        """How images reach the network, such as ``bicubic 224x224``; part of what a number means."""
+        """Interpolation and size, such as ``bicubic 224x224``, which are part of the meaning of a number."""
         return f"{self.interpolation} {self.size[0]}x{self.size[1]}"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of name, preprocessing and weights: the network's part of the key of a feature cache."""
+        """Hash of name, preprocessing and weights, for the keys of a feature cache."""
         digest = hashlib.sha256(f"{self.name}|{self.resize}".encode())
         for key, value in self.state_dict().items():
             digest.update(key.encode())
@@ -86,21 +86,21 @@ class FeatureNetwork(nn.Module):
         """
         check_images(images)
         rounded = from_uint8(to_uint8(images)).to(self.mean.device).expand(-1, 3, -1, -1)
-        with torch.autocast(self.mean.device.type, enabled=False):  # a judge is the same inside bf16 training
+        with torch.autocast(self.mean.device.type, enabled=False):  # same numbers inside bf16 training
             features: Tensor = self.network((self._resized(rounded) - self.mean) / self.std).float()
         return features
 
     def _resized(self, images: Tensor) -> Tensor:
-        if self.interpolation == "tensorflow bilinear":  # the network does it: nobody else's is like it
+        if self.interpolation == "tensorflow bilinear":  # done by the network, in TensorFlow's own way
             return images
         return F.interpolate(images, size=self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what is not a batch of images in [0, 1].
+    """Refuse batches that are not images in [0, 1].
 
     Raises:
-        ValueError: Naming what is wrong.
+        ValueError: If shape, type or range is wrong.
     """
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 1, H, W) or (B, 3, H, W)")

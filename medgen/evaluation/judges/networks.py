@@ -1,4 +1,4 @@
-"""The networks that judge, by name; each brings its own weights, takes them from a file or fetches them."""
+"""Feature networks by name; weights are bundled, read from a file, or downloaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_NETWORK = "efficientnet_lite0"
 
 
 class _Pooled(nn.Module):
-    """A timm network cut before its classifier."""
+    """A timm network without its classifier."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -59,22 +59,22 @@ FEATURES: Mapping[str, Callable[[], FeatureNetwork]] = {
     "efficientnet_lite0": partial(_efficientnet_lite, 0),
     "efficientnet_lite1": partial(_efficientnet_lite, 1),
     "efficientnet_lite2": partial(_efficientnet_lite, 2),
-    "pixels": _pixels,  # not a judge of quality: for copies, which are near in any space
+    "pixels": _pixels,  # for copies, not for quality
 }
 
 
 def feature_network(name: str = DEFAULT_NETWORK, *, weights: str | Path | None = None) -> FeatureNetwork:
-    """A feature network by name.
+    """Build a feature network by name.
 
     Args:
-        name: A name of `FEATURES`, all of which work offline; ``inception``, the network of the FID; ``timm:NAME`` for
-            any network of timm, such as ``timm:vit_small_patch14_dinov2.lvd142m`` (DINOv2); or ``xrv:NAME`` for a
-            DenseNet of torchxrayvision, such as ``xrv:densenet121-res224-all``.
-        weights: For the latter three, a file with the weights; None downloads them.
+        name: A name of `FEATURES`, which work offline; ``inception``, the network of the FID; ``timm:NAME`` for one of
+            timm, such as ``timm:vit_small_patch14_dinov2.lvd142m`` (DINOv2); or ``xrv:NAME`` for a DenseNet of
+            torchxrayvision, such as ``xrv:densenet121-res224-all``.
+        weights: File with weights, for the networks outside `FEATURES`; None downloads them.
 
     Raises:
-        ValueError: If there is no such network, or `weights` is given for a network that brings its own.
-        FileNotFoundError: If there is no file `weights`.
+        ValueError: If the name is unknown, or `weights` is given for a network of `FEATURES`.
+        FileNotFoundError: If the file `weights` is missing.
         ConnectionError: If the weights cannot be downloaded.
         ImportError: If a package with weights is missing.
     """
@@ -104,12 +104,12 @@ def _timm_network(name: str, weights: Path | None) -> FeatureNetwork:
     if weights is None:
         try:
             network = timm.create_model(model, pretrained=True)
-        except Exception as error:  # each of the download libraries timm may use has exceptions of its own
+        except Exception as error:  # timm's download libraries have exceptions of their own
             raise _no_download(name, error) from error
     else:
         try:
             network = timm.create_model(model, checkpoint_path=str(weights))
-        except Exception as error:  # of whatever the file is taken for
+        except Exception as error:  # depends on the format timm takes the file for
             raise ValueError(f"{weights} does not hold the weights of timm's {model}: {error}") from error
     data = cast("Mapping[str, Any]", network.pretrained_cfg)
     size = (int(data["input_size"][1]), int(data["input_size"][2]))
@@ -163,7 +163,7 @@ def _inception(weights: Path | None) -> FeatureNetwork:
 
 
 class _Inception(nn.Module):
-    """The FID's network, which takes bytes and resizes them as TensorFlow 1 did."""
+    """Network of the FID, which takes bytes and resizes them as TensorFlow 1 did."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ def _torchxrayvision(name: str, weights: Path | None) -> FeatureNetwork:
         features.load_state_dict(part)
     except RuntimeError as error:
         raise ValueError(f"{file} does not hold the weights of torchxrayvision's DenseNet-121: {error}") from error
-    # Its images are grey, from -1024 to 1024.
+    # Expects grey images from -1024 to 1024.
     return FeatureNetwork(
         name,
         _GreyDenseNet(features),
@@ -214,7 +214,7 @@ class _GreyDenseNet(nn.Module):
 
 
 def _module_tensors(module: Record, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a pickled module by their names in its state_dict."""
+    """Parameters and buffers of a pickled module, by their names in its state_dict."""
     state = cast("Mapping[str, Mapping[str, object]]", module.state)
     for name, tensor in [*state["_parameters"].items(), *state["_buffers"].items()]:
         if isinstance(tensor, Tensor):
@@ -225,7 +225,7 @@ def _module_tensors(module: Record, prefix: str = "") -> Iterator[tuple[str, Ten
 
 
 def _downloaded(name: str, url: str, hash_prefix: str | None) -> Path:
-    """The file behind a URL, from torch's cache where it is there already."""
+    """Download a file into torch's cache, unless it is there."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

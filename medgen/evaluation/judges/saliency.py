@@ -1,4 +1,4 @@
-"""Where a classifier looks: Grad-CAM, averaged over the images of a class."""
+"""Grad-CAM saliency of classifiers, averaged over a class, and images with parts hidden."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from medgen.evaluation.sets import known_and_positive
 Box = tuple[float, float, float, float]
 
 _LEAST_SIDE = 4
-"""Small images would leave maps of one number at the end of a network, which say nothing of where."""
+"""Smallest side of feature maps that still localise, for small images."""
 
 
 def grad_cam(classifier: ClassifierModule, images: Tensor, k: int) -> Tensor:
-    """Maps (B, H, W) in [0, 1] of what speaks for class or finding `k` in images (B, C, H, W) in [0, 1].
+    """Maps (B, H, W) in [0, 1] of the evidence for class or finding `k` in images (B, C, H, W) in [0, 1].
 
-    Each map is divided by its largest value; a map without anything in favour is 0.
+    Each map is divided by its largest value; a map without positive evidence is 0.
+
+    Raises:
+        ValueError: If the network has no feature maps.
 
     Source: Selvaraju et al. 2017, "Grad-CAM: visual explanations from deep networks via gradient-based localization",
     eq. 1 and 2.
@@ -52,7 +55,7 @@ def grad_cam(classifier: ClassifierModule, images: Tensor, k: int) -> Tensor:
 
 
 def _last_maps(network: torch.nn.Module, side: int) -> torch.nn.Module:
-    """The module whose output are the last feature maps of a timm network that still say where, in images this wide."""
+    """Last module of a timm network whose feature maps are at least `_LEAST_SIDE` wide for images of this side."""
     levels = cast("Sequence[Mapping[str, Any]]", network.feature_info)
     fine = [level for level in levels if side / level["reduction"] >= _LEAST_SIDE]
     return network.get_submodule(str((fine or levels[:1])[-1]["module"]))
@@ -76,13 +79,13 @@ def mean_saliency(classifier: ClassifierModule, data: LabelledImages, k: int, *,
 
 
 def border_share(saliency: Tensor, *, fraction: float = 0.15) -> float:
-    """Share of the saliency (H, W) within the outer `fraction` on each side, where markers and letters are."""
+    """Share of the saliency (H, W) in the outer `fraction` on each side, the place of markers and letters."""
     height, width = saliency.shape
     return float(saliency[borders(height, width, fraction=fraction)].sum() / saliency.sum().clamp(min=1e-12))
 
 
 def borders(height: int, width: int, *, fraction: float = 0.15) -> Tensor:
-    """Which pixels lie within the outer `fraction` on each side, (H, W) bool."""
+    """Pixels in the outer `fraction` on each side, (H, W) bool."""
     top, left = round(fraction * height), round(fraction * width)
     covered = torch.ones(height, width, dtype=torch.bool)
     covered[top : height - top, left : width - left] = False
@@ -90,7 +93,7 @@ def borders(height: int, width: int, *, fraction: float = 0.15) -> Tensor:
 
 
 def without_borders(images: Tensor, *, fraction: float = 0.15) -> Tensor:
-    """Images (B, C, H, W) with the outer `fraction` on each side set to the mean grey of what is left.
+    """Set the outer `fraction` on each side of images (B, C, H, W) to the mean grey of the rest.
 
     Source: "The beauty or the beast: which aspect of synthetic medical images deserves our focus?" cut burned-in
     letters away and measured utility again.
@@ -99,14 +102,14 @@ def without_borders(images: Tensor, *, fraction: float = 0.15) -> Tensor:
 
 
 def without_boxes(images: Tensor, boxes: Sequence[Box]) -> Tensor:
-    """Images (B, C, H, W) with boxes set to the mean grey of what is left.
+    """Set boxes of images (B, C, H, W) to the mean grey of the rest.
 
     Args:
         images: The images.
         boxes: Left, top, right and bottom of each, as shares of width and height.
 
     Raises:
-        ValueError: If a box is empty or reaches beyond the image, or nothing is left.
+        ValueError: If a box is empty or outside the image, or nothing is left.
     """
     height, width = images.shape[-2:]
     covered = torch.zeros(height, width, dtype=torch.bool)
@@ -117,7 +120,7 @@ def without_boxes(images: Tensor, boxes: Sequence[Box]) -> Tensor:
 
 
 def checked_boxes(boxes: Sequence[Box]) -> Sequence[Box]:
-    """The boxes, refused where they make no sense; see `without_boxes`."""
+    """Return the boxes, or refuse those that are empty or outside the image; see `without_boxes`."""
     for box in boxes:
         left, top, right, bottom = box
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
@@ -135,7 +138,7 @@ def _covered(images: Tensor, covered: Tensor) -> Tensor:
 
 
 def saliency_picture(image: Tensor, saliency: Tensor) -> Tensor:
-    """Saliency (H, W) as a red veil over a grey picture of an image (C, H, W), (3, H, W) in [0, 1]."""
+    """Saliency (H, W) as a red overlay on the grey image (C, H, W): (3, H, W) in [0, 1]."""
     grey = image.mean(0, keepdim=True).expand(3, -1, -1)
     heat = (saliency / saliency.max().clamp(min=1e-12))[None]
     red = torch.tensor([1.0, 0.15, 0.1])[:, None, None]

@@ -1,4 +1,4 @@
-"""Segmentation networks of images with label maps, and how well they do on each patient."""
+"""Segmentation networks for images with label maps, and their scores by patient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.judges.short_training import Batches, fit_quietly, one_cycle
+from medgen.evaluation.judges.short_training import Batches, Selected, fit_quietly, one_cycle
 from medgen.evaluation.sets import FeatureSet, ImageSet, RealImages, patients_of
 from medgen.evaluation.statistics.hausdorff import class_maps, hausdorff, paired_class_maps
 
@@ -26,38 +26,25 @@ _READ = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentedImages:
-    """Images with label maps, of which some rows are meant.
+class SegmentedImages(Selected):
+    """Images with label maps.
 
     Attributes:
-        images: The images, (n, C, H, W) in [0, 1] when sliced.
-        masks: Class of each pixel, (n, H, W) whole numbers when sliced; 0 is the background.
-        rows: Which of them, (m,) int64.
-        groups: Who each image is of, (n,) int64.
-        labels: What each image is of, such as the patient's pathology, (n,) int64; None where nothing is known.
+        masks: Class of each pixel, (n, H, W) integers when sliced; 0 is the background.
+        labels: Label of each image, such as the pathology, (n,) int64; None if unknown.
     """
 
-    images: ImageSet | Tensor
     masks: ImageSet | Tensor
-    rows: Tensor
-    groups: Tensor
     labels: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def subset(self, positions: Tensor) -> SegmentedImages:
-        """Some of the rows, given by their positions among them."""
-        return replace(self, rows=self.rows[positions])
-
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images and label maps at positions among the rows."""
+        """Images and label maps at some positions."""
         rows = self.rows[list(positions)].tolist()
         return tuple(torch.cat([part[row : row + 1] for row in rows]) for part in (self.images, self.masks))  # type: ignore[return-value]
 
 
 def segmented_images(datamodule: ImageDataModule, split: str) -> SegmentedImages:
-    """The images and label maps of one split, or of several joined by ``+``, with their patients and classes.
+    """Read images and label maps of a split, or of several joined by ``+``, with patients and classes.
 
     Raises:
         ValueError: If the data have no masks.
@@ -83,17 +70,16 @@ def segmented_images(datamodule: ImageDataModule, split: str) -> SegmentedImages
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterRecipe:
-    """How a segmentation network is trained.
+    """Network and training of a segmentation network.
 
     Attributes:
-        width: Channels at full resolution; each of the lower ones has twice as many.
-        levels: Resolutions; both sides of the images are divisible by ``2 ** (levels - 1)``. None takes the most that
-            leave 8 pixels, and at least 3.
-        steps: Optimiser steps, whatever the number of images.
+        width: Channels at full resolution, doubled at each lower level.
+        levels: Resolutions; sides must be divisible by ``2 ** (levels - 1)``. None takes as many as leave 8 pixels.
+        steps: Optimiser steps, independent of the number of images.
         batch_size: Images per step.
         lr: Peak learning rate of AdamW.
-        weight_decay: Its weight decay.
-        augment: How training images are varied.
+        weight_decay: Weight decay of AdamW.
+        augment: Augmentation of training images.
     """
 
     width: int = 16
@@ -105,10 +91,10 @@ class SegmenterRecipe:
     augment: Augmentation = field(default_factory=Augmentation)
 
     def for_images(self, height: int, width: int) -> SegmenterRecipe:
-        """The recipe with a number of levels that these sizes, in pixels, allow.
+        """Fill in the number of levels for images of this size in pixels.
 
         Raises:
-            ValueError: If there is none, or that of the recipe is not one.
+            ValueError: If the size is not divisible by the factor of the levels.
         """
         fits = [n for n in range(3, 16) if not (height % 2 ** (n - 1) or width % 2 ** (n - 1))]
         levels = self.levels
@@ -121,11 +107,11 @@ class SegmenterRecipe:
 
 
 class SegmentationUNet(nn.Module):
-    """A U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W).
+    """U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W).
 
     Args:
         channels: Channels of the images.
-        classes: Number of classes K, the background among them.
+        classes: Number of classes K, including the background.
         width: Channels at full resolution.
         levels: Resolutions.
 
@@ -165,12 +151,12 @@ def _convolutions(channels: int, width: int) -> nn.Sequential:
 
 
 class SegmenterModule(LightningModule):
-    """A `SegmentationUNet` that learns by cross-entropy and soft Dice in equal parts.
+    """A `SegmentationUNet` trained with equal parts of cross-entropy and soft Dice.
 
     Args:
-        recipe: Network and training, its number of levels among it; see `SegmenterRecipe.for_images`.
+        recipe: Network and training, with its number of levels; see `SegmenterRecipe.for_images`.
         channels: Channels of the images.
-        classes: Number of classes, the background among them; an attribute, too.
+        classes: Number of classes, including the background; also an attribute.
 
     Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
     segmentation", online methods.
@@ -190,7 +176,7 @@ class SegmenterModule(LightningModule):
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch of images and masks."""
+        """Compute the loss of a batch of images and masks."""
         images, masks = batch
         logits = self(images)
         truth = F.one_hot(masks.long(), logits.shape[1]).movedim(-1, 1)
@@ -200,12 +186,12 @@ class SegmenterModule(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one cycle."""
+        """Set up AdamW with one cycle."""
         return one_cycle(self, lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, steps=self.recipe.steps)
 
     @torch.inference_mode()
     def masks(self, images: Tensor) -> Tensor:
-        """The likeliest class of each pixel, (B, H, W), of images (B, C, H, W)."""
+        """Most probable class of each pixel, (B, H, W), of images (B, C, H, W)."""
         self.eval()
         found: Tensor = self(images.to(self.device)).argmax(1).cpu()
         return found
@@ -219,17 +205,17 @@ def train_segmenter(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> SegmenterModule:
-    """A segmentation network trained on several sets mixed.
+    """Train a segmentation network with `classes` classes, including the background, on several sets mixed.
 
     Args:
         train: Images with label maps.
         recipe: Network and training.
-        classes: Number of classes, the background among them.
-        device: Where it trains and stays.
-        seed: First weights, order and augmentation.
+        classes: Number of classes.
+        device: Device of training and result.
+        seed: Seed of weights, order and augmentation.
 
     Raises:
-        ValueError: If images have a size that the network cannot halve often enough.
+        ValueError: If the image size does not fit the levels of the network.
     """
     images, _ = train[0].read([0])
     recipe = recipe.for_images(images.shape[-2], images.shape[-1])
@@ -243,32 +229,27 @@ def train_segmenter(
 
 
 def overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """What Dice is made of, for each image and class but the background: numbers of pixels, (B, K - 1, 2) float64.
-
-    The first is twice the number that both masks have in common, the second the sum of both masks' numbers.
+    """Twice the common pixels, and the sum of the pixels of both masks, of each image and class but the background.
 
     Args:
-        predicted: (B, H, W) class numbers.
-        truth: The same.
+        predicted: Class numbers, (B, H, W).
+        truth: Class numbers, (B, H, W).
         classes: Number of classes K.
 
+    Returns:
+        Numerator and denominator of Dice, (B, K - 1, 2) float64.
+
     Raises:
-        ValueError: If shapes differ, or masks hold other numbers.
+        ValueError: If shapes differ, or class numbers are out of range.
     """
     a, b = (maps.flatten(2).double() for maps in paired_class_maps(predicted, truth, classes))
     return torch.stack([2 * (a * b).sum(2), (a + b).sum(2)], -1)
 
 
 def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Dice of each image and class but the background, (B, K - 1); NaN where neither mask has the class.
+    """Dice of each image and class but the background, (B, K - 1); NaN if both masks lack the class.
 
-    Args:
-        predicted: (B, H, W) class numbers.
-        truth: The same.
-        classes: Number of classes K.
-
-    Raises:
-        ValueError: If shapes differ, or masks hold other numbers.
+    See `overlaps` for arguments and errors.
 
     Source: Dice 1945, "Measures of the amount of ecologic association between species".
     """
@@ -276,14 +257,11 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 
 
 def patient_dice(found: Tensor, patients: Tensor) -> Tensor:
-    """Dice of all pixels of each patient, as of a volume, in the order of the patients' numbers, (P, K - 1).
-
-    A slice that shows a few pixels of a class weighs as little as these few pixels do. NaN where a patient lacks a
-    class in both masks.
+    """Dice over all pixels of each patient, as of a volume, (P, K - 1); NaN if both masks lack a class.
 
     Args:
         found: `overlaps` of images, (n, K - 1, 2).
-        patients: Who each is of, (n,).
+        patients: Patient of each, (n,).
 
     Source: Bernard et al. 2018, "Deep learning techniques for automatic MRI cardiac multi-structures segmentation and
     diagnosis: is the problem solved?", section III-D, where Dice is taken in 3-D.
@@ -297,14 +275,14 @@ def _dice(found: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientScores:
-    """How well a segmentation network does on each patient.
+    """Scores of a segmentation network for each patient.
 
     Attributes:
-        patients: Their numbers, (P,) int64.
-        labels: What each is of, (P,) int64, taken from the first image; None where nothing is known.
-        dice: Of each class but the background, over all pixels of the patient, (P, K - 1) float64. NaN where no image
-            of the patient has the class, and for classes that no mask of the data has.
-        hausdorff: 95 % Hausdorff distance in pixels, the mean over the patient's images; NaN likewise.
+        patients: Patient numbers, (P,) int64.
+        labels: Label of each patient, (P,) int64, taken from the first image; None if unknown.
+        dice: Dice over all pixels of a patient, for each class but the background, (P, K - 1) float64. NaN if no image
+            of the patient, or no mask of the data, has the class.
+        hausdorff: 95 % Hausdorff distance in pixels, mean over the patient's images, (P, K - 1); NaN as for Dice.
     """
 
     patients: Tensor
@@ -314,15 +292,10 @@ class PatientScores:
 
 
 def patient_scores(segmenter: SegmenterModule, data: SegmentedImages, *, batch_size: int = 16) -> PatientScores:
-    """Dice and Hausdorff distance of a network's label maps against those of the data.
-
-    Args:
-        segmenter: A trained network.
-        data: Images with the label maps to compare with.
-        batch_size: Images seen together.
+    """Dice and Hausdorff distance of predicted label maps against those of the data.
 
     Raises:
-        ValueError: If masks hold classes that the network does not know.
+        ValueError: If masks hold class numbers that the network does not have.
     """
     classes, common, distances = segmenter.classes, [], []
     shown = torch.zeros(classes - 1, dtype=torch.bool)
@@ -345,21 +318,16 @@ def patient_scores(segmenter: SegmenterModule, data: SegmentedImages, *, batch_s
 
 
 def patient_means(values: Tensor, patients: Tensor) -> Tensor:
-    """Means over the images of each patient, in the order of their numbers, (P, ...); NaN does not count.
-
-    Args:
-        values: One row per image, (n, ...).
-        patients: Who each is of, (n,).
-    """
+    """Means of rows (n, ...) over the images of each patient (n,), in order of patient numbers; NaN is ignored."""
     return torch.stack([values[patients == patient].nanmean(0) for patient in patients.unique()])
 
 
 def class_means(counts: NDArray[np.float64], values: Tensor) -> NDArray[np.float64]:
-    """The mean over classes, then that of each class, (r, 1 + K): a statistic for `bootstraps`.
+    """Mean over classes, then mean of each class, (r, 1 + K): a statistic for `bootstraps`.
 
     Args:
-        counts: How often each patient was drawn in each resample, (r, P).
-        values: (P, K), NaN where a patient lacks a class.
+        counts: Number of times each patient was drawn in each resample, (r, P).
+        values: (P, K), NaN if a patient lacks a class.
     """
     weights = torch.from_numpy(counts)
     each = (weights @ values.nan_to_num()) / (weights @ values.isfinite().double())  # NaN where no patient has it

@@ -1,4 +1,4 @@
-"""Short trainings of the networks that measure: batches of several image sets, one cycle, no noise on the screen."""
+"""Short, silent trainings of judges on batches of several image sets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,33 +15,56 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from medgen.data.augmentation import Augmentation
+from medgen.evaluation.sets import ImageSet
 
 CLASSICAL = Augmentation(horizontal_flip=True, rotation_degrees=10, contrast=0.2)
 """Flips, rotations and changes of contrast: the classical augmentation that synthetic images are compared with."""
 
 
-class Part(Protocol):
-    """Images with what a network is to say of them."""
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """Selected rows of a set of images with targets.
+
+    Attributes:
+        images: The images, (n, C, H, W) in [0, 1] when sliced.
+        rows: The selected rows, (m,) int64.
+        groups: Patient of each image, (n,) int64.
+    """
+
+    images: ImageSet | Tensor
+    rows: Tensor
+    groups: Tensor
 
     def __len__(self) -> int:
-        """How many there are."""
+        return len(self.rows)
+
+    def subset(self, positions: Tensor) -> Self:
+        """Select some of the rows by their positions."""
+        return replace(self, rows=self.rows[positions])
+
+    def drawn(self, n: int, seed: int) -> Self:
+        """Select `n` rows at random, or all if there are fewer."""
+        return self.subset(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])
 
     def read(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images (b, C, H, W) in [0, 1] and labels (b,) or (b, K), or masks (b, H, W), at some positions."""
+        """Images (b, C, H, W) and labels (b,) or (b, K), or masks (b, H, W), at some positions."""
+        raise NotImplementedError
 
 
 class Batches:
-    """A number of batches of several sets mixed, each image once per epoch, varied by augmentation.
+    """Batches of several sets mixed; each image comes once per epoch, with augmentation.
 
     Args:
         parts: The sets.
-        augment: How images are varied; masks move with them.
+        augment: Augmentation of images and masks.
         steps: Number of batches.
-        batch_size: Images in each.
-        seed: Order and augmentation.
+        batch_size: Images per batch.
+        seed: Seed of order and augmentation.
     """
 
-    def __init__(self, parts: Sequence[Part], augment: Augmentation, *, steps: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, parts: Sequence[Selected], augment: Augmentation, *, steps: int, batch_size: int, seed: int
+    ) -> None:
         self.parts = parts
         self.augment = augment
         self.steps = steps
@@ -69,7 +93,7 @@ class Batches:
 
 
 def one_cycle(module: LightningModule, *, lr: float, weight_decay: float, steps: int) -> Any:
-    """AdamW on what is not frozen; the learning rate rises over the first tenth of the steps and falls to 0."""
+    """AdamW on parameters that are not frozen; linear warm-up over a tenth of the steps, then decay to 0."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.1)
@@ -77,7 +101,7 @@ def one_cycle(module: LightningModule, *, lr: float, weight_decay: float, steps:
 
 
 def fit_quietly(module: LightningModule, batches: Iterable[Any], steps: int, *callbacks: Callback) -> None:
-    """Train without logger, checkpoints, progress bar or notices: a user did not start this training."""
+    """Train without logger, checkpoints, progress bar or notices: the user did not start this training."""
     device = module.device
     with _quiet():
         trainer = Trainer(

@@ -1,4 +1,4 @@
-"""The base of metrics that compare two sets of feature vectors."""
+"""Base of the metrics that compare two sets of feature vectors."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from medgen.evaluation.scores import Meaning
 class FeatureMetric(Metric):
     """Base of the metrics that compare two sets of feature vectors.
 
-    `compute` gives numbers by name; a number's 95 % interval, where there is one, comes as ``NAME_low`` and
-    ``NAME_high`` beside it.
+    `compute` returns numbers by name; the ends of a 95 % interval are named ``NAME_low`` and ``NAME_high``.
 
     Args:
-        features: The network that turns images into features; or, where features are made elsewhere and shared between
-            metrics, the length of a feature vector, and `update` takes vectors (B, D) in place of images.
+        features: The network that turns images into features; or the length D of a feature vector, if `update` gets
+            vectors (B, D) instead of images.
 
     Attributes:
-        network_in_name: Whether the value has no meaning without the network, so that results must be named after it.
-        least: Images that each of the two sets needs.
+        network_in_name: Whether names of results must include the network, because values of networks do not compare.
+        least: Smallest number of images in each set.
         meanings: Meaning of each number that `compute` returns, by name.
     """
 
@@ -43,7 +42,7 @@ class FeatureMetric(Metric):
         """Feature vectors (B, D) on the metric's device.
 
         Raises:
-            ValueError: If vectors were given and have another length, or hold NaN or infinity.
+            ValueError: If given vectors have another length, or hold NaN or infinity.
         """
         features: Tensor = images if self.network is None else self.network(images)
         if features.dim() != 2 or features.shape[1] != self.dim:
@@ -53,20 +52,16 @@ class FeatureMetric(Metric):
         return features.to(self.device)
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or to the generated set."""
+        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or the generated set."""
         raise NotImplementedError
 
     def compute(self) -> dict[str, Tensor]:
-        """The metric's numbers by name."""
+        """Compute the numbers of the metric, by name."""
         raise NotImplementedError
 
 
 class SampleMetric(FeatureMetric):
-    """Base of the metrics that need every vector, not only sums over them.
-
-    Args:
-        features: See `FeatureMetric`.
-    """
+    """Base of the metrics that need all vectors rather than sums over them."""
 
     def __init__(self, features: FeatureNetwork | int) -> None:
         super().__init__(features)
@@ -76,14 +71,14 @@ class SampleMetric(FeatureMetric):
         self.add_state("generated", [], dist_reduce_fx="cat")
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or to the generated set."""
+        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or the generated set."""
         (self.real if real else self.generated).append(self.vectors(images))
 
     def sets(self, least: int | None = None) -> tuple[Tensor, Tensor]:
         """All real and all generated vectors, (N, D) and (M, D).
 
         Raises:
-            ValueError: If a set has fewer than `least`, by default those the metric needs.
+            ValueError: If a set has fewer than `least` vectors, by default the metric's own minimum.
         """
         least = self.least if least is None else least
         both = []

@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of images in any feature space; the FID, where that is Inception-v3's."""
+"""Fréchet distance in a feature space; with the features of Inception-v3, this is the FID."""
 
 from __future__ import annotations
 
@@ -38,17 +38,16 @@ def _square_root(covariance: Tensor) -> Tensor:
 
 
 def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int = 15, seed: int = 0) -> Tensor:
-    """The Fréchet distance that infinitely many generated images would have, a float64 scalar.
+    """Fréchet distance extrapolated to infinitely many generated images, a float64 scalar.
 
-    The bias of the distance is close to linear in one over the number of images, so a line through distances of subsets
-    from a tenth of the images up (but no fewer than two) is followed to zero. It takes off the bias of the generated
-    set only; the real one stays as it is.
+    The bias of the distance is nearly linear in 1/n for n generated images, so a line fitted to distances of subsets,
+    from a tenth of the images up, is extended to 1/n = 0. The bias of the real set remains.
 
     Args:
         real: Feature vectors, (N, D).
         generated: Feature vectors, (M, D).
         sizes: Number of subsets.
-        seed: Chooses the subsets.
+        seed: Seed of the subsets.
 
     Source: Chong and Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them", section 4.
     """
@@ -73,20 +72,16 @@ def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int 
 
 
 class FrechetDistance(FeatureMetric):
-    """Squared Fréchet distance between Gaussians fitted to real and generated features; 0 is best, ``fd``.
+    """Squared Fréchet distance of Gaussians fitted to real and generated features, ``fd``; 0 is best.
 
-    Grows as images get fewer, so compare numbers of equal image counts only. Sums are kept in float64, and add up over
-    processes.
-
-    Args:
-        features: See `FeatureMetric`.
+    It grows as images get fewer, so compare equal numbers of images only. Sums are float64 and add up over processes.
     """
 
     higher_is_better = False
     network_in_name = True
     meanings: ClassVar = {
         "fd": Meaning(
-            "fidelity", "Fréchet distance", -1, "Distance of the distributions; grows as images get fewer, 0 is best."
+            "fidelity", "Fréchet distance", -1, "Distance of the distributions, 0 is best; grows with fewer images."
         ),
     }
 
@@ -99,7 +94,7 @@ class FrechetDistance(FeatureMetric):
             self.add_state(f"{side}_outer", outer, dist_reduce_fx="sum")
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or to the generated set."""
+        """Add images (B, C, H, W) in [0, 1], or vectors (B, D), to the real or the generated set."""
         vectors = self.vectors(images).double()
         side = "real" if real else "generated"
         getattr(self, f"{side}_count").add_(len(vectors))
@@ -107,11 +102,7 @@ class FrechetDistance(FeatureMetric):
         getattr(self, f"{side}_outer").addmm_(vectors.T, vectors)
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance, ``fd``, a float64 scalar.
-
-        Raises:
-            ValueError: If a set has fewer than two images.
-        """
+        """The distance, ``fd``, a float64 scalar; ValueError if a set has fewer than two images."""
         return {"fd": frechet_distance(*self._moments("real"), *self._moments("generated"))}
 
     def _moments(self, side: str) -> tuple[Tensor, Tensor]:
@@ -123,11 +114,7 @@ class FrechetDistance(FeatureMetric):
 
 
 class FrechetDistanceToInfinity(SampleMetric):
-    """The Fréchet distance followed to infinitely many generated images, ``fd_infinity``; 0 is best.
-
-    Args:
-        features: See `FeatureMetric`.
-    """
+    """Fréchet distance extrapolated to infinitely many generated images, ``fd_infinity``; 0 is best."""
 
     higher_is_better = False
     network_in_name = True
@@ -137,14 +124,10 @@ class FrechetDistanceToInfinity(SampleMetric):
             "fidelity",
             "Fréchet distance to infinity",
             -1,
-            "The Fréchet distance followed to infinitely many generated images.",
+            "Extrapolated to infinitely many generated images.",
         ),
     }
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance, ``fd_infinity``, a float64 scalar.
-
-        Raises:
-            ValueError: If a set has fewer than 20 images.
-        """
+        """The distance, ``fd_infinity``, a float64 scalar; ValueError if a set has fewer than 20 images."""
         return {"fd_infinity": frechet_distance_to_infinity(*self.sets())}

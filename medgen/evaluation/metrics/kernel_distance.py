@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of images in any feature space; the KID, where that is Inception-v3's."""
+"""Kernel distance in a feature space; with the features of Inception-v3, this is the KID."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _BLOCK = 2**22
 
 
 def kernel_distance(real: Tensor, generated: Tensor, *, resamples: int = 200, seed: int = 0) -> Interval:
-    """Squared maximum mean discrepancy under the cubic polynomial kernel: unbiased, 0 for equal distributions.
+    """Squared maximum mean discrepancy under the cubic polynomial kernel, unbiased; 0 for equal distributions.
 
-    All pairs of images count, where the paper averages over random subsets to save time; the interval is a bootstrap
-    over the images of both sets.
+    All pairs of images count, not random subsets as in the paper; the interval is a bootstrap over images of both sets.
 
     Args:
         real: Feature vectors, (N, D).
@@ -41,7 +40,7 @@ def kernel_distance(real: Tensor, generated: Tensor, *, resamples: int = 200, se
 
 
 def _counts(n: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """How often each of n images was drawn, (n, 1 + resamples); the first column is the sample itself."""
+    """Number of times each of n images is drawn, (n, 1 + resamples); the first column is the sample itself."""
     drawn = torch.randint(n, (resamples, n), generator=generator)
     counts = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
         1, drawn, torch.ones(drawn.shape, dtype=torch.float64)
@@ -50,7 +49,7 @@ def _counts(n: int, resamples: int, generator: torch.Generator) -> Tensor:
 
 
 def _pair_means(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor, *, same: bool) -> Tensor:
-    """Mean kernel value over pairs of images, one for each column of the counts; no image pairs with itself."""
+    """Mean kernel value over pairs of images for each column of counts, without pairs of an image and itself."""
     a_counts, b_counts = a_counts.to(a.device), b_counts.to(a.device)
     total = torch.zeros(a_counts.shape[1], dtype=torch.float64, device=a.device)
     step = max(1, _BLOCK // len(b))
@@ -68,26 +67,17 @@ def _pair_means(a: Tensor, b: Tensor, a_counts: Tensor, b_counts: Tensor, *, sam
 
 
 class KernelDistance(SampleMetric):
-    """Squared maximum mean discrepancy with its 95 % interval, ``kd``; 0 is best, and it may fall below.
+    """Squared maximum mean discrepancy with its 95 % interval, ``kd``; 0 is best, negative values occur.
 
-    Unlike the Fréchet distance it does not depend on the number of images, but for its spread.
-
-    Args:
-        features: See `FeatureMetric`.
+    Its expectation, unlike that of the Fréchet distance, does not depend on the number of images.
     """
 
     higher_is_better = False
     network_in_name = True
     meanings: ClassVar = {
-        "kd": Meaning(
-            "fidelity", "Kernel distance", -1, "Distance of the distributions without a bias for few images."
-        ),
+        "kd": Meaning("fidelity", "Kernel distance", -1, "Distance of the distributions, unbiased for few images."),
     }
 
     def compute(self) -> dict[str, Tensor]:
-        """The distance, ``kd``, with a bootstrap interval, float64 scalars.
-
-        Raises:
-            ValueError: If a set has fewer than two images.
-        """
+        """The distance, ``kd``, with a bootstrap interval; ValueError if a set has fewer than two images."""
         return named("kd", kernel_distance(*self.sets()))

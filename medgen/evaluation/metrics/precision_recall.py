@@ -1,4 +1,4 @@
-"""How many generated images look real, and how much of the real variety they cover: four numbers from neighbours."""
+"""Precision, recall, density and coverage from nearest neighbours in a feature space."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from medgen.evaluation.statistics.neighbour_radii import Moved, squared_radii, w
 
 
 class ManifoldHits(NamedTuple):
-    """What each image contributes, for one number of neighbours; the means over images are precision and recall.
+    """Hits of single images for one number of neighbours; their means are precision and recall.
 
     Attributes:
-        looks_real: Whether a generated image lies in the real manifold, (M,) bool.
-        covered: Whether a real image lies in the generated manifold, (N,) bool.
+        looks_real: Whether each generated image lies in the real manifold, (M,) bool.
+        covered: Whether each real image lies in the generated manifold, (N,) bool.
     """
 
     looks_real: Tensor
@@ -29,11 +29,11 @@ class ManifoldHits(NamedTuple):
 
 
 class Crowding(NamedTuple):
-    """What each image contributes; the means over images are density and coverage.
+    """Contributions of single images; their means are density and coverage.
 
     Attributes:
-        crowd: How many real balls a generated image lies in, by the number of neighbours, (M,).
-        reached: Whether a real image's ball holds a generated image, (N,) bool.
+        crowd: Number of real balls that hold each generated image, divided by k, (M,).
+        reached: Whether the ball of each real image holds a generated image, (N,) bool.
     """
 
     crowd: Tensor
@@ -41,9 +41,10 @@ class Crowding(NamedTuple):
 
 
 def manifold_hits(real: Tensor, generated: Tensor, *, ks: Sequence[int] = (3, 5)) -> dict[int, ManifoldHits]:
-    """Which generated and real images lie in each other's manifolds, for several numbers of neighbours.
+    """Test which generated and real images lie in each other's manifolds, for several numbers of neighbours.
 
-    A set's manifold is the union of one closed ball per image that reaches to its k-th nearest neighbour in the set.
+    The manifold of a set is the union of closed balls around its images, each with the distance to the k-th nearest
+    neighbour in the set as radius.
 
     Args:
         real: Feature vectors, (N, D).
@@ -51,7 +52,7 @@ def manifold_hits(real: Tensor, generated: Tensor, *, ks: Sequence[int] = (3, 5)
         ks: Numbers of neighbours.
 
     Raises:
-        ValueError: If a set has the largest of `ks` images or fewer.
+        ValueError: If a set has no more images than the largest of `ks`.
 
     Source: Kynkäänniemi et al. 2019, "Improved precision and recall metric for assessing generative models", eq. 1-3.
     """
@@ -63,7 +64,7 @@ def manifold_hits(real: Tensor, generated: Tensor, *, ks: Sequence[int] = (3, 5)
 
 
 def crowding(real: Tensor, generated: Tensor, *, k: int = 5) -> Crowding:
-    """How many balls around real images hold each generated image, and which of the balls hold one.
+    """Count the real balls around each generated image, and find the balls that hold one.
 
     See `manifold_hits` for arguments and errors.
 
@@ -87,7 +88,7 @@ def _check_sizes(real: Tensor, generated: Tensor, k: int) -> None:
 
 
 def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3) -> tuple[Tensor, Tensor]:
-    """Share of generated images in the real manifold (precision), and of real ones in the generated (recall), scalars.
+    """Precision and recall, scalars: shares of images that lie in the manifold of the other set.
 
     See `manifold_hits` for arguments, errors and source.
     """
@@ -96,24 +97,21 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3) -> tuple[Te
 
 
 class PrecisionRecall(SampleMetric):
-    """Improved precision and recall with their harmonic mean, ``precision``, ``recall`` and ``f1``; 1 is best.
+    """Improved precision and recall with their harmonic mean: ``precision``, ``recall`` and ``f1``; 1 is best.
 
-    With `k` = 3, the number of neighbours of the paper, names are as above; any other stands in them, as in
-    ``precision_k5``.
+    Names have no suffix for k = 3, the value of the paper; other k are part of the name, as in ``precision_k5``.
 
     Args:
         features: See `FeatureMetric`.
-        ks: Numbers of neighbours that define the manifolds.
+        ks: Numbers of neighbours.
     """
 
     higher_is_better = True
-    least = 6  # one more than the neighbours that are looked at by default
+    least = 6  # one more than the default number of neighbours
     meanings: ClassVar = {
         "precision": Meaning("fidelity", "Precision", 1, "Share of generated images that lie among real ones."),
         "f1": Meaning("variety", "F1", 1, "Harmonic mean of precision and recall."),
-        "recall": Meaning(
-            "variety", "Recall", 1, "Share of real images that lie among generated ones: the variety covered."
-        ),
+        "recall": Meaning("variety", "Recall", 1, "Share of real images among generated ones: the variety covered."),
     }
 
     def __init__(self, features: FeatureNetwork | int, ks: Sequence[int] = (3, 5)) -> None:
@@ -121,7 +119,7 @@ class PrecisionRecall(SampleMetric):
         self.ks = _checked(ks)
 
     def compute(self) -> dict[str, Tensor]:
-        """``precision``, ``recall`` with Wilson's intervals and ``f1``, scalars.
+        """``precision`` and ``recall`` with Wilson's intervals, and ``f1``; scalars.
 
         Raises:
             ValueError: If a set has no more images than the largest k.
@@ -137,18 +135,18 @@ class PrecisionRecall(SampleMetric):
 
 
 class DensityCoverage(SampleMetric):
-    """``density``, which outliers among the real images cannot inflate, and ``coverage``; 1 is what real images get.
+    """``density``, robust against outliers among real images, and ``coverage``; real images get about 1.
 
     Args:
         features: See `FeatureMetric`.
-        k: Neighbours; 5 in the paper.
+        k: Number of neighbours; 5 in the paper.
     """
 
     higher_is_better = True
-    least = 6  # one more than the neighbours that are looked at by default
+    least = 6  # one more than the default number of neighbours
     meanings: ClassVar = {
         "density": Meaning(
-            "fidelity", "Density", 0, "How densely real images lie around generated ones; compare with the controls."
+            "fidelity", "Density", 0, "How densely real images surround generated ones; compare with the controls."
         ),
         "coverage": Meaning("variety", "Coverage", 1, "Share of real images with a generated one near by."),
     }
@@ -158,7 +156,7 @@ class DensityCoverage(SampleMetric):
         (self.k,) = _checked([k])
 
     def compute(self) -> dict[str, Tensor]:
-        """``density`` with a bootstrap interval over the generated images, ``coverage`` with Wilson's; scalars.
+        """``density`` with a bootstrap interval, ``coverage`` with Wilson's; scalars.
 
         Raises:
             ValueError: If a set has `k` images or fewer.

@@ -1,4 +1,4 @@
-"""Writes a report: one HTML page that needs nothing else, the numbers as JSON and CSV, the pictures as files."""
+"""Page of a report: self-contained HTML, numbers as JSON and CSV, pictures as files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jinja2 import Environment
@@ -28,12 +29,12 @@ EXAMPLES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """What was found about one generator or folder of images.
+    """Results for one generator or folder of images.
 
     Attributes:
         name: The checkpoint or the folder.
-        case: What was measured.
-        findings: Of all checks, by name; metrics on features stand under ``metrics``.
+        case: Input of its checks.
+        findings: Findings of each check by name; metrics on features stand under ``metrics``.
     """
 
     name: str
@@ -65,65 +66,34 @@ def meaning(name: str) -> Meaning:
     return meanings()[max(known, key=len)] if known else Meaning("fidelity", name, 0, "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """What a column of the tables is about.
+class Column(NamedTuple):
+    """Column of the tables; only columns of kind ``judged`` compete, not ``real`` and ``control``."""
 
-    Attributes:
-        name: `Score.generated` of its numbers.
-        title: What the table calls it.
-        kind: ``judged``, ``real`` or ``control``; only what is judged competes.
-    """
-
-    name: str
+    name: str  # `Score.generated` of its numbers
     title: str
     kind: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A number of a table.
-
-    Attributes:
-        text: The number.
-        interval: Its interval; empty where there is none.
-        best: Whether it is the best of its row.
-    """
+class Cell(NamedTuple):
+    """Number of a table, its interval if there is one, and whether it is the best of its row."""
 
     text: str
     interval: str
     best: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A row of a table: one number for each column, None where a column has none.
-
-    Attributes:
-        title: Name for readers.
-        note: The class or the way behind the colon of the score's name.
-        text: What it means; empty where the row above says it.
-        arrow: ``↑`` where more is better, ``↓`` where less is.
-        cells: One for each column.
-    """
+class Row(NamedTuple):
+    """Row of a table: one cell, or None, for each column."""
 
     title: str
-    note: str
-    text: str
-    arrow: str
+    note: str  # class, network and the like
+    text: str  # meaning; empty if the row above has it
+    arrow: str  # up where higher is better, down where lower is
     cells: list[Cell | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """Part of a report.
-
-    Attributes:
-        name: What it is about.
-        columns: Those with a number in it.
-        rows: Its numbers.
-        per_class: Those of single classes, where `rows` has the same of all.
-    """
+class Section(NamedTuple):
+    """Tables of one section: all numbers, and those of single classes if `rows` has them for all classes together."""
 
     name: str
     columns: list[Column]
@@ -134,13 +104,13 @@ class Section:
 def write_page(
     judged: Sequence[Judged], out: str | Path, about: Mapping[str, object], *, patients: bool = True
 ) -> None:
-    """Write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures, over those of an earlier step.
+    """Write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures; replaces an earlier report.
 
     Args:
-        judged: What was found.
-        out: Folder to write into; made if missing.
-        about: What else page and JSON file say.
-        patients: Whether pictures of real patients are among those written.
+        judged: The results.
+        out: Target folder; created if missing.
+        about: Further entries of page and JSON file.
+        patients: Whether to include pictures of real patients.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +123,7 @@ def write_page(
         shown: list[tuple[Figure, Markup]] = []
         found_figures = [figure for found in item.findings.values() for figure in found.figures]
         copied = any(score.name == "near_copies" and score.value > 0 for score in item.scores)
-        examples = replace(_examples(item.case.generated), patients=copied)  # copies of patients are pictures of them
+        examples = replace(_examples(item.case.generated), patients=copied)  # near copies show patients
         for figure in (examples, *found_figures):
             if figure.patients and not patients:
                 continue
@@ -170,6 +140,7 @@ def write_page(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("medgen.evaluation.report").joinpath("report.html.jinja").read_text())
     real = judged[0].case.real
+    grid = _examples(real)
     page = template.render(
         judged=[
             {"name": item.name, "warnings": item.warnings, "figures": shown, "n": item.case.generated.n}
@@ -177,7 +148,7 @@ def write_page(
         ],
         columns=columns,
         sections=[section for name in SECTIONS if (section := _section(scores, name, columns, judge)).rows],
-        real={"name": real.name, "n": real.n, "grid": _embedded(*_with_content(_examples(real))) if patients else ""},
+        real={"name": real.name, "n": real.n, "grid": _embedded(grid, *grid.content()) if patients else ""},
         judge=judged[0].case.judge,
         about=about,
     )
@@ -185,25 +156,25 @@ def write_page(
 
 
 def _remove_pictures(folder: Path) -> None:
-    """Take away what an earlier report wrote here: it may show what this one is not to show."""
+    """Remove the pictures of an earlier report, which may show what this one must not."""
     table = folder / "metrics.json"
     if not table.is_file():
         return
     try:
         names = [str(name) for name in json.loads(table.read_text())["pictures"]]
-    except (ValueError, KeyError, TypeError):  # not of a report
+    except (ValueError, KeyError, TypeError):  # not a report's file
         return
     for name in names:
         (folder / Path(name).name).unlink(missing_ok=True)
 
 
 def all_scores(judged: Sequence[Judged]) -> list[Score]:
-    """The numbers of everything judged; those of the real images, which each comes with, once."""
+    """Scores of everything judged; those of the real images, which come with each source, once."""
     return list(dict.fromkeys(score for item in judged for score in item.scores))
 
 
 def _columns(judged: Sequence[Judged], scores: Sequence[Score]) -> list[Column]:
-    """What is compared, the real images, then the controls."""
+    """Columns: judged sources, the real images, then the controls."""
     columns = [Column(name=item.name, title=item.name, kind="judged") for item in judged]
     real = judged[0].case.real.name
     if any(score.generated == real for score in scores):
@@ -214,12 +185,12 @@ def _columns(judged: Sequence[Judged], scores: Sequence[Score]) -> list[Column]:
 
 
 def _section(scores: Sequence[Score], section: str, columns: Sequence[Column], judge: str) -> Section:
-    """The tables of a section."""
+    """Build the tables of a section."""
     found: dict[str, dict[str, Score]] = {}
     for score in scores:
         if meaning(score.name).section == section:
             plain, colon, label = score.name.partition(":")
-            # The column says already whether a number is of generated or of real images.
+            # The column tells generated from real images.
             key = plain.removesuffix("_real").removesuffix("_generated") + colon + label
             found.setdefault(key, {})[score.generated] = score
     columns = [column for column in columns if any(column.name in by_column for by_column in found.values())]
@@ -266,7 +237,7 @@ def _cell(score: Score, best: float | None) -> Cell:
 
 
 def _note(name: str, by_column: Mapping[str, Score], judge: str) -> str:
-    """What sets a row apart from others of the same title: neighbours, kind, class or way, network."""
+    """Difference between rows of one title: neighbours, kind, class or way, network."""
     plain, _, label = name.partition(":")
     kind = next((text for suffix, text in _KINDS.items() if plain.endswith(suffix)), "")
     k = plain.partition("_k")[2] if "_k" in plain else ""
@@ -285,7 +256,7 @@ def _number(value: float) -> str:
 
 
 def _examples(part: FeatureSet) -> Figure:
-    """Images drawn at random by a fixed seed: not the best ones."""
+    """Images drawn at random by a fixed seed."""
     rows = torch.randperm(part.n, generator=torch.Generator().manual_seed(0))[:EXAMPLES].tolist()
     images = torch.cat([part.images[row : row + 1] for row in rows])
     return Figure(
@@ -296,12 +267,8 @@ def _examples(part: FeatureSet) -> Figure:
     )
 
 
-def _with_content(figure: Figure) -> tuple[Figure, str, bytes]:
-    return figure, *figure.content()
-
-
 def _embedded(figure: Figure, kind: str, content: bytes) -> Markup:
-    """A figure as HTML."""
+    """Convert a figure to HTML."""
     if kind == ".svg":
         return Markup(content.decode())
     data = base64.b64encode(content).decode()

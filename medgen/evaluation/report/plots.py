@@ -1,4 +1,4 @@
-"""Plots of a report as SVG text: few colours, readable in black and white."""
+"""Plots of a report as SVG text, readable in black and white."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def _axes(width: float = 6.0, height: float = 3.2) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on; the SVG is in the list afterwards."""
+    """Axes to draw on; the SVG is appended to the list afterwards."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -47,7 +47,7 @@ def _axes(width: float = 6.0, height: float = 3.2) -> Iterator[tuple[Axes, list[
 
 
 def intervals_plot(rows: Mapping[str, Interval], *, label: str, reference: float | None = None) -> str:
-    """Values with their intervals, one line each, the first at the top."""
+    """Plot values with their intervals, one row each, the first at the top."""
     with _axes(6.0, 0.6 + 0.32 * len(rows)) as (axes, result):
         for y, (_, (value, low, high)) in enumerate(reversed(list(rows.items()))):
             axes.plot([low, high], [y, y], color="0.4", linewidth=1.5)
@@ -61,7 +61,7 @@ def intervals_plot(rows: Mapping[str, Interval], *, label: str, reference: float
 
 
 def scaled_to_two_dimensions(squared: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (n, 2) whose squared distances are as near as can be to a matrix (n, n).
+    """Points (n, 2) whose squared distances approximate a matrix (n, n).
 
     Source: Torgerson 1952, "Multidimensional scaling: theory and method" (classical scaling).
     """
@@ -72,7 +72,7 @@ def scaled_to_two_dimensions(squared: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def distances_plot(matrix: NDArray[np.float64], names: Sequence[str]) -> str:
-    """Sets as points whose distances on paper are as near as can be to a matrix of squared distances."""
+    """Plot sets as points whose distances approximate a matrix of squared distances."""
     points = scaled_to_two_dimensions(matrix)
     with _axes(5.0, 4.0) as (axes, result):
         for (x, y), name in zip(points, names, strict=True):
@@ -92,7 +92,7 @@ def distances_plot(matrix: NDArray[np.float64], names: Sequence[str]) -> str:
 
 
 def dendrogram_plot(matrix: NDArray[np.float64], names: Sequence[str]) -> str:
-    """Which sets join first as the allowed distance grows (average linkage)."""
+    """Plot the tree of sets by average linkage of a matrix of distances."""
     from scipy.cluster.hierarchy import dendrogram, linkage
     from scipy.spatial.distance import squareform
 
@@ -116,7 +116,7 @@ def dendrogram_plot(matrix: NDArray[np.float64], names: Sequence[str]) -> str:
 
 
 def curve_plot(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x: str, y: str) -> str:
-    """Lines through points, such as a distance against the number of steps."""
+    """Plot lines through points, such as a distance against the number of steps."""
     with _axes() as (axes, result):
         for marker, (name, (xs, ys)) in zip("osD^v*", curves.items(), strict=False):
             axes.plot(xs, ys, marker=marker, label=name, markersize=4)
@@ -132,7 +132,7 @@ def curve_plot(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *,
 
 
 def histogram_plot(groups: Mapping[str, NDArray[np.float64]], *, label: str) -> str:
-    """Distributions as steps on common bins."""
+    """Plot distributions as steps on common bins."""
     bins = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30)
     with _axes() as (axes, result):
         for style, (name, values) in zip(("-", "--", ":"), groups.items(), strict=False):

@@ -1,4 +1,4 @@
-"""Everything there is to say about generators or folders of images, side by side, in one call."""
+"""Report of generators or folders of images, side by side."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEW = 1000
-"""Below this number of images, Fréchet distances depend much on the number itself."""
+"""Number of images below which Fréchet distances depend strongly on that number."""
 
 
 def report(
@@ -62,36 +62,36 @@ def report(
 ) -> list[Score]:
     """Measure, and write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures.
 
-    Images are drawn once and kept in a temporary file. After each check what was found so far is written, so that an
-    error loses nothing of what took long.
+    Images are drawn once and kept in a temporary file. Findings are written after each check, so that an error loses
+    nothing that took long.
 
     Args:
         sources: Checkpoint folders, names of the zoo or the Hub, or folders of images; one or several.
         datamodule: The real data.
-        out: Folder to write into; made if missing.
+        out: Target folder; created if missing.
         metrics: Names of `METRICS` and `CHECKS`; by default all that the data allow.
-        n: Number of generated images; by default as many as real ones.
+        n: Number of generated images; by default that of the real images.
         split: The real images to compare with.
-        seed: Seed of everything drawn.
+        seed: Seed of all random draws.
         network: The feature network or its name.
-        weights: File with the weights, for a network that does not bring its own.
-        batch_size: Images drawn and seen together.
-        device: Where networks run; by default the best there is.
-        recipe: How classifiers of ``utility`` and ``bias`` are trained, or its name in `RECIPES`.
-        folds: Their repetitions, each on other training patients.
+        weights: File with weights, for a network without bundled weights.
+        batch_size: Images drawn and processed together.
+        device: Device of the networks; by default the best available.
+        recipe: Training of the classifiers of ``utility`` and ``bias``, or its name in `RECIPES`.
+        folds: Repetitions of each training, on other training patients.
         seeds: Repetitions of each fold.
-        hide: Boxes that ``bias`` hides, each left, top, right and bottom as shares of width and height; without any it
-            hides the borders.
-        segmenter: How the segmentation network of ``consistency`` is trained; None for the default.
-        patients: Whether the report shows real images; without them it can be shared where the data may not.
-        command: What the page says how to get it again.
+        hide: Boxes that ``bias`` hides, as left, top, right and bottom in shares of width and height; empty hides the
+            borders.
+        segmenter: Training of the segmentation network of ``consistency``; None for the default.
+        patients: Whether to show real images; without them the report can be shared where the data may not.
+        command: Command line shown on the page, to repeat the report.
         **options: Sampling options of the family, such as ``steps``.
 
     Returns:
         The scores, in the order of the sources.
 
     Raises:
-        ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
+        ValueError: If a metric, a network or a model is unknown, or the sets do not match or are too small.
     """
     names = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -148,7 +148,7 @@ def report(
                 bias = warn_of_bias(judge.name, getattr(item.generator.about, "trained_with", ()))
             path = Path(folder) / f"{i}.raw"
             fewest = min(item.n, len(real))
-            # Controls and the like, asked for alone, still need metrics.
+            # Checks such as controls need metrics, even if only the check is requested.
             asked = [name for name in names_of_checks if name in METRICS]
             chosen_metrics = asked or measurable(METRICS, fewest)
             case = _case(
@@ -170,7 +170,7 @@ def report(
 
 
 def _findings(name: str, case: Case, *, asked: bool) -> Findings:
-    """What a check finds; one that was not asked for by name and turns out impossible is only warned of."""
+    """Run a check; one that was not requested by name and turns out impossible only gives a warning."""
     try:
         return _finite(load_check(name).run(case))
     except ValueError as error:
@@ -181,7 +181,7 @@ def _findings(name: str, case: Case, *, asked: bool) -> Findings:
 
 
 def _finite(found: Findings) -> Findings:
-    """Findings without numbers that could not be computed, which are warned of instead."""
+    """Replace scores that could not be computed by warnings."""
     lost = [score.name for score in found.scores if not math.isfinite(score.value)]
     found.scores = [score for score in found.scores if math.isfinite(score.value)]
     found.warnings += [f"{name} could not be computed: too few or equal images" for name in lost]
@@ -191,7 +191,7 @@ def _finite(found: Findings) -> Findings:
 def _case(
     found: Opened, datamodule: ImageDataModule, settings: Settings, path: Path, options: Mapping[str, Any]
 ) -> Case:
-    """Draw the images and keep them."""
+    """Draw and store the images, and compute features."""
     check = partial(check_size, datamodule=datamodule, name=found.name)
     stored = StoredImages(found.images, found.n, path, batch_size=settings.batch_size, check=check)
     pixels = feature_network("pixels").to(settings.judge.mean.device)
@@ -223,10 +223,10 @@ def _metrics(case: Case, metrics: Sequence[str]) -> Findings:
 
 
 def check_names(metrics: Sequence[str] | None) -> None:
-    """Refuse names that are neither metrics nor checks, before anything is opened.
+    """Refuse unknown names of metrics and checks.
 
     Raises:
-        ValueError: Naming those there are.
+        ValueError: With all known names.
     """
     known = [*METRICS, *CHECKS]
     if unknown := [name for name in metrics or () if name not in known]:
@@ -236,10 +236,10 @@ def check_names(metrics: Sequence[str] | None) -> None:
 def _chosen(
     metrics: Sequence[str] | None, datamodule: ImageDataModule, split: str, fewest: int, judged: Opened
 ) -> list[str]:
-    """The metrics and checks asked for, or all that the data allow; refused before anything is drawn.
+    """Requested metrics and checks, or all that the data allow.
 
     Raises:
-        ValueError: If a check was asked for that the data or the number of images do not allow.
+        ValueError: If a requested check does not suit the data or the number of images.
         ImportError: If it needs a package that is missing.
     """
     asked = [*METRICS, *CHECKS] if metrics is None else metrics
@@ -260,10 +260,10 @@ def _chosen(
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is not available.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: With its name.
     """
     try:
         torch.zeros(1, device=device)

@@ -1,4 +1,4 @@
-"""Ways of training, compared on the same folds with the same seeds: what utility of any kind is measured with."""
+"""Comparisons of ways of training, on equal folds and seeds."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How networks that were trained in one way do on test images.
+    """Result of networks trained in one way.
 
     Attributes:
-        name: The way.
+        name: Name of the way.
         value: Mean over repetitions, such as of the area under the ROC curve; interval over test patients.
-        per_label: The same for each class or finding.
-        runs: The value of each repetition, (r,).
-        baseline: What it is compared with; empty for the baseline itself.
+        per_label: Value of each class or finding.
+        runs: Value of each repetition, (r,).
+        baseline: Name of the way it is compared with; empty for the baseline itself.
         p: Two-sided Wilcoxon signed-rank test of the repetitions against the baseline's, Holm-corrected for the number
-            of ways compared; NaN for the baseline, or with too few repetitions to differ.
-        synthetic: Synthetic images that a network saw, in training or in the test.
+            of ways; NaN for the baseline, or if too few repetitions differ.
+        synthetic: Number of synthetic images used in training or in the test.
     """
 
     name: str
@@ -44,10 +44,10 @@ def folds_without_one(classes: Tensor, groups: Tensor, folds: int, *, seeds: int
     """Rows of each repetition, which leaves one fold of patients out, and its seed.
 
     Args:
-        classes: What folds have in equal shares, (n,).
-        groups: The patient of each image, (n,).
-        folds: Number of parts.
-        seeds: Repetitions of each.
+        classes: Class of each image, (n,), for folds with equal shares.
+        groups: Patient of each image, (n,).
+        folds: Number of folds.
+        seeds: Repetitions of each fold.
 
     Raises:
         ValueError: If there are fewer patients than folds.
@@ -67,12 +67,12 @@ def compare_ways(
     repetitions: Iterable[tuple[Data, int]],
     outcome: Callable[[str, Sequence[Tensor]], Outcome],
 ) -> list[Outcome]:
-    """Train in several ways on the same data with the same seeds; the first is the baseline.
+    """Train in several ways on the same data with the same seeds; the first way is the baseline.
 
     Args:
-        ways: What trains on the data of a repetition with its seed, and gives its answers on the test images.
+        ways: Trains on the data of a repetition with its seed, and returns answers on the test images.
         repetitions: Data and seed of each.
-        outcome: What makes an outcome of a name and the answers of all repetitions.
+        outcome: Makes an outcome from a name and the answers of all repetitions.
     """
     answers: dict[str, list[Tensor]] = {name: [] for name in ways}
     for data, seed in repetitions:
@@ -84,20 +84,17 @@ def compare_ways(
 
 
 def signed_rank_p(values: Sequence[float], baseline: Sequence[float]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test for paired runs; NaN where fewer than six pairs differ.
-
-    With five pairs the smallest possible p is 0.06: nothing could be found.
-    """
+    """Two-sided p of Wilcoxon's signed-rank test of paired runs; NaN if fewer than six pairs differ."""
     from scipy.stats import wilcoxon
 
     difference: NDArray[np.float64] = np.asarray(values) - np.asarray(baseline)
-    if np.count_nonzero(difference) < 6:
+    if np.count_nonzero(difference) < 6:  # the smallest p of five pairs is 0.06
         return float("nan")
     return float(wilcoxon(difference).pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P values corrected for their number, step down; NaN stays and does not count.
+    """Correct p values for their number, step down; NaN stays and does not count.
 
     Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
     """

@@ -1,4 +1,4 @@
-"""Distances between many vectors in little memory: what manifolds and nearest neighbours are made of."""
+"""Distances between many vectors, computed in blocks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**24
-"""Distances held in memory at once (64 MiB of float32), whatever the number of vectors."""
+"""Distances held in memory at once (64 MiB of float32)."""
 _COLUMNS = 1024
-"""Vectors that are moved to the origin at once, so that no copy of a whole set is needed."""
+"""Vectors centred at once, so that no copy of a whole set is made."""
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared Euclidean distances between (N, D) and (M, D), a block of rows at a time: which rows, and (rows, M).
+    """Squared Euclidean distances between (N, D) and (M, D): yields row slices and blocks (rows, M).
 
-    Both sets are moved so that `b` has mean zero, which changes no distance but keeps digits of small ones. They are of
-    the type of `a`.
+    Both sets are centred at the mean of `b`, which keeps digits of small distances. Blocks have the type of `a`.
     """
     centre = b.mean(0).to(a.dtype)  # taking the mean in another type would copy the whole set
     step = max(1, _BLOCK // max(1, len(b)))
@@ -33,7 +32,7 @@ def squared_distances(a: Tensor, b: Tensor) -> Iterator[tuple[slice, Tensor]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours:
-    """The nearest reference vector of each query.
+    """Nearest reference vector of each query.
 
     Attributes:
         distance: Euclidean distance, (N,) float32.
@@ -45,7 +44,7 @@ class Neighbours:
 
 
 def nearest(queries: Tensor, reference: Tensor) -> Neighbours:
-    """The nearest of (M, D) reference vectors for each of (N, D) queries.
+    """Find the nearest of (M, D) reference vectors for each of (N, D) queries.
 
     Raises:
         ValueError: If a set is empty or the lengths of the vectors differ.
@@ -55,5 +54,5 @@ def nearest(queries: Tensor, reference: Tensor) -> Neighbours:
             f"queries {tuple(queries.shape)} and reference {tuple(reference.shape)} need vectors of one length"
         )
     indices = torch.cat([block.argmin(1) for _, block in squared_distances(queries, reference)])
-    # The winner's distance is taken from the difference itself: an exact copy is at exactly zero.
+    # Computed from the difference itself, so that an exact copy is at distance zero.
     return Neighbours(distance=(queries - reference[indices]).norm(dim=1), index=indices)

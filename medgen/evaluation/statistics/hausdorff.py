@@ -1,4 +1,4 @@
-"""How far the borders of label maps lie apart, in pixels."""
+"""Hausdorff distance between label maps, in pixels."""
 
 from __future__ import annotations
 
@@ -12,23 +12,21 @@ from torch import Tensor
 def hausdorff(predicted: Tensor, truth: Tensor, classes: int, *, quantile: float = 0.95) -> Tensor:
     """Hausdorff distance of each image and class but the background in pixels, (B, K - 1).
 
-    The border of a class is made of its pixels with a neighbour above, below, left or right that is not of the class or
-    not in the image. Each border pixel of either mask has a distance to the nearest border pixel of the other. Of
-    these, the quantile is taken in each direction, and the larger one counts.
+    Border pixels of a class have a neighbour above, below, left or right that is outside the class or the image. The
+    distances from border pixels of one mask to the nearest border pixel of the other are reduced to a quantile; the
+    larger one of both directions counts.
 
     Args:
-        predicted: (B, H, W) class numbers.
-        truth: The same.
+        predicted: Class numbers, (B, H, W).
+        truth: Class numbers, (B, H, W).
         classes: Number of classes K.
-        quantile: 0.95 leaves out the farthest 5 %, which a few stray pixels may be; 1 gives the maximum.
+        quantile: 0.95 leaves out the farthest 5 %, such as stray pixels; 1 gives the maximum.
 
     Returns:
-        NaN where neither mask has the class. Where only one has it, the diagonal of the image, which is more than any
-        two pixels can be apart.
+        NaN if both masks lack the class; the image diagonal, an upper limit, if one mask lacks it.
 
     Raises:
-        ValueError: If shapes differ, masks hold other numbers than those of the classes, or `quantile` is not in
-            (0, 1].
+        ValueError: If shapes differ, class numbers are out of range, or `quantile` is not in (0, 1].
 
     Source: Huttenlocher et al. 1993, "Comparing images using the Hausdorff distance"; the quantile as in Menze et al.
     2015, "The multimodal brain tumor image segmentation benchmark (BRATS)".
@@ -44,10 +42,10 @@ def hausdorff(predicted: Tensor, truth: Tensor, classes: int, *, quantile: float
 
 
 def paired_class_maps(predicted: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The `class_maps` of masks and of those they are compared with.
+    """Convert two batches of masks of equal shape to `class_maps`.
 
     Raises:
-        ValueError: If their shapes differ, or they hold other numbers.
+        ValueError: If shapes differ, or class numbers are out of range.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"predicted is {tuple(predicted.shape)}, truth {tuple(truth.shape)}; give the same shapes")
@@ -55,14 +53,14 @@ def paired_class_maps(predicted: Tensor, truth: Tensor, classes: int) -> tuple[T
 
 
 def class_maps(masks: Tensor, classes: int) -> Tensor:
-    """Which pixels show each class but the background, (B, K - 1, H, W) bool.
+    """Binary map of each class but the background, (B, K - 1, H, W) bool.
 
     Args:
-        masks: (B, H, W) class numbers.
+        masks: Class numbers, (B, H, W).
         classes: Number of classes K.
 
     Raises:
-        ValueError: If masks have another shape or hold other numbers.
+        ValueError: If masks have another shape, or class numbers are out of range.
     """
     if masks.dim() != 3 or masks.is_floating_point():
         raise ValueError(
@@ -76,7 +74,7 @@ def class_maps(masks: Tensor, classes: int) -> Tensor:
 
 
 def _borders(shown: Tensor) -> Tensor:
-    """Pixels with one of four neighbours outside, (B, K - 1, H, W) bool; the image ends at its edge."""
+    """Pixels with one of four neighbours outside the class or the image, (B, K - 1, H, W) bool."""
     padded = F.pad(shown, (1, 1, 1, 1))
     rows, columns = padded[..., 1:-1], padded[..., 1:-1, :]
     inside = rows[..., :-2, :] & rows[..., 2:, :] & columns[..., :-2] & columns[..., 2:]
@@ -84,7 +82,7 @@ def _borders(shown: Tensor) -> Tensor:
 
 
 def _distance(a: Tensor, b: Tensor, quantile: float) -> float:
-    """Of border pixels (n, 2) and (m, 2) in float64."""
+    """Distance between border pixels (n, 2) and (m, 2), float64."""
     try:
         from scipy.spatial import KDTree
     except ImportError as error:

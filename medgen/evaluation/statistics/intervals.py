@@ -1,4 +1,4 @@
-"""Confidence intervals: Wilson's for shares, bootstrap for everything else."""
+"""Confidence intervals: Wilson's for shares, bootstrap for all other statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 RESAMPLES = 2000
 _BLOCK = 2**22
-"""Counts held in memory at once (32 MiB), whatever the number of rows and resamples."""
+"""Counts held in memory at once (32 MiB)."""
 
 
 class Interval(NamedTuple):
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def share(hits: Tensor) -> Interval:
-    """The share of true entries (n,) with Wilson's interval, which stays in [0, 1] for few and for extreme ones.
+    """Share of true entries (n,) with Wilson's interval, which stays in [0, 1].
 
     Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
     """
@@ -36,7 +36,7 @@ def share(hits: Tensor) -> Interval:
 
 
 def bootstrap_mean(values: Tensor, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of (n,) values with its percentile bootstrap interval."""
+    """Mean of (n,) values with its percentile bootstrap interval."""
     data = values.double().cpu().numpy()
     return bootstrap(lambda counts: counts @ data / counts.sum(1), np.arange(len(data)), resamples=resamples, seed=seed)
 
@@ -48,12 +48,12 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """A statistic of rows with its percentile bootstrap interval; whole groups are resampled, such as patients.
+    """Statistic of rows with its percentile bootstrap interval; whole groups, such as patients, are resampled.
 
     Args:
-        statistic: Called with how often each row was drawn in each of several resamples, (r, n); gives (r,) values, NaN
-            where a resample does not allow one, such as one without a positive case.
-        groups: The group of each row, (n,); ``arange(n)`` where rows are independent.
+        statistic: Maps the number of times each row was drawn, (r, n) for r resamples, to values (r,); NaN if a
+            resample does not allow one, such as one without a positive case.
+        groups: Group of each row, (n,); ``arange(n)`` for independent rows.
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
 
@@ -70,7 +70,7 @@ def bootstraps(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Interval]:
-    """Several statistics of the same rows, one interval each, as `bootstrap`; `statistic` gives (r, k) values."""
+    """Intervals of several statistics of the same rows, as `bootstrap`; `statistic` returns (r, k) values."""
     names, member = np.unique(groups, return_inverse=True)
     random = np.random.default_rng(seed)
     at_once = max(1, _BLOCK // len(member))
@@ -85,6 +85,6 @@ def bootstraps(
 
 
 def named(name: str, interval: Interval) -> dict[str, Tensor]:
-    """An interval as the numbers of a metric: ``NAME``, ``NAME_low`` and ``NAME_high``."""
+    """Convert an interval to numbers of a metric: ``NAME``, ``NAME_low`` and ``NAME_high``."""
     parts = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return {key: torch.tensor(value) for key, value in parts.items()}

@@ -1,4 +1,4 @@
-"""Near copies of training images: found also where they are shifted, mirrored, turned, enlarged, of other contrast."""
+"""Near duplicates of training images, also if shifted, mirrored, rotated, scaled or of other contrast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 from medgen.evaluation.sets import ImageSet, batches
 
 _SIDE = 64
-"""Images are compared at this many pixels."""
+"""Side of the compared thumbnails in pixels."""
 _RADIUS = 24
-"""They are compared within a disc, so that none of it is lost where one is turned."""
+"""Radius in pixels of the compared disc, which no rotation cuts off."""
 _MARGIN = _SIDE // 2 - _RADIUS
-"""Shifts up to this many pixels are looked through."""
+"""Largest shift in pixels."""
 _GRAIN = 0.02
 """Contrast of details that counts as none: grain and JPEG artefacts of empty background."""
 _COARSE = 4
@@ -30,28 +30,27 @@ _TURNS = torch.tensor(
         for zoom in (0.7, 0.85, 1.0, 1.2, 1.4)
     ]
 )
-"""How images are mirrored, turned (radians) and enlarged (logarithm) in the coarse comparison, (T, 3)."""
+"""Mirroring, angle (radians) and log zoom of the coarse comparison, (T, 3)."""
 _CANDIDATES = 16
-"""Training images, each under some turn, that each image is compared with closely."""
+"""Training images, each under some turn, that enter the close comparison."""
 _ROUNDS = ((5.0, 0.06, 4), (2.0, 0.025, 2), (1.0, 0.012, 1))
-"""Rounds of the close comparison: a step of the angle (degrees), of the logarithm of the zoom, and how many survive."""
+"""Rounds of the close comparison: step of the angle (degrees), step of the log zoom, number of survivors."""
 _BLOCK = 2**11
 """Training images compared coarsely at once (25 MiB)."""
 _ALARM = 6.0
-"""Standard deviations above what unseen real images reach."""
+"""Standard deviations above the similarity of unseen real images that make a duplicate."""
 _LEAST = 0.6
-"""Correlation of details below which two images are different ones, however unlike unseen images are: among so many
-shifts and turns chance alone finds up to 0.45."""
+"""Smallest correlation of details of a duplicate: random pairs reach 0.45, best over all shifts and turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearDuplicates:
-    """How alike each image is to its most alike training image, best over shifts, mirroring, turns and zooms.
+    """Similarity of each image to its most similar training image, best over shifts, mirroring, rotations and zooms.
 
     Attributes:
         similarity: Correlation coefficient of the details, (n,), at most 1.
         index: Row of that training image, (n,) int64.
-        held_out: The similarity that unseen real images reach, (m,).
+        held_out: Similarity that unseen real images reach, (m,).
     """
 
     similarity: Tensor
@@ -60,10 +59,10 @@ class NearDuplicates:
 
     @property
     def threshold(self) -> float:
-        """The similarity above which an image is a near copy.
+        """Similarity above which an image is a near duplicate.
 
-        Correlations of unseen real images are made normal by Fisher's transform; median and quartiles stand for mean
-        and spread, so that a few copies among them (a careless split) do not raise the threshold.
+        Correlations of unseen real images are made normal by Fisher's transform. Median and quartiles replace mean and
+        standard deviation, so that a few duplicates among them (a careless split) do not raise the threshold.
         """
         z = self.held_out.clamp(max=1 - 1e-6).double().atanh()
         low, middle, high = z.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
@@ -71,7 +70,7 @@ class NearDuplicates:
 
     @property
     def rows(self) -> Tensor:
-        """The near copies, the most alike first."""
+        """Rows of the near duplicates, the most similar first."""
         order = self.similarity.argsort(descending=True)
         return order[self.similarity[order] > self.threshold]
 
@@ -79,11 +78,10 @@ class NearDuplicates:
 def near_duplicates(
     images: ImageSet | Tensor, train: ImageSet | Tensor, held_out: ImageSet | Tensor, *, batch_size: int = 64
 ) -> NearDuplicates:
-    """Look for training images among others.
+    """Search a set for near duplicates of training images.
 
-    What all patients share, the broad shape of an organ, says nothing about whether two images are one: only details
-    are compared, by normalised cross-correlation over all shifts of up to an eighth of the image, mirrored and not,
-    turned by any angle, enlarged or shrunk by up to two fifths.
+    The broad shape of an organ, which all patients share, is removed. Details are compared by normalised
+    cross-correlation, over shifts of up to an eighth of the image, mirroring, rotations and zooms of up to two fifths.
 
     Args:
         images: Generated images, (n, C, H, W) in [0, 1] when sliced.
@@ -101,9 +99,9 @@ class _Thumbnails:
     """All images of a set, small and grey.
 
     Attributes:
-        details: Without slow changes of brightness and of contrast, (n, 1, SIDE, SIDE). With evened contrast the edge
-            of a field of view, which all images of a camera share, does not outweigh what is inside it.
-        broad: Blurred to what the coarse comparison resolves, (n, 1, SIDE, SIDE).
+        details: Without slow changes of brightness and contrast, (n, 1, SIDE, SIDE). Even contrast keeps the edge of a
+            field of view, which all images of a camera share, from outweighing its content.
+        broad: Blurred to the resolution of the coarse comparison, (n, 1, SIDE, SIDE).
     """
 
     def __init__(self, images: ImageSet | Tensor, batch_size: int) -> None:
@@ -118,7 +116,7 @@ class _Thumbnails:
 
 
 class _Reference:
-    """Images to look for: what of a comparison does not depend on the query is computed once.
+    """Reference images, with the parts of a comparison that do not depend on the query.
 
     Source of the close comparison: Padfield 2012, "Masked object registration in the Fourier domain", for one mask.
     """
@@ -138,7 +136,7 @@ class _Reference:
         self.spread = self._floored(squares - total.square() / self.disc.sum())  # (m, shifts, shifts)
 
     def most_alike(self, queries: _Thumbnails) -> tuple[Tensor, Tensor]:
-        """Similarity and row of the most alike reference image of each query, (n,) both."""
+        """Similarity and row of the most similar reference image of each query, (n,) both."""
         found = [
             self._refined(details, *self._candidates(broad))
             for details, broad in zip(queries.details, queries.broad, strict=True)
@@ -147,9 +145,9 @@ class _Reference:
         return torch.stack(similarity), torch.stack(rows)
 
     def _candidates(self, broad: Tensor) -> tuple[Tensor, Tensor]:
-        """Reference images coarsely most alike to a query and how it is turned then, (c,) and (c, 3).
+        """Reference images most similar in the coarse comparison, and the turn of the query, (c,) and (c, 3).
 
-        One image may come up under several turns, which round pictures leave open.
+        One image may come up under several turns, between which round pictures cannot decide.
         """
         templates = _unit(_sampled(broad[None], self.coarse_points @ _matrices(_TURNS))[0])  # (turns, points)
         similarity = torch.cat(
@@ -162,7 +160,7 @@ class _Reference:
         return best // len(_TURNS), _TURNS[best % len(_TURNS)]
 
     def _refined(self, details: Tensor, rows: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
-        """The best similarity of a query to candidates around their turns, and that candidate's row, scalars."""
+        """Best similarity of a query to the candidates around their turns, and the row of the best, scalars."""
         similarity = torch.zeros(len(rows))
         for angle, zoom, keep in _ROUNDS:
             steps = itertools.product((0.0,), (-math.radians(angle), 0.0, math.radians(angle)), (-zoom, 0.0, zoom))
@@ -179,7 +177,7 @@ class _Reference:
         return similarity[0].clamp(max=1), rows[0]
 
     def _floored(self, squares: Tensor) -> Tensor:
-        """Sums of squares over the disc, so large that images without details are like none rather than like all."""
+        """Sums of squares over the disc, at least so large that images without details match none."""
         return squares.clamp(min=1e-3 * float(self.disc.sum()))
 
 
@@ -194,13 +192,13 @@ def _grid(n: int, step: float) -> Tensor:
 
 
 def _within(points: Tensor, radius: int) -> Tensor:
-    """Which points are at most `radius` pixels from the middle, bool."""
+    """Test which points are at most `radius` pixels from the middle, bool."""
     within: Tensor = points.norm(dim=-1) <= 2 * radius / _SIDE
     return within
 
 
 def _matrices(turns: Tensor) -> Tensor:
-    """What takes points of a mirrored, turned and enlarged image to the image itself, for row vectors, (n, 2, 2)."""
+    """Matrices from points of a mirrored, rotated and scaled image to the image, for row vectors, (n, 2, 2)."""
     mirror, angle, zoom = turns.unbind(1)
     cos, sin = angle.cos() / zoom.exp(), angle.sin() / zoom.exp()
     return torch.stack([torch.stack([mirror * cos, sin], dim=1), torch.stack([-mirror * sin, cos], dim=1)], dim=1)
@@ -214,14 +212,14 @@ def _sampled(images: Tensor, points: Tensor) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors moved to mean 0 and scaled to length 1; flat ones stay near 0."""
+    """Scale vectors to mean 0 and length 1; constant ones stay near 0."""
     moved = vectors - vectors.mean(-1, keepdim=True)
     unit: Tensor = moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-3)
     return unit
 
 
 def _shifted(spectra: Tensor) -> Tensor:
-    """Correlations at all shifts that are looked through, (n, 2 * MARGIN + 1, 2 * MARGIN + 1), from their spectra."""
+    """Correlations at all allowed shifts, (n, 2 * MARGIN + 1, 2 * MARGIN + 1), from their spectra."""
     shifts = slice(0, 2 * _MARGIN + 1)
     correlations: Tensor = torch.fft.irfft2(spectra, s=(_SIDE, _SIDE))[..., shifts, shifts]
     return correlations

@@ -1,8 +1,8 @@
-"""Balls that reach to a neighbour, and what lies in them: the geometry of precision, recall and authenticity.
+"""Distances to the k-th nearest neighbour, and membership in balls of these radii.
 
-All pairs of two large sets have to be compared, and nearly all of them are far apart. So distances are estimated first,
-with a bound on the error; what the bound leaves open is looked at closely. Processors with matrix units for bfloat16
-estimate several times faster than they compute in float32.
+Used by precision, recall and authenticity. All pairs of two large sets must be compared, and nearly all are far apart.
+Distances are therefore estimated with an error bound, in bfloat16 on processors with matrix units, and only undecided
+pairs are computed exactly.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from medgen.evaluation.statistics.distances import squared_distances
 _TILE = 2048
 """Vectors of each set whose distances are estimated at once."""
 _SPARE = 10
-"""Neighbours looked at beyond those that are asked for: estimates may have them in another order."""
+"""Extra neighbours that are computed exactly, since estimates may change the order."""
 _GATHERED = 2**21
-"""Numbers of vectors gathered at once (8 MiB)."""
+"""Numbers gathered at once (8 MiB)."""
 _PIECES = 3
-"""Numbers of bfloat16 that hold all digits of one of float32."""
+"""Number of bfloat16 values whose sum holds all digits of a float32."""
 _ROUNDING = 1.01 * 2.0**-8
-"""Largest relative error of a number rounded to bfloat16, by the rounded one."""
+"""Largest error of rounding to bfloat16, relative to the rounded number."""
 _FLOAT_ROUNDING = 2.0**-24
 
 
 class Moved:
-    """Vectors, seen from a centre, and what estimates of their distances need.
+    """Vectors relative to a centre, prepared for estimates of their distances.
 
     Args:
         vectors: (N, D).
-        centre: What is subtracted, (D,), such as the mean; distances between two sets need the same for both.
+        centre: Subtracted vector, (D,), such as the mean; must be equal for both sets of a comparison.
 
     Attributes:
         squares: Squared lengths from the centre, (N,).
@@ -59,11 +59,11 @@ class Moved:
         return len(self.vectors)
 
     def part(self, rows: slice) -> Tensor:
-        """Some of the vectors from the centre."""
+        """Centred vectors of some rows."""
         return torch.sub(self.vectors[rows], self.centre)
 
     def error(self, other: Moved, terms: Tensor, other_terms: Tensor) -> Tensor:
-        """How far estimates of `sums` may be from the truth, (N,), beside the rounding of the sums themselves."""
+        """Bound of the error of each row of `sums`, (N,), without the rounding of the sums themselves."""
         lengths, longest = self.squares.sqrt(), other.squares.max().sqrt()
         # Adding up in float32 loses at most this share of all that is added in each addition.
         summands = 2.1 * lengths * longest + terms.abs() + other_terms.abs().max()
@@ -77,16 +77,16 @@ class Moved:
     def sums(
         self, other: Moved, terms: Tensor, other_terms: Tensor, *, triangle: bool = False
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """`terms[i] + other_terms[j] - 2 self[i] other[j]` for all pairs, estimated, tile by tile.
+        """Estimate `terms[i] + other_terms[j] - 2 self[i] other[j]` for all pairs, in tiles.
 
         Args:
             other: The other set.
             terms: (N,).
             other_terms: (M,).
-            triangle: Whether to leave out the tiles below the diagonal, where both sets are one.
+            triangle: Whether to skip tiles below the diagonal, for two equal sets.
 
         Yields:
-            Which rows, which columns, and their sums, (rows, columns), in bfloat16 or float32.
+            Row slice, column slice, and sums (rows, columns) in bfloat16 or float32.
         """
         if other._rounded is not None:
             other._rounded[:, self.dim : self.dim + _PIECES] = _pieces(other_terms)
@@ -101,7 +101,7 @@ class Moved:
                     yield rows, columns, sums.add_(terms[rows, None])
 
     def _left(self, rows: slice, terms: Tensor) -> Tensor:
-        """What the other set's vectors are multiplied with."""
+        """Left factor of the product with the vectors of the other set."""
         if self._rounded is None:
             return self.part(rows)
         left = torch.zeros(len(terms), self._rounded.shape[1], dtype=torch.bfloat16)
@@ -117,7 +117,7 @@ def _tiles(n: int, first: int = 0) -> Iterator[slice]:
 
 
 def _pieces(values: Tensor) -> Tensor:
-    """Numbers (M,) as sums of three in bfloat16, (M, 3)."""
+    """Split numbers (M,) into sums of three bfloat16 values, (M, 3)."""
     pieces = []
     for _ in range(_PIECES):
         pieces.append(values.bfloat16())
@@ -126,14 +126,14 @@ def _pieces(values: Tensor) -> Tensor:
 
 
 class _Nearest:
-    """The smallest values of each row that were seen so far, and where."""
+    """Smallest values of each row so far, and their columns."""
 
     def __init__(self, n: int, count: int, like: Tensor) -> None:
         self.values = torch.full((n, count), torch.inf, dtype=like.dtype, device=like.device)
         self.index = torch.zeros(n, count, dtype=torch.int64, device=like.device)
 
     def see(self, rows: slice, values: Tensor, first: int) -> None:
-        """Take in values (rows, columns), whose columns are numbered from `first`."""
+        """Update with values (rows, columns), whose columns are numbered from `first`."""
         count = self.values.shape[1]
         found = values.topk(min(count, values.shape[1]), dim=1, largest=False)
         both = torch.cat([self.values[rows], found.values], dim=1)
@@ -143,7 +143,7 @@ class _Nearest:
 
 
 def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
-    """Squared distance of each vector to its k-th nearest other one, for several k, (len(ks), N)."""
+    """Squared distance of each vector to its k-th nearest other vector, for several k, (len(ks), N)."""
     most, n, vectors = max(ks), len(features), features.vectors
     count = min(most + _SPARE, n - 1)
     middle = 2 * features.squares.mean()  # numbers near zero keep most digits
@@ -156,7 +156,7 @@ def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
         else:
             near.see(columns, sums.T.contiguous(), rows.start)
         near.see(rows, sums, columns.start)
-    assert near is not None  # there are vectors
+    assert near is not None  # sets are not empty
     radii = torch.empty(near.index.shape, dtype=vectors.dtype, device=vectors.device)
     step = max(1, _GATHERED // (count * features.dim))
     for start in range(0, n, step):
@@ -168,7 +168,7 @@ def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
     beyond = last.float() + middle - features.error(features, terms, terms)
     if last.dtype == torch.bfloat16:
         beyond -= _ROUNDING * last.float().abs()
-    # Where those that were not looked at may be nearer than the last that was found, all are looked at.
+    # Rows whose neighbours were perhaps missed by the estimate are compared with all vectors.
     unsure = (beyond < radii[:, -1]).nonzero()[:, 0] if count < n - 1 else near.index.new_empty(0)
     for these, squared in _exact_distances(vectors, unsure, vectors):
         squared[torch.arange(len(these), device=these.device), these] = torch.inf
@@ -177,16 +177,17 @@ def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
 
 
 def within_radii(a: Moved, b: Moved, a_radii: Tensor, b_radii: Tensor) -> tuple[Tensor, Tensor]:
-    """Which vectors lie in a closed ball around one of the other set.
+    """Test which vectors lie in a closed ball around a vector of the other set.
 
     Args:
         a: Vectors.
-        b: Vectors, seen from the same centre.
+        b: Vectors with the same centre.
         a_radii: Squared radii of balls around `a`, (N,).
         b_radii: Squared radii of balls around `b`, (M,).
 
     Returns:
-        Whether each of `a` lies in a ball around one of `b`, (N,) bool, and the other way round, (M,) bool.
+        Whether each of `a` lies in a ball around one of `b`, (N,) bool, and whether each of `b` lies in one around `a`,
+        (M,) bool.
     """
     # Squared distances less both radii: one lies in a ball of the other set where its least is at most minus its own
     # radius. Decisions fall near zero, where numbers keep most digits.
@@ -216,9 +217,9 @@ def within_radii(a: Moved, b: Moved, a_radii: Tensor, b_radii: Tensor) -> tuple[
 
 
 def _exact_distances(vectors: Tensor, which: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Numbers of some of `which`, and their squared distances to all others, (rows, M) in float64.
+    """Yield some of the rows `which`, and their squared distances to all others, (rows, M) in float64.
 
-    Few vectors at a time are taken to float64: where all are in question, a copy of them would be the largest of all.
+    Few rows at a time are converted to float64, since a copy of all would be the largest array.
     """
     for part in which.split(_TILE):
         for rows, squared in squared_distances(vectors[part].double(), others):

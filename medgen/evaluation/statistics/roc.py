@@ -1,4 +1,4 @@
-"""Areas under ROC curves with intervals that know of patients."""
+"""ROC curves: areas with intervals over patients, and thresholds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from medgen.evaluation.statistics.intervals import RESAMPLES, Interval, bootstra
 
 
 def auc_value(scores: Tensor, positive: Tensor) -> float:
-    """Area under the ROC curve of scores (n,) for the truth (n,) bool: 0.5 is chance, 1 is perfect.
+    """Area under the ROC curve of scores (n,) for the truth (n,) bool: 0.5 is random, 1 is perfect.
 
     Raises:
-        ValueError: If there is no positive or no negative image.
+        ValueError: If all images are positive or all are negative.
 
-    Source: Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve": the share of pairs in order.
+    Source: Hanley and McNeil 1982, "The meaning and use of the area under a ROC curve".
     """
     truth = positive.numpy()
     if not truth.any() or truth.all():
@@ -40,14 +40,14 @@ def roc_auc(
     """Area under the ROC curve with its percentile bootstrap interval.
 
     Args:
-        scores: Larger where the classifier thinks positive, (n,).
+        scores: Classifier output, larger for positive, (n,).
         positive: The truth, (n,) bool.
-        groups: The patient of each image, (n,), resampled whole; None where images are independent.
+        groups: Patient of each image, (n,), resampled whole; None if images are independent.
         resamples: Bootstrap resamples; those without positive or without negative images are left out.
         seed: Seed of the resampling.
 
     Raises:
-        ValueError: If there is no positive or no negative image.
+        ValueError: If all images are positive or all are negative.
     """
     value = auc_value(scores, positive)
     members = np.arange(len(scores)) if groups is None else groups
@@ -56,7 +56,7 @@ def roc_auc(
 
 
 def weighted_areas(scores: Tensor, positive: Tensor) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """A function from weights of images, (r, n), to areas (r,); NaN where one kind of image has no weight."""
+    """Build a function from weights of images, (r, n), to areas (r,); NaN if one kind has no weight."""
     _, ranks = np.unique(scores.double().numpy(), return_inverse=True)
     order = np.argsort(ranks, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(ranks[order]) > 0])
@@ -74,14 +74,14 @@ def weighted_areas(scores: Tensor, positive: Tensor) -> Callable[[NDArray[np.flo
 
 
 def youden_threshold(scores: Tensor, positive: Tensor) -> float:
-    """Threshold with the largest sum of sensitivity and specificity; scores at or above it count as positive.
+    """Threshold with the largest sum of sensitivity and specificity; scores at or above it are positive.
 
     Args:
         scores: Classifier output, larger for positive, (n,).
         positive: The truth, (n,) bool.
 
     Raises:
-        ValueError: If there is no positive or no negative image.
+        ValueError: If all images are positive or all are negative.
 
     Source: Youden 1950, "Index for rating diagnostic tests".
     """

@@ -27,7 +27,7 @@ def vectors(n: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(n: int, dim: int) -> tuple[float, float]:
-    from medgen.evaluation.manifolds import precision_recall
+    from medgen.evaluation.metrics.precision_recall import precision_recall
 
     precision, recall = precision_recall(*vectors(n, dim))
     return float(precision), float(recall)
@@ -45,7 +45,7 @@ def idle(n: int, dim: int) -> tuple[float, float]:
     """Both packages and the vectors, without any work."""
     import torch_fidelity.metric_prc  # noqa: F401
 
-    import medgen.evaluation.manifolds  # noqa: F401
+    import medgen.evaluation.metrics.precision_recall  # noqa: F401
 
     vectors(n, dim)
     return 0.0, 0.0

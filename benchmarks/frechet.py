@@ -13,7 +13,7 @@ from typing import Any
 
 import medgen
 from medgen.data import TableDataModule
-from medgen.evaluation.networks import feature_network
+from medgen.evaluation.judges.networks import feature_network
 from medgen.evaluation.run import compare, measure
 from medgen.evaluation.sets import RealImages, matched_labels, translated_labels
 from medgen.generator import Generator

@@ -27,7 +27,7 @@ import medgen
 from medgen.anatomy import Checked, Compose, RandomAffine, RandomElastic, Sometimes, Thicken
 from medgen.data import TableDataModule
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.segmentation import SegmentedImages, SegmenterRecipe, segmented_images
+from medgen.evaluation.judges.segmentation import SegmentedImages, SegmenterRecipe, segmented_images
 from medgen.evaluation.segmentation_utility import (
     Cohort,
     SegmentationOutcome,

@@ -1,23 +1,12 @@
-"""Evaluation of synthetic images: one registry of metrics, the same code for the command line and for training."""
+"""Evaluation of synthetic images, for the command line and for the callbacks of training."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from medgen.evaluation.features import FeatureNetwork
-from medgen.evaluation.frechet import FrechetDistance, FrechetDistanceToInfinity
-from medgen.evaluation.kernel_distance import KernelDistance
-from medgen.evaluation.manifolds import DensityCoverage, PrecisionRecall
-from medgen.evaluation.metric import FeatureMetric
-from medgen.evaluation.networks import FEATURES, feature_network
-
-METRICS: Mapping[str, type[FeatureMetric]] = {
-    "frechet_distance": FrechetDistance,
-    "frechet_distance_to_infinity": FrechetDistanceToInfinity,
-    "kernel_distance": KernelDistance,
-    "precision_recall": PrecisionRecall,
-    "density_coverage": DensityCoverage,
-}
+from medgen.evaluation.judges.features import FeatureNetwork
+from medgen.evaluation.judges.networks import FEATURES, feature_network
+from medgen.evaluation.metrics import METRICS
+from medgen.evaluation.metrics.base import FeatureMetric
+from medgen.evaluation.metrics.frechet import FrechetDistance, FrechetDistanceToInfinity
+from medgen.evaluation.metrics.kernel_distance import KernelDistance
+from medgen.evaluation.metrics.precision_recall import DensityCoverage, PrecisionRecall
 
 __all__ = [
     "FEATURES",

@@ -1,14 +1,15 @@
-"""The verb ``medgen evaluate``: how synthetic images compare with real ones, as a page, JSON, CSV and pictures."""
+"""Command ``medgen evaluate``: compare synthetic with real images in a report."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
 
-_ARGUMENTS = {
-    *("sources", "data", "out", "metrics", "n", "split", "seed", "network", "weights", "batch_size", "device", "help"),
-    *("recipe", "folds", "seeds", "hide", "segmenter", "patients"),
-}
+_SETTINGS = (
+    *("n", "split", "seed", "network", "weights", "batch_size", "device", "recipe", "folds", "seeds", "hide"),
+    "patients",
+)
+_ARGUMENTS = {"sources", "data", "out", "metrics", "segmenter", "help", *_SETTINGS}
 
 
 def main(args: Sequence[str]) -> None:
@@ -17,8 +18,8 @@ def main(args: Sequence[str]) -> None:
 
     from medgen.cli import split_options
     from medgen.data.base import ImageDataModule
-    from medgen.evaluation.report import report
-    from medgen.evaluation.segmentation import SegmenterRecipe
+    from medgen.evaluation.judges.segmentation import SegmenterRecipe
+    from medgen.evaluation.report.report import report
 
     parser = ArgumentParser(
         prog="medgen evaluate",
@@ -74,20 +75,9 @@ def main(args: Sequence[str]) -> None:
         objects.data,
         cfg.out,
         cfg.metrics,
-        n=cfg.n,
-        split=cfg.split,
-        seed=cfg.seed,
-        network=cfg.network,
-        weights=cfg.weights,
-        batch_size=cfg.batch_size,
-        device=cfg.device,
-        recipe=cfg.recipe,
-        folds=cfg.folds,
-        seeds=cfg.seeds,
-        hide=cfg.hide,
         segmenter=objects.segmenter,
-        patients=cfg.patients,
         command=shlex.join(["medgen", "evaluate", *args]),
+        **{name: cfg[name] for name in _SETTINGS},
         **options,
     )
     for item in scores:

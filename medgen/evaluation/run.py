@@ -1,4 +1,4 @@
-"""`evaluate`: every number of a generator or a set of images against real data, with what is needed to read it."""
+"""Evaluation of a generator or a set of images: features, and metrics on them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from medgen.data.image_table import SPLITS
-from medgen.evaluation import METRICS
-from medgen.evaluation.features import FeatureNetwork
-from medgen.evaluation.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.judges.features import FeatureNetwork
+from medgen.evaluation.judges.networks import DEFAULT_NETWORK, feature_network
+from medgen.evaluation.metrics import METRICS
 from medgen.evaluation.scores import Score, score
 from medgen.evaluation.sets import (
     FeatureSet,
@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What is judged, before anything of it was drawn.
+    """A judged source, before any image is drawn.
 
     Attributes:
         name: The checkpoint or the folder.
         images: The images.
-        labels: Their labels in the data's label space; None where there are none.
-        n: How many.
-        generator: What draws them; None for given images.
+        labels: Their labels in the data's label space, or None.
+        n: Number of images.
+        generator: The generator; None for given images.
     """
 
     name: str
@@ -57,12 +57,9 @@ class Opened:
     generator: Generator | None = None
 
     def conditions(self, rows: slice) -> Tensor | None:
-        """What the generator is asked for, in its own label space; None without a condition."""
-        return (
-            self.images.labels[rows]
-            if isinstance(self.images, GeneratedImages) and self.images.labels is not None
-            else None
-        )
+        """Conditions of some rows in the generator's label space; None without conditions."""
+        labels = self.images.labels if isinstance(self.images, GeneratedImages) else None
+        return None if labels is None else labels[rows]
 
 
 def compare(
@@ -77,27 +74,26 @@ def compare(
     options: Mapping[str, Any] | None = None,
     name: str = "",
 ) -> tuple[FeatureSet, FeatureSet]:
-    """Features of generated and of real images, drawn and read in one pass for all networks.
+    """Compute features of generated and of real images, in one pass for all networks.
 
     Args:
-        source: A generator; images (n, C, H, W) in [0, 1]; as text, what `open_source` opens; or what `opened` gave,
-            which settles `n`, `seed` and `options`.
+        source: A generator; images (n, C, H, W) in [0, 1]; text for `open_source`; or a result of `opened`, which fixes
+            `n`, `seed` and `options`.
         datamodule: The real data.
-        networks: What sees the images.
-        n: Number of generated images; by default as many as real ones, and for given images all of them, of which fewer
-            are drawn at random by `seed`.
+        networks: The feature networks.
+        n: Number of generated images; by default that of the real images. Of given images, all or a random part.
         split: The real images; see `RealImages`.
         seed: Seed of the generated images.
-        batch_size: Images drawn and seen together.
+        batch_size: Images drawn and processed together.
         options: Sampling options of the family, such as ``steps``.
-        name: What results call the generated images; by default the checkpoint or folder.
+        name: Name of the generated images in results; by default the checkpoint or folder.
 
     Returns:
-        The generated and the real set. Labels of generated images are distributed as those of the real ones. In a
-        distributed run each process has its share of both; all must call.
+        The generated and the real set, with labels of equal distribution. In a distributed run each process has its
+        share of both; all must call.
 
     Raises:
-        ValueError: If image sizes or channels differ, labels cannot be matched, or `n` does not go with `source`.
+        ValueError: If image sizes or channels differ, labels cannot be matched, or `n` does not suit `source`.
     """
     real = RealImages(datamodule, split)
     found = source if isinstance(source, Opened) else opened(source, datamodule, real, n=n, seed=seed, options=options)
@@ -115,10 +111,10 @@ def compare(
 
 
 def check_size(images: Tensor, datamodule: ImageDataModule, name: str) -> None:
-    """Refuse generated images (B, C, H, W) of another shape than the data's.
+    """Refuse generated images (B, C, H, W) whose shape differs from the data's.
 
     Raises:
-        ValueError: Naming both shapes.
+        ValueError: With both shapes.
     """
     expected = (datamodule.channels, *datamodule.image_size)
     if images.shape[1:] != expected:
@@ -129,7 +125,7 @@ def check_size(images: Tensor, datamodule: ImageDataModule, name: str) -> None:
 
 
 def real_features(real: RealImages, networks: Sequence[FeatureNetwork], *, batch_size: int = 16) -> FeatureSet:
-    """A real set with its features, from the cache where they were made before; in shares, as `compare` says."""
+    """Real set with its features, cached on disk; each process of a distributed run gets its share."""
     rows = shard(len(real))
     features = {n.name: real.features(n, batch_size=batch_size)[rows.start : rows.stop] for n in networks}
     return FeatureSet(name=real.split, images=real, features=features, labels=real.labels, n=len(real), rows=rows)
@@ -144,10 +140,10 @@ def opened(
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
 ) -> Opened:
-    """What is judged, with labels distributed as those of the real images.
+    """Open a source, with labels distributed as those of the real images.
 
     Raises:
-        ValueError: If labels cannot be matched, or `n` or `options` do not go with `source`.
+        ValueError: If labels cannot be matched, or `n` or `options` do not suit `source`.
     """
     if n is not None and n < 2:
         raise ValueError(f"n is {n}; statistics need at least two images")
@@ -174,13 +170,13 @@ def opened(
         labels = source.labels(datamodule.label_space)
     if n == total:
         return Opened(name=name, images=source, labels=labels, n=n)
-    # Not the first ones: a folder may hold one class after the other.
+    # At random: the first ones of a folder may be of one class.
     rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].sort().values
     return Opened(name=name, images=Picked(source, rows), labels=None if labels is None else labels[rows], n=n)
 
 
 def _apart(folder: str, split: str) -> str:
-    """A folder's name that is not taken for that of real images."""
+    """Name of a folder, changed if it equals that of a split."""
     return f"{folder}/" if folder in (split, *SPLITS) else folder
 
 
@@ -191,10 +187,10 @@ def _sides(shape: Sequence[int]) -> str:
 def measure(
     generated: FeatureSet, real: FeatureSet, network: FeatureNetwork, metrics: Iterable[str] | None = None
 ) -> dict[str, Score]:
-    """The numbers of metrics on two sets that `compare` made, by name; by default of all the sets are large enough for.
+    """Compute metrics on two sets from `compare`; by default all for which the sets are large enough.
 
     Raises:
-        ValueError: If a metric is unknown, or named and needs more images.
+        ValueError: If a metric is unknown, or is named and needs more images.
     """
     if metrics is None:
         fewest = min(generated.n, real.n)
@@ -218,22 +214,22 @@ def measure(
 
 
 def measurable(metrics: Iterable[str], n: int) -> list[str]:
-    """The metrics for which sets of `n` images are large enough."""
+    """Metrics for which sets of `n` images are large enough."""
     return [name for name in metrics if n >= METRICS[name].least]
 
 
 def check_metrics(metrics: Iterable[str]) -> None:
-    """Refuse names of metrics that there are not, before anything is computed.
+    """Refuse unknown names of metrics.
 
     Raises:
-        ValueError: Naming those there are.
+        ValueError: With all known names.
     """
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metric {unknown[0]!r} is unknown; use {', '.join(METRICS)}")
 
 
 def accumulator_device(network: FeatureNetwork) -> torch.device:
-    """Where metrics keep their float64 sums: beside the network, but for Apple's GPUs, which have no float64."""
+    """Device of float64 sums: that of the network, or the CPU for Apple's GPUs, which lack float64."""
     device = network.mean.device
     return torch.device("cpu") if device.type == "mps" else device
 
@@ -253,27 +249,27 @@ def evaluate(
 ) -> dict[str, Score]:
     """Measure a generator or a set of images against real data.
 
-    In a distributed run the processes share the work; all must call, and all get the same numbers.
+    In a distributed run the processes share the work; all must call, and all get equal numbers.
 
     Args:
         source: A generator; images (n, C, H, W) in [0, 1]; or, as text, a checkpoint folder, a name of the zoo or a
             folder of images.
         datamodule: The real data, at the generator's image size.
         metrics: Names of `METRICS`; by default all for which there are enough images.
-        n: Number of generated images; by default as many as real ones. Fréchet distances of different numbers of images
-            do not compare.
+        n: Number of generated images; by default that of the real images. Fréchet distances of different numbers do not
+            compare.
         split: The real images: ``train``, ``val``, ``test``, or several joined by ``+``.
         seed: Seed of the generated images.
-        network: The feature network or its name; see `medgen.evaluation.networks.feature_network`.
-        batch_size: Images drawn and seen together.
-        trained_with: Names of the networks in the model's training losses; one that judges its own pupil is warned of.
+        network: The feature network or its name; see `medgen.evaluation.judges.networks.feature_network`.
+        batch_size: Images drawn and processed together.
+        trained_with: Networks in the training losses of the model; a warning is logged if `network` is one of them.
         **options: Sampling options of the family, such as ``steps``.
 
     Returns:
         Scores by name, such as ``fd_efficientnet_lite0``, ``precision``, ``recall`` and ``f1``.
 
     Raises:
-        ValueError: If a metric, a network or a model is unknown, or the sets do not go together or are too small.
+        ValueError: If a metric, a network or a model is unknown, or the sets do not match or are too small.
     """
     check_metrics(metrics or ())
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network)
@@ -285,7 +281,7 @@ def evaluate(
 
 
 def warn_of_bias(judge: str, trained_with: Iterable[str]) -> list[str]:
-    """Warn where a network judges images that were trained to please it; the warning, if there is one."""
+    """Warn if the judging network was in the training loss of the model, and return the warnings."""
     if judge not in trained_with:
         return []
     warning = f"{judge} was in the training loss of the model it judges, so its numbers flatter; choose another network"

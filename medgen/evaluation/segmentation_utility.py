@@ -1,7 +1,7 @@
-"""What synthetic images with label maps are good for: segmentation networks trained with them, judged on patients.
+"""Utility of synthetic images with label maps: segmentation networks trained with them, tested on real patients.
 
-The question is what a generator adds to the k patients that it was trained on, so each number of patients has its own
-generator. One that has seen more patients would lend what it learned from them.
+It measures what a generator adds to the k patients it was trained on. Each number of patients needs its own generator,
+since one that has seen more patients would add what it learned from them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.comparisons import holm, signed_rank_p
-from medgen.evaluation.intervals import Interval, bootstrap, bootstraps
-from medgen.evaluation.segmentation import (
+from medgen.evaluation.judges.segmentation import (
     PatientScores,
     SegmentedImages,
     SegmenterModule,
@@ -27,7 +25,9 @@ from medgen.evaluation.segmentation import (
     patient_scores,
     train_segmenter,
 )
-from medgen.evaluation.utility import CLASSICAL
+from medgen.evaluation.judges.short_training import CLASSICAL
+from medgen.evaluation.statistics.comparisons import holm, signed_rank_p
+from medgen.evaluation.statistics.intervals import Interval, bootstrap, bootstraps
 
 Measure = Literal["dice", "hausdorff"]
 By = Literal["class", "label"]
@@ -35,12 +35,12 @@ By = Literal["class", "label"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Some real training patients, and what a generator draws that was trained on these patients only.
+    """Some real training patients, and samples of a generator trained on these patients only.
 
     Attributes:
         real: Images of the patients.
-        synthetic: Generated images with the label maps they were asked for; None where there is no generator. Its
-            labels, if it has any, are those of `real`, and allow targeted synthesis.
+        synthetic: Generated images with the requested label maps; None without a generator. Their labels, in the label
+            space of `real`, allow targeted synthesis.
     """
 
     real: SegmentedImages
@@ -49,18 +49,18 @@ class Cohort:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationSetup:
-    """What all comparisons of segmentation share.
+    """Data and settings of all comparisons of segmentation.
 
     Attributes:
         test: Real test images.
         class_names: Names of the classes, the background first.
-        val: Real validation images, which choose the label that targeted synthesis aims at; None leaves that out.
+        val: Real validation images, which choose the label of targeted synthesis; None leaves targeted synthesis out.
         label_names: Names of the labels of images, such as pathologies.
-        recipe: How networks are trained; the number of steps is the same for all of them, however many images.
-        classical: What classical augmentation does. Leave flips off where sides matter.
-        ratio: Synthetic images for each real one; all where there are fewer.
+        recipe: Training of the networks, with equally many steps for all.
+        classical: Classical augmentation; leave flips off if left and right matter.
+        ratio: Synthetic images per real one; all, if there are fewer.
         seeds: Networks trained in each way, whose scores are averaged.
-        device: Where networks train.
+        device: Device of the trainings.
     """
 
     test: SegmentedImages
@@ -87,16 +87,16 @@ class SegmentationSetup:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One measure of networks on the test patients, who all count the same, and what it is compared with.
+    """One score on the test patients, with equal weights, and its difference to a baseline.
 
     Attributes:
         value: Mean over classes and test patients; all intervals are over test patients.
-        per_class: The mean of each class.
-        per_label: The mean over classes of the test patients of each label, such as a pathology.
-        by_patient: The mean over classes of each test patient, (P,), in the order of their numbers.
-        gain: The value less the baseline's, patient by patient; None for real images alone.
-        p: Two-sided Wilcoxon signed-rank test over test patients against the baseline, Holm-corrected for the ways of
-            the same cohort; NaN for real images alone, and where fewer than six patients differ.
+        per_class: Mean of each class.
+        per_label: Mean over classes of the test patients with each label, such as a pathology.
+        by_patient: Mean over classes of each test patient, (P,), in the order of patient numbers.
+        gain: Paired difference to the baseline; None for real images alone.
+        p: Two-sided Wilcoxon signed-rank test over test patients against the baseline, Holm-corrected for the ways of a
+            cohort; NaN for real images alone, or if fewer than six patients differ.
     """
 
     value: Interval
@@ -109,17 +109,17 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationOutcome:
-    """How networks that were trained in one way on some patients do on test patients.
+    """Result of networks trained in one way on some patients.
 
     Attributes:
-        name: The way.
-        patients: Real patients it was trained on.
-        real: Real images it was trained on.
-        synthetic: Synthetic images it was trained on.
-        target: The label that synthetic images were chosen for; empty where they were not.
-        baseline: The way it is compared with: the same without what is new in it; empty for real images alone.
+        name: Name of the way.
+        patients: Number of real training patients.
+        real: Number of real training images.
+        synthetic: Number of synthetic training images.
+        target: Label of targeted synthetic images; empty for others.
+        baseline: Way it is compared with, without its new part; empty for real images alone.
         dice: Dice, 1 at best.
-        hausdorff: 95 % Hausdorff distance in pixels, 0 at best; see `medgen.evaluation.hausdorff.hausdorff`.
+        hausdorff: 95 % Hausdorff distance in pixels, 0 at best.
     """
 
     name: str
@@ -133,15 +133,14 @@ class SegmentationOutcome:
 
 
 def choose_patients(groups_of_patients: Mapping[str, str], k: int, seed: int = 0) -> list[str]:
-    """`k` patients with the groups in the same shares as among all, drawn at random.
+    """Draw `k` patients at random, with the groups in the shares they have among all.
 
-    The patients of a smaller `k` are among those of a larger one with the same seed, so that learning curves grow by
-    adding patients. The order of the mapping does not matter.
+    With one seed, the patients of a smaller `k` are among those of a larger one, so that learning curves add patients.
 
     Args:
-        groups_of_patients: The group of each patient, such as the pathology.
-        k: How many patients.
-        seed: Another seed, other patients.
+        groups_of_patients: Group of each patient, such as the pathology, in any order.
+        k: Number of patients.
+        seed: Seed of the draw.
 
     Raises:
         ValueError: If there are fewer than `k` patients, or `k` is below 1.
@@ -154,14 +153,14 @@ def choose_patients(groups_of_patients: Mapping[str, str], k: int, seed: int = 0
         members.setdefault(groups_of_patients[patient], []).append(patient)
     placed = []
     for _, patients in sorted(members.items()):
-        # Evenly spaced members: every beginning of the whole order holds each group in its share.
+        # Members are evenly spaced, so that every prefix of the order holds each group in its share.
         for rank, i in enumerate(random.permutation(len(patients))):
             placed.append(((rank + 0.5) / len(patients), random.random(), patients[i]))
     return [patient for _, _, patient in sorted(placed)[:k]]
 
 
 class _Way(NamedTuple):
-    """How networks are trained."""
+    """One way of training."""
 
     recipe: SegmenterRecipe
     baseline: str = ""
@@ -170,23 +169,22 @@ class _Way(NamedTuple):
 
 
 def segmentation_utility_by_patients(cohorts: Sequence[Cohort], setup: SegmentationSetup) -> list[SegmentationOutcome]:
-    """Dice and Hausdorff distance on real test patients of networks trained in several ways on a few patients.
+    """Train networks in several ways on few patients; measure Dice and Hausdorff distance on real test patients.
 
-    Each cohort is trained on as real images alone, with classical augmentation, with synthetic images, with both, and
-    with targeted synthetic images: those of the one label on whose validation patients the networks of real images
-    alone have the lowest Dice. Test patients choose nothing. Ways with synthetic images are compared with the same
-    without them.
+    The ways are real images alone, with classical augmentation, with synthetic images, with both, and with targeted
+    synthetic images: those of the label on whose validation patients the networks of real images alone have the lowest
+    Dice. Ways with synthetic images are compared with the same way without them.
 
     Args:
-        cohorts: The training patients, such as 5, 10 and 20 of them, with the images of their generators.
-        setup: What the comparisons share.
+        cohorts: Training patients, such as 5, 10 and 20 of them, each with images of their own generator.
+        setup: Data and settings.
 
     Returns:
-        One row for each cohort and way. Without a generator there are the first two; without labels of the synthetic
-        and the validation images there is no targeted synthesis.
+        One row for each cohort and way; only the first two ways without a generator, and no targeted synthesis without
+        labels of the synthetic and validation images.
 
     Raises:
-        ValueError: If sizes do not fit the network, masks hold other classes, or no test mask shows any class.
+        ValueError: If sizes do not fit the network, masks hold other classes, or all test masks are background.
 
     Source: Al Khalil et al. 2023, "On the usability of synthetic data for improving the robustness of deep
     learning-based segmentation of cardiac magnetic resonance images".
@@ -220,7 +218,7 @@ def _compare(cohort: Cohort, setup: SegmentationSetup) -> list[SegmentationOutco
 
 
 def _ways(cohort: Cohort, setup: SegmentationSetup, alone: Sequence[SegmenterModule]) -> dict[str, _Way]:
-    """By name, in the order of the table; `alone` are the networks of real images alone."""
+    """Ways of training by name, in the order of the table; `alone` are the networks of real images alone."""
     synthetic, classical = cohort.synthetic, replace(setup.recipe, augment=setup.classical)
     ways = {"real": _Way(setup.recipe), "real + classical": _Way(classical, "real")}
     if synthetic is None or not len(synthetic):
@@ -236,10 +234,10 @@ def _ways(cohort: Cohort, setup: SegmentationSetup, alone: Sequence[SegmenterMod
 
 
 def worst_label(scores: PatientScores) -> int:
-    """The label whose patients have the lowest Dice, mean over classes and patients.
+    """Label whose patients have the lowest Dice, mean over classes and patients.
 
     Raises:
-        ValueError: If nothing is known of the patients.
+        ValueError: If no patient has a label.
     """
     if scores.labels is None or not len(known := scores.labels[scores.labels >= 0].unique()):
         raise ValueError("the patients have no labels to choose from; give SegmentedImages with labels")
@@ -252,24 +250,23 @@ def _label_name(setup: SegmentationSetup, label: int) -> str:
 
 
 def _used(cohort: Cohort, way: _Way, setup: SegmentationSetup) -> int:
-    """How many synthetic images a network sees."""
+    """Number of synthetic training images."""
     return 0 if way.synthetic is None else min(round(setup.ratio * len(cohort.real)), len(way.synthetic))
 
 
 def _trained(cohort: Cohort, way: _Way, setup: SegmentationSetup) -> list[SegmenterModule]:
-    """One network for each seed."""
+    """Networks trained in one way, one for each seed."""
     modules = []
     for seed in range(setup.seeds):
         train = [cohort.real]
         if way.synthetic is not None:
-            order = torch.randperm(len(way.synthetic), generator=torch.Generator().manual_seed(seed))
-            train.append(way.synthetic.subset(order[: _used(cohort, way, setup)]))
+            train.append(way.synthetic.drawn(_used(cohort, way, setup), seed))
         modules.append(train_segmenter(train, way.recipe, len(setup.class_names), device=setup.device, seed=seed))
     return modules
 
 
 def _scores(modules: Sequence[SegmenterModule], data: SegmentedImages) -> PatientScores:
-    """Means over networks."""
+    """Scores of each patient, means over networks."""
     runs = [patient_scores(module, data) for module in modules]
     dice, distances = (torch.stack([getattr(run, name) for run in runs]).nanmean(0) for name in get_args(Measure))
     return replace(runs[0], dice=dice, hausdorff=distances)
@@ -278,7 +275,7 @@ def _scores(modules: Sequence[SegmenterModule], data: SegmentedImages) -> Patien
 def _comparisons(
     ways: Mapping[str, _Way], values: Mapping[str, Tensor], labels: Tensor | None, setup: SegmentationSetup
 ) -> dict[str, Comparison]:
-    """One measure of all ways, (P, K - 1) each, with tests against their baselines."""
+    """Comparison of each way with its baseline for one score, (P, K - 1) for each way."""
     against = {name: values[way.baseline] for name, way in ways.items() if way.baseline}
     ps = dict(zip(against, holm([_p(values[name], baseline) for name, baseline in against.items()]), strict=True))
     found = {name: _measured(part, labels, setup) for name, part in values.items()}
@@ -304,7 +301,7 @@ def _measured(values: Tensor, labels: Tensor | None, setup: SegmentationSetup) -
 
 
 def _interval(values: Tensor, baseline: Tensor | None = None) -> Interval:
-    """Of the mean over classes and patients, less the baseline's if there is one."""
+    """Interval of the mean over classes and patients, or of its difference to a baseline."""
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         less = 0.0 if baseline is None else class_means(counts, baseline)[:, 0]
@@ -321,10 +318,10 @@ def _p(values: Tensor, baseline: Tensor) -> float:
 
 
 def utility_table(outcomes: Sequence[SegmentationOutcome], measure: Measure = "dice", by: By = "class") -> str:
-    """The rows as a Markdown table for a card: one measure with intervals, the gain over the baseline, its p.
+    """Format the rows as a Markdown table: one score with intervals, the gain over the baseline, its p.
 
     Args:
-        outcomes: What `segmentation_utility_by_patients` gave.
+        outcomes: Result of `segmentation_utility_by_patients`.
         measure: ``"dice"``, or ``"hausdorff"`` in pixels.
         by: Columns for each ``"class"`` of the masks, or for each ``"label"`` of the test patients.
 

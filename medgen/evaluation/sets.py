@@ -1,4 +1,4 @@
-"""The sets of images that are compared: real splits, what a generator draws, a folder, a tensor; all read in slices."""
+"""Sets of images to compare: real splits, samples of a generator, folders and tensors, all read in slices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from medgen.data.base import ImageDataModule
 from medgen.data.cache import content_key, open_or_build
 from medgen.data.image_table import SPLITS, Split
 from medgen.data.readers import RASTER_SUFFIXES, read_image
-from medgen.evaluation.features import FeatureNetwork, check_images
+from medgen.evaluation.judges.features import FeatureNetwork, check_images
 from medgen.images import from_uint8, to_uint8
 from medgen.run_folder import TABLE_FILE
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImageSet(Protocol):
-    """Images that are read, drawn or decoded a slice at a time; a tensor (n, C, H, W) is one too."""
+    """Images that are read, drawn or decoded in slices, such as a tensor (n, C, H, W)."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -45,15 +45,15 @@ Source: TypeAlias = "Generator | ImageSet | Tensor | str | Path"
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSet:
-    """What metrics see of a set of images.
+    """A set of images with its features.
 
     Attributes:
-        name: What the images are, such as ``val+test``.
-        images: The images themselves, for pictures.
+        name: Name of the images, such as ``val+test``.
+        images: The images.
         features: Vectors (n, D) float32 by name of the feature network.
-        labels: Classes (n,) int64 or conditions (n, K) float32 in the data's label space; None where there are none.
+        labels: Classes (n,) int64 or conditions (n, K) float32 in the data's label space, or None.
         n: Number of images of the whole set.
-        rows: Which of them this process holds features of; all, unless processes share the work.
+        rows: Rows whose features this process holds; all, unless processes share the work.
     """
 
     name: str
@@ -64,7 +64,7 @@ class FeatureSet:
     rows: range
 
     def subset(self, rows: Tensor, name: str = "") -> FeatureSet:
-        """Some rows (m,), under another name if one is given."""
+        """Select some rows (m,), under another name if one is given."""
         return FeatureSet(
             name=name or self.name,
             images=Picked(self.images, rows),
@@ -77,7 +77,7 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Picked:
-    """Some rows of a set of images."""
+    """Selected rows of a set of images."""
 
     images: ImageSet | Tensor
     picked: Tensor
@@ -90,7 +90,7 @@ class Picked:
 
 
 class RealImages:
-    """The images of one or several splits as they are in the files: in order, not augmented.
+    """The images of one or several splits, in the order of the files and without augmentation.
 
     Args:
         datamodule: The data.
@@ -125,16 +125,16 @@ class RealImages:
 
     @cached_property
     def patients(self) -> list[str] | None:
-        """The patient of each image; None where the data do not say."""
+        """Patient of each image; None if the data do not say."""
         table = self.datamodule.table
         if table.patients is None:
             return None
         return [table.patients[row] for part in split_names(self.split) for row in table.rows(part)]
 
     def features(self, network: FeatureNetwork, *, batch_size: int = 32) -> Tensor:
-        """Features (n, D) of all images; kept on disk by data and network, so that they are made once.
+        """Features (n, D) of all images, cached on disk by data and network.
 
-        Any number of processes may ask at once: one makes them, the others wait.
+        Several processes may call at once: one computes, the others wait.
         """
         if not self.datamodule.cache:
             return torch.cat([network(images).cpu() for images in batches(self, range(len(self)), batch_size)])
@@ -154,7 +154,11 @@ class RealImages:
 
 
 def split_names(split: str) -> list[Split]:
-    """The splits that ``val+test`` and the like name; refused where there is no such split."""
+    """Split ``val+test`` and the like into names.
+
+    Raises:
+        ValueError: If there is no such split.
+    """
     parts = split.split("+")
     if unknown := [part for part in parts if part not in SPLITS]:
         raise ValueError(f"split {unknown[0]!r} is unknown; use {', '.join(SPLITS)}, or several joined by +")
@@ -162,12 +166,12 @@ def split_names(split: str) -> list[Split]:
 
 
 class GeneratedImages:
-    """The images a generator draws for a seed; the same for any slicing, since each has its own random stream.
+    """Samples of a generator for a seed, independent of the slicing, since each image has its own random stream.
 
     Args:
-        generator: What samples.
+        generator: The generator.
         n: Number of images.
-        labels: One condition per image in the generator's label space; None draws without a condition.
+        labels: One condition per image in the generator's label space; None draws without condition.
         seed: Seed of the run.
         options: Sampling options of the family, such as ``steps``.
     """
@@ -194,12 +198,12 @@ class GeneratedImages:
 
 
 class ImageFolder:
-    """Images in a folder: those of ``samples.csv``, where `medgen sample` wrote one, else all picture files by name.
+    """Images in a folder: the rows of ``samples.csv``, as `medgen sample` writes it, or else all picture files by name.
 
-    Each file's own declared range, such as 0 to 255, becomes [0, 1].
+    The declared range of each file, such as 0 to 255, is mapped to [0, 1].
 
     Args:
-        folder: Where the files are.
+        folder: The folder.
         channels: 1 to read grey, 3 to read colour.
 
     Raises:
@@ -241,7 +245,7 @@ class ImageFolder:
         return torch.stack(pictures)
 
     def labels(self, space: LabelSpace) -> Tensor | None:
-        """The labels ``samples.csv`` names, in a label space; None where it has none."""
+        """Labels from ``samples.csv`` in a label space; None without."""
         if not any(self._label_texts) or space.kind == "none":
             return None
         if space.kind == "single":
@@ -253,16 +257,14 @@ class ImageFolder:
 
 
 class StoredImages:
-    """Images kept as bytes in a file, so that what was drawn once is drawn no more.
-
-    Rounding to 8 bits changes no number: every judge rounds.
+    """Images stored as bytes in a file, so that they are drawn once. All judges round to 8 bits, too.
 
     Args:
-        images: What to keep.
-        n: How many of them.
-        path: File to write; memory-mapped, so that any number of images fits.
+        images: Images to store.
+        n: Number of images.
+        path: File to write; memory-mapped.
         batch_size: Images drawn together.
-        check: Called with each batch as it comes, to refuse it.
+        check: Called with each batch, to refuse it.
     """
 
     def __init__(
@@ -274,22 +276,21 @@ class StoredImages:
         batch_size: int = 16,
         check: Callable[[Tensor], None] = check_images,
     ) -> None:
-        self._array: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+        array: np.ndarray[Any, np.dtype[np.uint8]] | None = None
         start = 0
         for batch in tqdm(batches(images, range(n), batch_size), total=-(-n // batch_size), desc="images", leave=False):
             check(batch)
-            if self._array is None:
-                self._array = np.memmap(path, dtype=np.uint8, mode="w+", shape=(n, *batch.shape[1:]))
-            self._array[start : start + len(batch)] = to_uint8(batch).numpy()
+            if array is None:
+                array = np.memmap(path, dtype=np.uint8, mode="w+", shape=(n, *batch.shape[1:]))
+            array[start : start + len(batch)] = to_uint8(batch).numpy()
             start += len(batch)
-        assert self._array is not None  # n is at least 2
+        assert array is not None  # n is at least 2
+        self._array = array
 
     def __len__(self) -> int:
-        assert self._array is not None
         return len(self._array)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        assert self._array is not None
         return from_uint8(torch.from_numpy(np.array(self._array[rows])))
 
 
@@ -300,7 +301,7 @@ def batches(images: ImageSet | Tensor, rows: range, batch_size: int) -> Iterator
 
 
 def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder:
-    """What a user names on the command line: a checkpoint folder, a name of the zoo or the Hub, or a folder of images.
+    """Open a checkpoint folder, a name of the zoo or the Hub, or a folder of images.
 
     Raises:
         ValueError: If it is none of these.
@@ -314,12 +315,12 @@ def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder
 
 
 def matched_labels(labels: Tensor, n: int) -> Tensor:
-    """`n` labels distributed as the given ones: each class within one image of its share, for any kind of label.
+    """Draw `n` labels distributed as the given ones: each class within one image of its share.
 
     Args:
-        labels: Classes (N,), -1 for unknown, or conditions (N, K), NaN for unknown. Unknown ones are left out; where
-            no image has all conditions known, unknown ones count as 0.
-        n: Number of labels wanted; with as many as are known, each is taken once.
+        labels: Classes (N,), -1 for unknown, or conditions (N, K), NaN for unknown. Images with unknown labels are left
+            out; if no image has all conditions known, unknown ones count as 0.
+        n: Number of labels; with as many as are known, each is taken once.
 
     Raises:
         ValueError: If no label is known.
@@ -329,7 +330,7 @@ def matched_labels(labels: Tensor, n: int) -> Tensor:
         known = rows[(rows >= 0).all(1)]
     elif bool(rows.isfinite().all(1).any()):
         known = rows[rows.isfinite().all(1)]
-    else:  # no image has all findings stated, as in tables with uncertain labels: what is not stated is not asked for
+    else:  # no image has all findings stated, as in tables with uncertain labels: unknown counts as absent
         known = rows[rows.isfinite().any(1)].nan_to_num(0.0)
     if not len(known):
         raise ValueError("the reference set has no image with a known label; generated labels cannot follow it")
@@ -340,7 +341,7 @@ def matched_labels(labels: Tensor, n: int) -> Tensor:
 
 
 def translated_labels(labels: Tensor, data: LabelSpace, model: LabelSpace) -> Tensor:
-    """Labels of the data in a model's label space: classes go by name, conditions need the same names in order.
+    """Convert labels of the data to a model's label space: classes by name; conditions need equal names in order.
 
     Raises:
         ValueError: If the model lacks a class of the data, or the conditions differ.
@@ -356,7 +357,7 @@ def translated_labels(labels: Tensor, data: LabelSpace, model: LabelSpace) -> Te
 
 
 def shard(n: int) -> range:
-    """The rows of this process where several share the work, one run of neighbours each; all rows otherwise."""
+    """Contiguous rows of this process in a distributed run; all rows otherwise."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return range(n)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -364,7 +365,7 @@ def shard(n: int) -> range:
 
 
 def patients_of(part: FeatureSet) -> Tensor:
-    """A number for the patient of each image, (n,); each image is its own patient where the data do not say."""
+    """Patient number of each image, (n,); each image is its own patient if the data do not say."""
     names = part.images.patients if isinstance(part.images, RealImages) else None
     if names is None:
         return torch.arange(part.n)
@@ -373,7 +374,7 @@ def patients_of(part: FeatureSet) -> Tensor:
 
 
 def known_and_positive(labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of which images it is known whether they show class or finding `k`, and whether they do, (n,) bool both."""
+    """Whether it is known that each image shows class or finding `k`, and whether it does, (n,) bool both."""
     if labels.dim() == 1:
         return labels >= 0, labels == k
     return labels[:, k].isfinite(), labels[:, k] == 1

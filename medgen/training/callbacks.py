@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from medgen.evaluation import feature_network
-from medgen.evaluation.networks import DEFAULT_NETWORK
+from medgen.evaluation.checks.variety import png_bytes
+from medgen.evaluation.judges.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
 from medgen.evaluation.sets import known_and_positive, split_names
-from medgen.evaluation.variety import png_bytes
 from medgen.images import image_grid, save_png
 from medgen.nn.modes import same_modes
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from medgen.data import TableDataModule
-from medgen.evaluation.features import FeatureNetwork
+from medgen.evaluation.judges.features import FeatureNetwork
 from medgen.generator import Generator, GeneratorConfig
 
 

@@ -5,10 +5,13 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from medgen.evaluation.conditional import LabelReaders, inception_scores, label_aucs, label_prevalences
-from medgen.evaluation.roc import roc_auc, weighted_areas
+from medgen.evaluation.checks.inception_score import inception_scores
+from medgen.evaluation.checks.label_auc import label_aucs
+from medgen.evaluation.checks.prevalence import label_prevalences
+from medgen.evaluation.judges.label_readers import LabelReaders
 from medgen.evaluation.run import compare, real_features
 from medgen.evaluation.sets import FeatureSet, RealImages
+from medgen.evaluation.statistics.roc import roc_auc, weighted_areas
 from medgen.labels import LabelSpace
 from tests.evaluation.conftest import DotGenerator
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from medgen.evaluation.consistency import consistency, intensity_distance, style_agreement
-from medgen.evaluation.segmentation import train_segmenter
+from medgen.evaluation.checks.consistency import consistency, intensity_distance, style_agreement
+from medgen.evaluation.judges.segmentation import train_segmenter
 from tests.evaluation.test_segmentation import RECIPE, Oracle, squares
 
 NAMES = ("background", "bright", "dim")

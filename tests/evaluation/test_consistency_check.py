@@ -10,9 +10,9 @@ from torch import nn
 
 from medgen.cli import main
 from medgen.data import TableDataModule
-from medgen.evaluation.consistency_check import map_classes
-from medgen.evaluation.report import report as full_report
-from medgen.evaluation.scores import meaning
+from medgen.evaluation.checks.consistency import map_classes
+from medgen.evaluation.report.page import meaning
+from medgen.evaluation.report.report import report as full_report
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
 from medgen.generator import Generator, GeneratorConfig, PerImage
 from medgen.images import save_images, save_png
@@ -97,7 +97,7 @@ def judge(network, tmp_path, monkeypatch):
     """Scores by name and warnings about a generator."""
 
     def run(generator, datamodule, **options):
-        monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+        monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
         scores = report("painter", datamodule, tmp_path / "out", network=network, **options)
         written = json.loads((tmp_path / "out" / "metrics.json").read_text())
         return {score.name: score for score in scores}, written["warnings"][type(generator).__name__]
@@ -157,7 +157,7 @@ class Blind:
 
 
 def test_a_network_that_sees_nothing_in_real_images_gives_no_ratio(judge, data, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.consistency_check.train_segmenter", lambda *args, **options: Blind())
+    monkeypatch.setattr("medgen.evaluation.checks.consistency.train_segmenter", lambda *args, **options: Blind())
     scores, warnings = judge(Painter(), data())
     assert scores["consistency_dice"].value == scores["consistency_dice_real"].value == 0
     assert not {"consistency_dice_ratio", "style_dice"} & set(scores)
@@ -166,7 +166,7 @@ def test_a_network_that_sees_nothing_in_real_images_gives_no_ratio(judge, data, 
 
 
 def test_a_network_that_sees_little_in_real_images_is_no_judge(judge, data, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.consistency_check.REAL_LEAST", 1.1)
+    monkeypatch.setattr("medgen.evaluation.checks.consistency.REAL_LEAST", 1.1)
     _, warnings = judge(Painter(), data())
     assert any("too little to judge others by: train it longer (--segmenter.steps)" in text for text in warnings)
 

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from medgen.evaluation.controls import class_distances, controls, halves_by_patient, pick_matched, zero_point
-from medgen.evaluation.plots import dendrogram_plot, distances_plot, scaled_to_two_dimensions
+from medgen.evaluation.checks.class_distances import class_distances
+from medgen.evaluation.checks.controls import controls, pick_matched
+from medgen.evaluation.checks.zero_point import halves_by_patient, zero_point
+from medgen.evaluation.report.plots import dendrogram_plot, distances_plot, scaled_to_two_dimensions
 from medgen.evaluation.run import real_features
 from medgen.evaluation.sets import FeatureSet, RealImages
 from medgen.labels import LabelSpace
@@ -37,7 +39,7 @@ def test_blurred_training_images_are_farther_than_sharp_ones(datamodule):
         def forward(self, images):
             return torch.stack([images.mean((1, 2, 3)), images.std((1, 2, 3))], 1)
 
-    from medgen.evaluation.features import FeatureNetwork
+    from medgen.evaluation.judges.features import FeatureNetwork
 
     found = controls(datamodule, FeatureNetwork("spread", Spread(), size=(8, 8), dim=2), ["frechet_distance"])
     sharp, blurred = (scores["fd_spread"] for scores in found.values())

@@ -5,8 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from medgen.evaluation.features import FeatureNetwork
-from medgen.evaluation.networks import FEATURES, feature_network
+from medgen.evaluation.judges.features import FeatureNetwork
+from medgen.evaluation.judges.networks import FEATURES, feature_network
 
 
 class ChannelMeans(nn.Module):

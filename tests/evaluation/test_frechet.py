@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchmetrics.image.fid import _compute_fid
 
-from medgen.evaluation.frechet import (
+from medgen.evaluation.metrics.frechet import (
     FrechetDistance,
     FrechetDistanceToInfinity,
     frechet_distance,

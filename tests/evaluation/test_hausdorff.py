@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import directed_hausdorff
 
-from medgen.evaluation.hausdorff import hausdorff
+from medgen.evaluation.statistics.hausdorff import hausdorff
 
 
 def blank(n=1):

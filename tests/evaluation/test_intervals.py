@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from medgen.evaluation import intervals
-from medgen.evaluation.intervals import bootstrap, bootstrap_mean, share
+from medgen.evaluation.statistics import intervals
+from medgen.evaluation.statistics.intervals import bootstrap, bootstrap_mean, share
 
 
 def test_wilson_agrees_with_the_textbook():

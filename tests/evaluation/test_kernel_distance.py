@@ -4,7 +4,7 @@ import torch
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from medgen.evaluation import KernelDistance
-from medgen.evaluation.kernel_distance import kernel_distance
+from medgen.evaluation.metrics.kernel_distance import kernel_distance
 
 
 def sets(n=60, m=45, dim=16, shift=0.3):
@@ -46,7 +46,7 @@ def test_equal_distributions_are_at_zero_and_others_are_not():
 def test_blocks_change_nothing(monkeypatch):
     real, generated = sets()
     whole = kernel_distance(real, generated)
-    monkeypatch.setattr("medgen.evaluation.kernel_distance._BLOCK", 100)
+    monkeypatch.setattr("medgen.evaluation.metrics.kernel_distance._BLOCK", 100)
     assert np.allclose(kernel_distance(real, generated), whole)
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from medgen.evaluation.likelihood import ODD
-from medgen.evaluation.report import report as full_report
+from medgen.evaluation.checks.likelihood import ODD
+from medgen.evaluation.report.report import report as full_report
 from tests.evaluation.conftest import DotGenerator
 
 
@@ -16,7 +16,7 @@ class Bright(DotGenerator):
 @pytest.fixture
 def likelihood(datamodule, network, tmp_path, monkeypatch):
     def run(generator):
-        monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+        monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
         found = full_report("dots", datamodule, tmp_path, ["likelihood"], network=network, device="cpu", n=20)
         return {score.name: score for score in found}
 

@@ -2,17 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from medgen.evaluation import distances
-from medgen.evaluation.distances import nearest
-from medgen.evaluation.networks import feature_network
-from medgen.evaluation.privacy import (
+from medgen.evaluation.checks.privacy import (
     authenticity,
     copying_z,
     memorisation_scores,
     nearest_pictures,
     nearest_training,
 )
+from medgen.evaluation.judges.networks import feature_network
 from medgen.evaluation.sets import FeatureSet
+from medgen.evaluation.statistics import distances
+from medgen.evaluation.statistics.distances import nearest
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from torchvision.transforms.v2.functional import center_crop, gaussian_blur, res
 
 from medgen.data import TableDataModule
 from medgen.evaluation import METRICS
-from medgen.evaluation.controls import halves_by_patient, zero_point
-from medgen.evaluation.copies import near_copies
-from medgen.evaluation.manifolds import crowding
-from medgen.evaluation.networks import feature_network
+from medgen.evaluation.checks.zero_point import halves_by_patient, zero_point
+from medgen.evaluation.judges.networks import feature_network
+from medgen.evaluation.metrics.precision_recall import crowding
 from medgen.evaluation.run import real_features
 from medgen.evaluation.sets import FeatureSet, RealImages, patients_of
+from medgen.evaluation.statistics.near_duplicates import near_duplicates
 from medgen.images import from_uint8
 
 pytestmark = pytest.mark.slow
@@ -233,7 +233,7 @@ def planted(request, open_data):
         held_out, fresh = (pictures(unseen, rows) for rows in halves_by_patient(unseen))
     sources = torch.linspace(0, len(train) - 1, 10).long()
     images = torch.cat([fresh, *(change(train[sources]) for change in COPIES.values())])
-    return near_copies(images, train, held_out), sources, len(fresh)
+    return near_duplicates(images, train, held_out), sources, len(fresh)
 
 
 @pytest.mark.parametrize("change", COPIES)
@@ -263,7 +263,7 @@ def tiles(open_data):
     second = np.setdiff1d(np.arange(len(groups)), first)[::3]
     images = pictures(train)
     fresh = pictures(test, slice(None, None, 3))
-    found = near_copies(torch.cat([images[second], fresh]), images[first], pictures(val, slice(None, None, 2)))
+    found = near_duplicates(torch.cat([images[second], fresh]), images[first], pictures(val, slice(None, None, 2)))
     return found, groups[second], groups[first]
 
 

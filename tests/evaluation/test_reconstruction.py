@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from medgen.evaluation.controls import controls
-from medgen.evaluation.report import report as full_report
+from medgen.evaluation.checks.controls import controls
+from medgen.evaluation.report.report import report as full_report
 from tests.evaluation.conftest import DotGenerator
 
 
@@ -25,7 +25,7 @@ class Shifted(DotGenerator):
 @pytest.fixture
 def reconstruct(datamodule, network, tmp_path, monkeypatch):
     def run(generator, **options):
-        monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+        monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
         found = full_report(
             "dots", datamodule, tmp_path, ["reconstruction"], network=network, device="cpu", n=20, **options
         )

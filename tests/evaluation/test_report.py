@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from medgen.cli import main
-from medgen.evaluation.classifier import ClassifierRecipe
-from medgen.evaluation.report import report as full_report
-from medgen.evaluation.scores import SECTIONS, meaning
+from medgen.evaluation import METRICS
+from medgen.evaluation.checks import CHECKS, load_check
+from medgen.evaluation.judges.classifier import ClassifierRecipe
+from medgen.evaluation.report.page import meaning
+from medgen.evaluation.report.report import report as full_report
+from medgen.evaluation.scores import SECTIONS
 from medgen.evaluation.sets import RealImages
 from medgen.images import save_images
 from medgen.labels import LabelSpace
@@ -45,8 +48,9 @@ def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, t
 
 
 def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
-    monkeypatch.setattr("medgen.evaluation.comparisons.signed_rank_p", lambda *runs: 0.04)  # two folds are too few
+    monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
+    # Two folds are too few for a test.
+    monkeypatch.setattr("medgen.evaluation.statistics.comparisons.signed_rank_p", lambda *runs: 0.04)
     scores = report("dots", datamodule, tmp_path, network=network, device="cpu", n=60)
     sections = {meaning(score.name).section for score in scores}
     assert sections == set(SECTIONS)
@@ -70,10 +74,17 @@ def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, netw
     assert figures >= {"examples", "steps", "saliency", "utility_augmentation", "mean_images"}
 
 
+def test_each_score_is_explained_in_one_place():
+    tables = [*(metric.meanings for metric in METRICS.values()), *(load_check(name).meanings for name in CHECKS)]
+    names = [name for table in tables for name in table]
+    assert len(names) == len(set(names))
+    assert {item.section for table in tables for item in table.values()} == set(SECTIONS)
+
+
 def test_calls_of_networks_that_are_not_called_whole_are_left_out(
     generator, datamodule, network, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+    monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
     monkeypatch.setattr(type(generator), "_sample", lambda self, label, noise: noise.normal(1, 8, 8))
     scores = report("dots", datamodule, tmp_path, ["efficiency"], network=network, device="cpu", n=20)
     names = {score.name for score in scores}
@@ -192,7 +203,7 @@ def test_what_a_reader_must_know_is_said(datamodule, network, tmp_path):
 
 
 def test_bias_hides_the_boxes_that_are_given(generator, datamodule, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.report.open_source", lambda source, channels: generator)
+    monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
     hide = partial(report, "dots", datamodule, tmp_path, ["bias"], network=network, device="cpu", n=60)
     names = {score.name for score in hide(hide=[(0, 0, 0.5, 0.25)])}
     assert "utility_gan_train_without_boxes:synthetic only" in names
@@ -233,7 +244,7 @@ def test_checks_that_the_data_do_not_allow_are_refused_before_anything_is_drawn(
 
 
 def test_an_error_in_a_check_loses_no_score(folder, datamodule, network, tmp_path, monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.suite.nearest_training", lambda *args: 1 / 0)
+    monkeypatch.setattr("medgen.evaluation.checks.privacy.nearest_training", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report(folder, datamodule, tmp_path / "out", network=network, device="cpu")
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())

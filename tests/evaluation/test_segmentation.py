@@ -9,8 +9,7 @@ import torch
 
 from medgen.data import TableDataModule
 from medgen.data.augmentation import Augmentation
-from medgen.evaluation.hausdorff import hausdorff
-from medgen.evaluation.segmentation import (
+from medgen.evaluation.judges.segmentation import (
     SegmentationUNet,
     SegmentedImages,
     SegmenterRecipe,
@@ -22,6 +21,7 @@ from medgen.evaluation.segmentation import (
     segmented_images,
     train_segmenter,
 )
+from medgen.evaluation.statistics.hausdorff import hausdorff
 
 RECIPE = SegmenterRecipe(width=8, levels=3, steps=60, batch_size=4, lr=1e-2)
 

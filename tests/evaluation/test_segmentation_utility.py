@@ -11,7 +11,7 @@ from scipy.stats import wilcoxon
 
 from medgen.data.augmentation import Augmentation
 from medgen.evaluation import segmentation_utility
-from medgen.evaluation.segmentation import PatientScores, SegmentedImages
+from medgen.evaluation.judges.segmentation import PatientScores, SegmentedImages
 from medgen.evaluation.segmentation_utility import (
     Cohort,
     SegmentationSetup,

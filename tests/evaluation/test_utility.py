@@ -8,7 +8,15 @@ import pytest
 import timm
 import torch
 
-from medgen.evaluation.classifier import (
+from medgen.evaluation.checks.prevalence import prevalence
+from medgen.evaluation.checks.utility import (
+    UtilitySetup,
+    augmentation_utility,
+    feature_utility,
+    gan_test,
+    gan_train,
+)
+from medgen.evaluation.judges.classifier import (
     ClassifierModule,
     ClassifierRecipe,
     LabelledImages,
@@ -16,16 +24,9 @@ from medgen.evaluation.classifier import (
     macro_auc,
     train_classifier,
 )
-from medgen.evaluation.comparisons import folds_without_one, holm, signed_rank_p
-from medgen.evaluation.prevalence import prevalence, youden_threshold
-from medgen.evaluation.saliency import border_share, grad_cam, without_borders, without_boxes
-from medgen.evaluation.utility import (
-    UtilitySetup,
-    augmentation_utility,
-    feature_utility,
-    gan_test,
-    gan_train,
-)
+from medgen.evaluation.judges.saliency import border_share, grad_cam, without_borders, without_boxes
+from medgen.evaluation.statistics.comparisons import folds_without_one, holm, signed_rank_p
+from medgen.evaluation.statistics.roc import youden_threshold
 from medgen.labels import LabelSpace
 
 SPACE = LabelSpace("single", ("left", "right"))
@@ -241,7 +242,7 @@ def test_folds_leave_out_whole_patients_and_keep_the_shares_of_classes():
 def test_what_measurements_share_is_trained_once(monkeypatch):
     names = []
     monkeypatch.setattr(
-        "medgen.evaluation.utility.train_classifier",
+        "medgen.evaluation.checks.utility.train_classifier",
         lambda *args, **kwargs: names.append(kwargs["seed"]) or Untrained(),
     )
     shared = setup()
@@ -261,6 +262,6 @@ class Untrained:
 
 
 def test_ratios_without_enough_synthetic_images_are_left_out(monkeypatch):
-    monkeypatch.setattr("medgen.evaluation.utility.train_classifier", lambda *args, **kwargs: Untrained())
+    monkeypatch.setattr("medgen.evaluation.checks.utility.train_classifier", lambda *args, **kwargs: Untrained())
     names = [item.name for item in augmentation_utility(setup(), ratios=(0.5, 1, 3))]
     assert names == ["real", "real + classical", "real + 0.5 x synthetic", "real + 1 x synthetic"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
-from medgen.evaluation.variety import lossless_bytes, mean_image, ms_ssim, pair_similarity, scales
+from medgen.evaluation.checks.variety import lossless_bytes, mean_image, ms_ssim, pair_similarity, scales
 
 
 def stripes(n, seed):

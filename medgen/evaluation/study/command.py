@@ -1,4 +1,4 @@
-"""The verb ``medgen study``: make, serve and score a reader study."""
+"""Command ``medgen study``: make, serve and score a reader study."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _score(args: Sequence[str]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """What JSON can hold: null where there is no number, such as an agreement of one reader."""
+    """Replace NaN and infinity by null for JSON."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

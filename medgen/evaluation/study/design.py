@@ -1,4 +1,4 @@
-"""Draws a blinded, balanced study and writes it as a folder."""
+"""Design of a reader study: a blinded, balanced folder of questions."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Trial:
     """One question.
 
     Attributes:
-        id: Its name, which says nothing.
-        images: File names without suffix, which say nothing.
+        id: Random name.
+        images: Random file names without suffix.
     """
 
     id: str
@@ -39,12 +39,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Images a study draws from.
+    """Images that a study draws from.
 
     Attributes:
         images: The images.
-        labels: Class of each, (n,), to balance real and synthetic ones by; None without classes.
-        origin: What the key calls them, such as a checkpoint.
+        labels: Class of each, (n,), for equal shares among real and synthetic images; None without classes.
+        origin: Name in the key, such as a checkpoint.
     """
 
     images: ImageSet | Tensor
@@ -53,10 +53,10 @@ class Candidates:
 
 
 def check_plan(out: str | Path, design: str, trials: int) -> None:
-    """Refuse what `make_study` would refuse, before images are drawn for it.
+    """Refuse a plan that `make_study` would refuse, before images are drawn for it.
 
     Raises:
-        ValueError: If there is no such design, or trials do not go with it.
+        ValueError: If the design is unknown, or the number of trials does not suit it.
         FileExistsError: If the folder holds a study.
     """
     if design not in DESIGNS:
@@ -76,22 +76,22 @@ def make_study(
     trials: int = 40,
     seed: int = 0,
 ) -> Path:
-    """Write a study folder: questions and images under names that say nothing, and the key beside them.
+    """Write a study folder: questions and images under random names, and the key beside them.
 
-    Half of the images are real; where both sides have classes, each class has the same share on both, so that a reader
-    cannot go by the disease. No image is shown twice. Readers get ``study.json`` and ``images``, never ``key.json``.
+    Half of the images are real, each class has equal shares on both sides, and no image is shown twice. Readers get
+    ``study.json`` and ``images``, never ``key.json``.
 
     Args:
         real: Real images.
-        synthetic: Synthetic images of the same size and channels.
-        out: Folder to write; must not hold a study yet.
+        synthetic: Synthetic images of equal size and channels.
+        out: Target folder; must not hold a study.
         design: ``single`` images; ``grid`` of six, half of them real; ``pair`` of one real and one synthetic; or
-            ``timed``: single images shown for a moment, which gets shorter for readers who do well.
+            ``timed``: single images shown for a time that adapts to the reader.
         trials: Number of questions.
-        seed: Draws images and order. The names of the files are secret and differ every time.
+        seed: Seed of images and order; file names are secret and differ every time.
 
     Raises:
-        ValueError: If the images do not go together or there are too few.
+        ValueError: If the sets do not match or are too small.
         FileExistsError: If the folder holds a study.
 
     Source: Zhou et al. 2019, "HYPE: a benchmark for human eye perceptual evaluation of generative models".
@@ -130,7 +130,7 @@ def make_study(
 def _balanced_rows(
     real: Candidates, synthetic: Candidates, each: int, draw: random.Random
 ) -> tuple[list[int], list[int]]:
-    """Rows of `each` real and as many synthetic images, with equal shares of each class that both sides have."""
+    """Rows of `each` real and synthetic images, with equal shares of each class that both sides have."""
     sides = (real, synthetic)
     if any(part.labels is None for part in sides):
         pools: list[tuple[list[int], list[int]]] = [(list(range(len(real.images))), list(range(len(synthetic.images))))]

@@ -1,4 +1,4 @@
-"""What the answers of a reader study say: identification and error rates with intervals, per reader and together."""
+"""Scores of a reader study: identification and error rates with intervals."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medgen.evaluation.intervals import RESAMPLES, Interval, share
+from medgen.evaluation.statistics.intervals import RESAMPLES, Interval, share
 from medgen.evaluation.study.server import Study
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderScore:
-    """One reader's results; intervals are Wilson's.
+    """Results of one reader; intervals are Wilson's.
 
     Attributes:
         reader: Name.
         answered: Number of questions.
         fake_identification_rate: Share of synthetic images called synthetic (FIR).
         false_alarm_rate: Share of real images called synthetic.
-        error_rate: Share of images called wrongly.
-        seconds: Median time to an answer.
-        threshold: Milliseconds at which a timed study's staircase settled, the median of the second half; else None.
+        error_rate: Share of wrong calls.
+        seconds: Median time of an answer.
+        threshold: Milliseconds at which the staircase of a timed study settled (median of its second half), or None.
     """
 
     reader: str
@@ -41,17 +41,16 @@ class ReaderScore:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyScore:
-    """All readers together; intervals resample readers and images, since both are samples.
+    """Results of all readers; intervals resample readers and images.
 
     Attributes:
-        design: Of the study.
-        readers: Each reader's results.
-        fake_identification_rate: Share of synthetic images called synthetic (FIR), mean over answers; 0.5 is chance in
+        design: Design of the study.
+        readers: Results of each reader.
+        fake_identification_rate: Share of synthetic images called synthetic (FIR), mean over answers; 0.5 is random in
             designs without a time limit.
-        error_rate: Share of images called wrongly: HYPE-infinity without a time limit; 0.5 is indistinguishable, more
-            is more real than real.
-        agreement: Fleiss' kappa of the readers; NaN with one reader or no image that all have seen.
-        by_class: Identification rate for each class that the key knows.
+        error_rate: Share of wrong calls, HYPE-infinity without a time limit; 0.5 is indistinguishable.
+        agreement: Fleiss' kappa of the readers; NaN with one reader or without images that several have judged.
+        by_class: Identification rate of each class in the key.
     """
 
     design: str
@@ -93,7 +92,7 @@ def score_study(folder: str | Path, *, seed: int = 0) -> StudyScore:
 
 @dataclass(frozen=True)
 class _Votes:
-    """One entry for each image that a reader has judged, (n,)."""
+    """One entry for each image judged by a reader, (n,)."""
 
     readers: list[str]
     images: list[str]
@@ -104,7 +103,7 @@ class _Votes:
     synthetic: NDArray[np.bool_]
 
     def table(self) -> NDArray[np.int64]:
-        """How many readers called each image real and synthetic, (images, 2)."""
+        """Number of readers who called each image real and synthetic, (images, 2)."""
         counts: NDArray[np.int64] = np.zeros((len(self.images), 2), dtype=np.int64)
         np.add.at(counts, (self.image, self.called.astype(np.int64)), 1)
         return counts
@@ -131,7 +130,7 @@ def _votes(answers: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> _V
 
 
 def _crossed(values: NDArray[np.bool_], among: NDArray[np.bool_], votes: _Votes, seed: int) -> Interval:
-    """Mean of some votes; readers and questions are both resampled, and a vote counts as often as both were drawn.
+    """Mean of some votes; readers and questions are both resampled, and weights of votes multiply.
 
     Votes of one question are not independent: of a pair, both are right or both are wrong.
 
@@ -177,13 +176,13 @@ def _share(hits: torch.Tensor) -> Interval:
 
 
 def fleiss_kappa(table: NDArray[np.int64]) -> float:
-    """Agreement of readers beyond chance: 1 is perfect, 0 is what guessing gives.
+    """Agreement of readers beyond that of random answers: 1 is perfect, 0 is random.
 
     Args:
-        table: How many readers chose each answer, (images, answers); images that fewer than two judged do not count.
+        table: Number of readers who chose each answer, (images, answers); images with fewer than two do not count.
 
-    Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; where readers left images out, agreement
-    is that of all pairs of readers who judged the same image.
+    Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; with missing answers, agreement is over
+    all pairs of readers who judged an image.
     """
     table = table[table.sum(1) >= 2]
     if not len(table):

@@ -1,4 +1,4 @@
-"""Serves a study to readers' browsers; answers are appended to a file as they come."""
+"""Server of a reader study; answers are appended to a file as they come."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """A study folder as it is served: what readers may know, and what they have answered.
+    """A study folder: questions, key and answers.
 
     Attributes:
-        folder: Where `make_study` wrote it.
+        folder: Target folder of `make_study`.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Study:
 
     @cached_property
     def key(self) -> dict[str, dict[str, Any]]:
-        """What each image is: kind, origin, row and label; never sent."""
+        """Kind, origin, row and label of each image; never sent."""
         return cast("dict[str, dict[str, Any]]", json.loads((self.folder / KEY_FILE).read_text())["images"])
 
     @cached_property
@@ -77,7 +77,7 @@ class Study:
         return threading.Lock()
 
     def answers(self, reader: str | None = None) -> list[dict[str, Any]]:
-        """All answers, or one reader's, in the order they came. A line cut off by a crash is left out."""
+        """All answers, or those of one reader, in order; an incomplete line after a crash is left out."""
         path = self.folder / ANSWERS_FILE
         found = []
         for line in path.read_text().splitlines() if path.is_file() else ():
@@ -90,7 +90,7 @@ class Study:
         return found
 
     def next_trial(self, reader: str) -> dict[str, Any]:
-        """What a reader sees next, and how far they are; without ``images`` at the end."""
+        """Next question of a reader, and the progress; without ``images`` at the end."""
         answers = self.answers(reader)
         done = {answer["trial"] for answer in answers}
         order = sorted(self.trials)
@@ -108,9 +108,9 @@ class Study:
         """Append an answer.
 
         Args:
-            reader: Who answers.
-            trial: The question.
-            choice: The images that are called synthetic; in pairs, one.
+            reader: Name of the reader.
+            trial: Id of the question.
+            choice: Images called synthetic; in pairs, one.
             milliseconds: Time from the images to the answer.
 
         Raises:
@@ -147,9 +147,9 @@ class Study:
 
 
 def exposure(answers: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> int:
-    """Milliseconds the next image of a timed study is shown, after a reader's answers so far.
+    """Milliseconds that the next image of a timed study is shown, after a reader's answers so far.
 
-    A staircase: three right answers in a row take 30 ms off, a wrong one adds 10 ms, within 100 to 1000 ms.
+    In this staircase three right answers in a row take 30 ms off, and a wrong one adds 10 ms, within 100 to 1000 ms.
 
     Source: Zhou et al. 2019, "HYPE: a benchmark for human eye perceptual evaluation of generative models", section 2.3.
     """
@@ -165,7 +165,7 @@ def exposure(answers: Sequence[dict[str, Any]], kinds: Mapping[str, str]) -> int
 
 
 def is_right(answer: Mapping[str, Any], kinds: Mapping[str, str]) -> bool:
-    """Whether the images called synthetic are just those that are."""
+    """Whether exactly the synthetic images were called synthetic."""
     return {image for image in answer["images"] if kinds[image] == "synthetic"} == set(answer["synthetic"])
 
 
@@ -178,7 +178,7 @@ _POLICY = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-actio
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """The page, its images, and three calls."""
+    """Request handler of the page, its images, and three calls."""
 
     study: Study
     protocol_version = "HTTP/1.1"
@@ -240,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a terminal full of requests helps nobody."""
+        """Suppress the log of requests."""
 
 
 def _reader(name: str) -> str:
@@ -251,11 +251,11 @@ def _reader(name: str) -> str:
 
 
 def make_server(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> ThreadingHTTPServer:
-    """A server for a study folder; call ``serve_forever``.
+    """Create a server for a study folder; call ``serve_forever``.
 
     Args:
-        folder: Where `make_study` wrote.
-        host: Address to listen on; only this machine by default.
+        folder: Target folder of `make_study`.
+        host: Address to listen on; by default only this machine.
         port: Port; 0 takes a free one.
 
     Raises:

@@ -268,6 +268,7 @@ def test_the_authors_checkpoint_samples_the_official_images(official: Case) -> N
     official.check("sample_image", sample_as_official(generator, official), relative=1e-4)
 
 
+@pytest.mark.slow
 def test_the_authors_checkpoint_loads_by_its_name(hub: HubServer, official: Case) -> None:
     entry = ZOO["medfusion-chexpert"]
     assert isinstance(entry, OfficialEntry)
@@ -379,6 +380,7 @@ def test_a_generator_of_a_branch_knows_its_commit(hub: HubServer, revision: str 
     assert Generator.from_pretrained("clinic/tiny", revision=revision).revision == commit
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_hub_by_its_environment(hub: HubServer, tmp_path: Path) -> None:
     commit = MedfusionGenerator(MedfusionConfig.tiny()).push_to_hub("clinic/tiny")
     code = "import medgen; print(medgen.load('clinic/tiny').sample(1, seed=0).mean().item())"

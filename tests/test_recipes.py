@@ -305,6 +305,7 @@ def test_mixed_precision_trains(recipe):
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("supported", "precision", "warned"), [(False, "bf16-mixed", 1), (True, "bf16-mixed", 0), (False, "32-true", 0)]
 )

@@ -167,6 +167,7 @@ def test_preparing_leaves_no_trace_in_the_network(no_gradients):
     copy.deepcopy(unet)
 
 
+@pytest.mark.slow
 def test_a_copy_is_forgotten_with_its_network(no_gradients):
     unet = network().eval()
     before = len(inference._PREPARED)

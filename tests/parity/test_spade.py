@@ -77,6 +77,7 @@ def test_blocks(case: Case) -> None:
     close(block.train()(x, semantic), case.outputs["y_train"], "y_train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_g"))
 def test_generators_and_what_a_training_pass_leaves_behind(case: Case) -> None:
     network = synthesis_of(case.meta["constructor"], case.weights)

@@ -36,6 +36,7 @@ def test_the_defaults_are_the_published_ones():
     assert (options["sampler"], options["guidance"]) == ("ddim", 1.0)
 
 
+@pytest.mark.slow
 def test_the_default_is_150_steps():
     model = generator(timesteps=200)
     assert same(draw(model), draw(model, steps=150))

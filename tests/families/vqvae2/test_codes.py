@@ -55,6 +55,7 @@ def test_codes_are_those_of_their_image(cached, changes, split):
     assert_same_codes(found, [part[index] for part in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_codes", "dtype"), [(16, np.int16), (2**15, np.int16), (2**15 + 1, np.int32)], ids=["few", "most", "more"]
 )

@@ -45,6 +45,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 # What comes out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -299,6 +299,7 @@ def test_the_second_fetch_needs_no_request(hub: HubServer, official: Case) -> No
     assert hub.log == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_damaged_conversion_is_made_again_from_the_same_commit(hub: HubServer, official: Case, file: str) -> None:
     folder = fetch(official)

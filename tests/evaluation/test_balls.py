@@ -37,6 +37,7 @@ def exact(a, b):
     return (a.double()[:, None] - b.double()[None]).square().sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_radii_are_those_of_all_distances(estimates, kind):
     features = vectors(kind, 300, 0)

@@ -114,6 +114,7 @@ def test_images_with_unknown_labels_are_left_out(separable, network):
     assert scores["label_auc_real:Edema"].value > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["train", "generated", "test"])
 def test_a_finding_that_a_set_lacks_is_left_out_with_a_warning(separable, network, where, caplog):
     sets = [separable("train", 200, 0), separable("generated", 60, 1), separable("test", 60, 2)]

@@ -73,6 +73,7 @@ def test_training_a_classifier_leaves_the_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_saliency_of_a_network_with_a_known_answer(classifier):
     class Sum(torch.nn.Module):
         """The second logit grows with the sum over the image, the first falls."""

@@ -38,6 +38,7 @@ def no_gradients():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [UNet, AdditiveUNet])
 @pytest.mark.parametrize(
     "options",

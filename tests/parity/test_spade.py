@@ -177,6 +177,7 @@ def as_tensors(official: Mapping[str, list[int]]) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in official.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", published_keys("spade"))
 def test_published_networks_convert(published: Mapping[str, Any]) -> None:
     cardiac = "Cardiac" in published["source"]["repo"]

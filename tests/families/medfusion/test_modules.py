@@ -277,6 +277,7 @@ def test_the_first_stage_can_come_from_a_published_model(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -139,6 +139,7 @@ def test_the_generator_learns_to_draw_its_maps(table, tmp_path):
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversarial", ["hinge", "least_squares", "logistic", "wasserstein"])
 def test_every_game_can_be_played(table, tmp_path, adversarial):
     module = module_of(adversarial=adversarial)
@@ -300,6 +301,7 @@ def test_a_start_of_other_classes_is_refused(table, tmp_path, finished):
         train(module, data(table), tmp_path, max_epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"map_dim": 0}, {"map_dim": 0, "style": "drawn"}, {"style": "none"}])
 def test_another_image_size_is_refused_where_codes_depend_on_it(table, tmp_path, changes):
     start_folder = str(SPADEGenerator(config(**changes)).save_pretrained(tmp_path / "start"))

@@ -246,6 +246,7 @@ def test_the_average_style_follows_the_styles():
     torch.testing.assert_close(module.generator.mean_style, w.mean(0), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single", "multi", "continuous", "none"])
 def test_it_trains_on_every_kind_of_label(table, tmp_path, kind):
     module = module_of(kind)

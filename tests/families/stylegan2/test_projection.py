@@ -46,6 +46,7 @@ def test_images_that_the_generator_drew_are_found_again(model, images, found):
     assert (found.mse < 0.2 * error(average, images)).all()
 
 
+@pytest.mark.slow
 def test_styles_give_the_reconstructions_and_these_the_numbers(model, images, found):
     assert found.styles.shape == (2, model.config.shape.num_styles, model.config.w_dim)
     torch.testing.assert_close(model.synthesize(found.styles), found.reconstructions, rtol=0, atol=1e-5)
@@ -154,6 +155,7 @@ def test_the_generator_is_left_as_it_was(images):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "label"),
     [

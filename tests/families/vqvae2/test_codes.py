@@ -41,6 +41,7 @@ def assert_same_codes(found, expected):
         assert ours.tolist() == theirs.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"image_size": (16, 24), "channels": 3}, {"image_size": (24, 16)}, {"num_codes": 300}], ids=str
 )

@@ -230,6 +230,7 @@ def change(weights: Weights, part: str, **entries: Tensor | None) -> Weights:
     return weights | {part: state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "entries", "message"),
     [

@@ -11,7 +11,7 @@ import pytest
 from tests.tiny import Run, train_both_stages, write_data
 
 TRAINED = {"finished", "maps", "run", "stages", "straight"}
-"""Fixtures that train a model from a recipe to the end. Tests with one are marked `slow`; no other may have its name."""
+"""Fixtures that train a model from a recipe to the end; tests with one are `slow`. No other may have such a name."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,15 @@ import pytest
 
 from tests.tiny import Run, train_both_stages, write_data
 
+TRAINED = {"finished", "maps", "run", "stages", "straight"}
+"""Fixtures that train a model from a recipe to the end; tests with one are `slow`. No other may have such a name."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and TRAINED.intersection(item.fixturenames):
+            item.add_marker("slow")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:

@@ -20,6 +20,7 @@ def test_some_docstrings_have_examples():
     assert "medgen.loading" in WITH_EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_hold(module):
     results = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)

@@ -269,6 +269,7 @@ def test_the_authors_checkpoint_samples_the_official_images(official: Case) -> N
     official.check("sample_image", sample_as_official(generator, official), relative=1e-4)
 
 
+@pytest.mark.slow
 def test_the_authors_checkpoint_loads_by_its_name(hub: HubServer, official: Case) -> None:
     entry = ZOO["medfusion-chexpert"]
     assert isinstance(entry, OfficialEntry)
@@ -299,6 +300,7 @@ def test_the_second_fetch_needs_no_request(hub: HubServer, official: Case) -> No
     assert hub.log == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_damaged_conversion_is_made_again_from_the_same_commit(hub: HubServer, official: Case, file: str) -> None:
     folder = fetch(official)
@@ -380,6 +382,7 @@ def test_a_generator_of_a_branch_knows_its_commit(hub: HubServer, revision: str 
     assert from_pretrained("clinic/tiny", revision=revision).revision == commit
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_hub_by_its_environment(hub: HubServer, tmp_path: Path) -> None:
     commit = push(MedfusionGenerator(MedfusionConfig.tiny()), "clinic/tiny")
     code = "import medgen; print(medgen.load('clinic/tiny').sample(1, seed=0).mean().item())"

@@ -38,6 +38,7 @@ def test_importing_the_command_line_imports_nothing_heavy():
     assert python(f"import sys, medgen.cli; print([name for name in {HEAVY} if name in sys.modules])") == "[]"
 
 
+@pytest.mark.slow
 def test_no_module_needs_an_extra_at_import():
     files = sorted(Path(medgen.__file__).parent.rglob("*.py"))
     assert len(files) > 40

@@ -28,14 +28,14 @@ def generator():
 
 
 @pytest.fixture
-def run():
+def settings():
     return SamplingRun(seed=5, labels=("healthy", "ill"), options=STEPS)
 
 
 @pytest.fixture
-def whole(generator, run, tmp_path):
+def whole(generator, settings, tmp_path):
     """Six images that nothing interrupted."""
-    sample_to_folder(generator, 6, tmp_path / "whole", run, batch_size=4, progress=False)
+    sample_to_folder(generator, 6, tmp_path / "whole", settings, batch_size=4, progress=False)
     return tmp_path / "whole"
 
 
@@ -78,25 +78,25 @@ def test_each_picture_says_that_it_is_synthetic_and_what_made_it(whole):
     }
 
 
-def test_colour_models_write_colour(tmp_path, run):
-    sample_to_folder(tiny_generator(channels=3), 1, tmp_path, run, progress=False)
+def test_colour_models_write_colour(tmp_path, settings):
+    sample_to_folder(tiny_generator(channels=3), 1, tmp_path, settings, progress=False)
     assert Image.open(tmp_path / "000000.png").mode == "RGB"
 
 
-def test_a_finished_run_is_not_drawn_again(whole, generator, run, monkeypatch):
+def test_a_finished_run_is_not_drawn_again(whole, generator, settings, monkeypatch):
     monkeypatch.setattr(Generator, "sample", lambda *args, **options: pytest.fail("drew again"))
     before = contents(whole)
-    sample_to_folder(generator, 6, whole, run, progress=False)
+    sample_to_folder(generator, 6, whole, settings, progress=False)
     assert contents(whole) == before
 
 
 @pytest.mark.parametrize("lost", [["000000.png"], ["000002.png", "000005.png"], ["samples.csv"]])
-def test_what_was_deleted_is_drawn_again_and_nothing_else(whole, generator, run, tmp_path, lost):
+def test_what_was_deleted_is_drawn_again_and_nothing_else(whole, generator, settings, tmp_path, lost):
     expected = contents(whole)
     times = {path: path.stat().st_mtime_ns for path in whole.iterdir()}
     for name in lost:
         (whole / name).unlink()
-    sample_to_folder(generator, 6, whole, run, batch_size=4, progress=False)
+    sample_to_folder(generator, 6, whole, settings, batch_size=4, progress=False)
     assert_same_pictures(contents(whole), expected)
     assert all(
         path.stat().st_mtime_ns == time
@@ -123,12 +123,12 @@ def grey_levels_apart(one, other):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_the_batch_size_changes_no_picture(whole, generator, run, tmp_path, batch_size):
-    sample_to_folder(generator, 6, tmp_path / "other", run, batch_size=batch_size, progress=False)
+def test_the_batch_size_changes_no_picture(whole, generator, settings, tmp_path, batch_size):
+    sample_to_folder(generator, 6, tmp_path / "other", settings, batch_size=batch_size, progress=False)
     assert_same_pictures(contents(tmp_path / "other"), contents(whole))
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(whole, generator, run, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_where_it_stopped(whole, generator, settings, tmp_path, monkeypatch):
     real, calls = Generator.sample, []
 
     def interrupted(self, *args, **options):
@@ -140,19 +140,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(whole, generator, run, tmp_
     monkeypatch.setattr(Generator, "sample", interrupted)
     folder = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        sample_to_folder(generator, 6, folder, run, batch_size=4, progress=False)
+        sample_to_folder(generator, 6, folder, settings, batch_size=4, progress=False)
     assert sorted(contents(folder)) == [*(f"{i:06d}.png" for i in range(4)), "run.json"]
-    sample_to_folder(generator, 6, folder, run, batch_size=4, progress=False)
+    sample_to_folder(generator, 6, folder, settings, batch_size=4, progress=False)
     assert calls == [0, 4, 4]
     assert contents(folder) == contents(whole)
 
 
-def test_what_a_kill_left_half_written_does_not_count(whole, generator, run):
+def test_what_a_kill_left_half_written_does_not_count(whole, generator, settings):
     expected = contents(whole)
     (whole / "000004.png").unlink()
     partial = whole / "000004.png.123.part"  # of another process, which may be at work still
     partial.write_bytes(b"\x89PNG half")
-    sample_to_folder(generator, 6, whole, run, batch_size=4, progress=False)
+    sample_to_folder(generator, 6, whole, settings, batch_size=4, progress=False)
     partial.unlink()
     assert_same_pictures(contents(whole), expected)
 
@@ -162,16 +162,16 @@ def test_a_seed_of_numpy_is_written_as_a_number(generator, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 5
 
 
-def test_a_longer_run_keeps_what_is_there(whole, generator, run):
+def test_a_longer_run_keeps_what_is_there(whole, generator, settings):
     before = contents(whole)
-    sample_to_folder(generator, 9, whole, run, batch_size=4, progress=False)
+    sample_to_folder(generator, 9, whole, settings, batch_size=4, progress=False)
     after = contents(whole)
     assert len(rows(whole)) == 9
     assert all(after[name] == content for name, content in before.items() if name != "samples.csv")
 
 
-def test_a_shorter_run_leaves_the_table_of_the_longer_one(whole, generator, run):
-    sample_to_folder(generator, 2, whole, run, progress=False)
+def test_a_shorter_run_leaves_the_table_of_the_longer_one(whole, generator, settings):
+    sample_to_folder(generator, 2, whole, settings, progress=False)
     assert len(rows(whole)) == 6
 
 
@@ -184,7 +184,7 @@ def test_a_shorter_run_leaves_the_table_of_the_longer_one(whole, generator, run)
         ({"precision": "bf16"}, "precision 'float32' there, 'bf16' asked for"),
     ],
 )
-def test_two_runs_are_not_mixed(whole, generator, run, change, message):
+def test_two_runs_are_not_mixed(whole, generator, settings, change, message):
     before = contents(whole)
     other = SamplingRun(**({"seed": 5, "labels": ("healthy", "ill"), "options": STEPS} | change))
     with pytest.raises(FileExistsError, match=message):
@@ -214,16 +214,16 @@ def test_no_findings_and_no_condition_are_two_runs(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["source", "revision"])
-def test_images_of_two_checkpoints_are_not_mixed(whole, generator, run, field):
+def test_images_of_two_checkpoints_are_not_mixed(whole, generator, settings, field):
     setattr(generator, field, "other")
     with pytest.raises(FileExistsError, match="'other' asked for"):
-        sample_to_folder(generator, 6, whole, run, progress=False)
+        sample_to_folder(generator, 6, whole, settings, progress=False)
 
 
-def test_pictures_of_unknown_origin_are_left_alone(generator, run, tmp_path):
+def test_pictures_of_unknown_origin_are_left_alone(generator, settings, tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "holiday.png")
     with pytest.raises(FileExistsError, match=r"holds images of unknown origin \(holiday.png, ...\)"):
-        sample_to_folder(generator, 2, tmp_path, run, progress=False)
+        sample_to_folder(generator, 2, tmp_path, settings, progress=False)
     assert list(contents(tmp_path)) == ["holiday.png"]
 
 
@@ -241,9 +241,9 @@ def test_pictures_of_unknown_origin_are_left_alone(generator, run, tmp_path):
 )
 def test_bad_input_is_refused_and_nothing_written(generator, tmp_path, n, changes, message):
     folder = tmp_path / "new"
-    run = SamplingRun(**({"seed": 0, "options": STEPS} | changes))
+    settings = SamplingRun(**({"seed": 0, "options": STEPS} | changes))
     with pytest.raises(ValueError, match=message):
-        sample_to_folder(generator, n, folder, run, progress=False)
+        sample_to_folder(generator, n, folder, settings, progress=False)
     assert not folder.exists()
 
 
@@ -278,17 +278,17 @@ def test_a_label_for_an_unconditional_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("file", ["000002.png", "run.json", "samples.csv"])
 def test_a_full_disk_leaves_whole_files_and_the_same_call_goes_on(
-    whole, generator, run, tmp_path, monkeypatch, full_disk, file
+    whole, generator, settings, tmp_path, monkeypatch, full_disk, file
 ):
     folder = tmp_path / "full"
     full_disk(file)
     with pytest.raises(OSError, match=rf"the disk is full: .*{file} was not written; free some space and run the same"):
-        sample_to_folder(generator, 6, folder, run, batch_size=4, progress=False)
+        sample_to_folder(generator, 6, folder, settings, batch_size=4, progress=False)
     assert not [name for name in contents(folder) if not name.endswith((".png", "run.json"))]
     for path in folder.glob("*.png"):
         Image.open(path).load()
     monkeypatch.undo()
-    sample_to_folder(generator, 6, folder, run, batch_size=4, progress=False)
+    sample_to_folder(generator, 6, folder, settings, batch_size=4, progress=False)
     assert_same_pictures(contents(folder), contents(whole))
 
 
@@ -329,23 +329,23 @@ def full_disk(monkeypatch):
     return arm
 
 
-def test_several_processes_share_a_run_without_talking(whole, generator, run, tmp_path):
+def test_several_processes_share_a_run_without_talking(whole, generator, settings, tmp_path):
     folder = tmp_path / "shared"
-    first = sample_to_folder(generator, 6, folder, run, batch_size=2, rank=1, world_size=2, progress=False)
+    first = sample_to_folder(generator, 6, folder, settings, batch_size=2, rank=1, world_size=2, progress=False)
     assert sorted(contents(folder)) == ["000002.png", "000003.png", "run.json"]
     assert not first.exists()
-    table = sample_to_folder(generator, 6, folder, run, batch_size=2, rank=0, world_size=2, progress=False)
+    table = sample_to_folder(generator, 6, folder, settings, batch_size=2, rank=0, world_size=2, progress=False)
     assert table.exists()
     assert_same_pictures(contents(folder), contents(whole))
 
 
-def test_more_processes_than_batches_do_no_harm(generator, run, tmp_path):
+def test_more_processes_than_batches_do_no_harm(generator, settings, tmp_path):
     for rank in (3, 0, 1, 2):
-        sample_to_folder(generator, 2, tmp_path, run, batch_size=2, rank=rank, world_size=4, progress=False)
+        sample_to_folder(generator, 2, tmp_path, settings, batch_size=2, rank=rank, world_size=4, progress=False)
     assert len(rows(tmp_path)) == 2
 
 
-def test_a_process_that_starts_while_another_has_drawn_already_joins_it(generator, run, tmp_path, monkeypatch):
+def test_a_process_that_starts_while_another_has_drawn_already_joins_it(generator, settings, tmp_path, monkeypatch):
     """The other process claims the folder and draws between this one's two looks at it."""
     from pathlib import Path
 
@@ -354,12 +354,12 @@ def test_a_process_that_starts_while_another_has_drawn_already_joins_it(generato
     def exists(path):
         if path.name == "run.json" and not real(path):
             monkeypatch.undo()
-            sample_to_folder(generator, 4, tmp_path, run, batch_size=2, rank=0, world_size=2, progress=False)
+            sample_to_folder(generator, 4, tmp_path, settings, batch_size=2, rank=0, world_size=2, progress=False)
             return False
         return real(path)
 
     monkeypatch.setattr(Path, "exists", exists)
-    sample_to_folder(generator, 4, tmp_path, run, batch_size=2, rank=1, world_size=2, progress=False)
+    sample_to_folder(generator, 4, tmp_path, settings, batch_size=2, rank=1, world_size=2, progress=False)
     assert len(rows(tmp_path)) == 4
 
 
@@ -372,8 +372,8 @@ def test_a_process_that_starts_while_another_has_drawn_already_joins_it(generato
     ],
 )
 def test_findings_and_numbers_are_written_with_bars(tmp_path, kind, labels, shown):
-    run = SamplingRun(seed=0, labels=labels, options=STEPS)
-    sample_to_folder(tiny_generator(kind), 3, tmp_path, run, progress=False)
+    settings = SamplingRun(seed=0, labels=labels, options=STEPS)
+    sample_to_folder(tiny_generator(kind), 3, tmp_path, settings, progress=False)
     assert [row["label"] for row in rows(tmp_path)] == shown
 
 
@@ -388,7 +388,7 @@ def test_the_grid_shows_every_picture_with_its_label(whole):
     assert np.array_equal(np.asarray(grid)[4:132, 4:132], first)
 
 
-def test_a_grid_in_the_folder_does_not_stop_the_run_from_going_on(whole, generator, run):
+def test_a_grid_in_the_folder_does_not_stop_the_run_from_going_on(whole, generator, settings):
     write_grid(whole / "samples.csv")
-    sample_to_folder(generator, 7, whole, run, progress=False)
+    sample_to_folder(generator, 7, whole, settings, progress=False)
     shutil.rmtree(whole)

@@ -17,6 +17,7 @@ def test_nothing_is_stored_that_is_not_compared(name):
         assert set(stored.files) == set(cases(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in OPTIONS for key in cases(name)])
 def test_the_images_are_those_that_were_stored(name, key):
     with np.load(FOLDER / f"{name}.npz") as stored:

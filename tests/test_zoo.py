@@ -42,6 +42,7 @@ def test_every_official_file_states_what_the_file_does_not(name):
     assert entry.data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_bundled_checkpoint_loads_and_samples_offline(name, monkeypatch):
     import socket
@@ -80,6 +81,7 @@ def test_there_are_recipes():
     assert RECIPES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_parses(recipe, monkeypatch, capsys):
     from medgen.cli import main

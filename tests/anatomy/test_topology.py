@@ -203,10 +203,12 @@ def real_maps(data_root):
     return torch.from_numpy(np.stack(maps).astype(np.int64))
 
 
+@pytest.mark.slow
 def test_nearly_all_real_hearts_obey(real_maps):
     assert obeys(real_maps, HEART).float().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_smooth_deformations_keep_real_hearts_whole(real_maps):
     good = real_maps[obeys(real_maps, HEART)][:40]
     deform = Compose((RandomElastic(3, 20), RandomAffine(rotation_degrees=20, scaling=0.1, shear_degrees=5)))

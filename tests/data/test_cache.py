@@ -126,6 +126,7 @@ def build_slowly(folder, log):
     assert open_or_build("k", (5, 3), np.uint8, fill, folder=folder).array[4, 0] == 4
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_builds_and_the_others_wait(tmp_path):
     context = multiprocessing.get_context("fork")
     rivals = [context.Process(target=build_slowly, args=(tmp_path / "c", tmp_path / "log")) for _ in range(4)]

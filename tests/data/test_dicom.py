@@ -77,6 +77,7 @@ def upright(values, dataset, image):
     return image.low + image.high - values if dataset.PhotometricInterpretation == "MONOCHROME1" else values
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", READABLE)
 def test_every_readable_file_has_the_modality_values_pydicom_gives(archive, name):
@@ -90,6 +91,7 @@ def test_every_readable_file_has_the_modality_values_pydicom_gives(archive, name
     assert image.pixels.max() <= image.high
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("name", READABLE)
 def test_every_display_window_shows_what_pydicom_shows(archive, name):

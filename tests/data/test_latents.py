@@ -76,6 +76,7 @@ def test_other_data_are_encoded_anew(autoencoder, data, table, tmp_path):
     assert not np.array_equal(open_store(autoencoder, other)._cache.array, first._cache.array)
 
 
+@pytest.mark.slow
 def test_epochs_take_the_augmented_variants_in_turn(autoencoder, table, tmp_path):
     data = data_module(
         table, cache_folder=str(tmp_path), augment=Augmentation(horizontal_flip=True, rotation_degrees=20)

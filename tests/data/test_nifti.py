@@ -29,6 +29,7 @@ def pictures(volume: np.ndarray, index: tuple[int, int, int]) -> dict[str, np.nd
     }
 
 
+@pytest.mark.slow
 @needs_data
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["file"])
 def test_every_volume_slices_as_nibabel_reads_it(row):

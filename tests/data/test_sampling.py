@@ -91,6 +91,7 @@ def test_all_ranks_get_equally_many_when_the_number_does_not_divide(ranks, drop_
         assert {index for part in parts for _, index in part} == set(range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_goes_on_where_its_state_was_taken(workers):
     first = loader(11, workers, epoch=4)

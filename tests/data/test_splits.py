@@ -39,6 +39,7 @@ def test_patients_are_shared_out_in_the_fractions_asked_for(findings):
         assert shares["val"] / 500 == pytest.approx(0.1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_every_split_has_its_share_of_every_finding(findings):
     patients, labels = findings
     splits = np.array(split_by_patient(patients, labels, fractions=(0.5, 0.25, 0.25)))

@@ -64,6 +64,7 @@ def test_self_conditioning_gives_the_first_estimate_without_its_gradient(batch: 
     torch.testing.assert_close(given[1], x_0, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_variance_is_cheapest_where_it_is_right() -> None:
     # Around a mean that is off by d, the best variance is the posterior's plus d squared
     t, off = torch.tensor([60]), 0.5

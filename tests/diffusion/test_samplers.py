@@ -16,6 +16,7 @@ def schedule(request: pytest.FixtureRequest) -> NoiseSchedule:
     return NoiseSchedule(1000, request.param, 0.002, 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, 300), (0.5, 500), (1.0, 1000)])
 def test_ddim_reaches_the_distribution_of_the_data(schedule: NoiseSchedule, eta: float, steps: int) -> None:
     images = ddim(GaussianDenoiser(schedule), NoiseSource(0, range(16)), SHAPE, schedule, steps=steps, eta=eta)
@@ -23,6 +24,7 @@ def test_ddim_reaches_the_distribution_of_the_data(schedule: NoiseSchedule, eta:
     assert images.std().item() == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_ancestral_sampling_reaches_the_distribution_of_the_data(schedule: NoiseSchedule) -> None:
     denoise = partial(without_variance, GaussianDenoiser(schedule))
     images = ancestral(denoise, NoiseSource(0, range(16)), SHAPE, schedule, steps=1000)

@@ -17,6 +17,7 @@ CLASS_NAMES = ["DDIMScheduler", "DDPMScheduler", "DPMSolverSinglestepScheduler"]
 PUBLISHED = NoiseSchedule(1000, "scaled_linear", 0.002, 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHORT_NAMES, *CLASS_NAMES])
 def test_every_scheduler_reaches_the_distribution_of_the_data(name: str) -> None:
     denoise = GaussianDenoiser(PUBLISHED, std=1.0)
@@ -33,6 +34,7 @@ def test_twenty_steps_of_a_fast_solver_keep_the_spread_of_the_data(name: str, st
     assert images.std().item() == pytest.approx(std, rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SHORT_NAMES, *CLASS_NAMES])
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     def sample(indices: list[int]) -> torch.Tensor:
@@ -43,6 +45,7 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     assert not torch.equal(together[1], together[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpm++_sde", "euler_ancestral", "kdpm2_ancestral", "sa", "DDPMScheduler"])
 def test_stochastic_schedulers_draw_different_noise_for_every_image(name: str) -> None:
     class SameStart(NoiseSource):

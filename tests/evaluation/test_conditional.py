@@ -65,6 +65,7 @@ def test_perfect_order_is_one_and_its_reverse_zero():
     assert roc_auc(-scores, positive).value == 0
 
 
+@pytest.mark.slow
 def test_interval_covers_chance_about_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     positive = torch.arange(60) < 25
@@ -78,6 +79,7 @@ def test_one_kind_of_image_is_refused():
         roc_auc(torch.zeros(3), torch.ones(3, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_labels_of_an_obedient_generator_are_told_and_of_a_deaf_one_are_not(datamodule, network):
     class Deaf(DotGenerator):
         def _sample(self, label, noise, *, steps=1):
@@ -94,6 +96,7 @@ def test_labels_of_an_obedient_generator_are_told_and_of_a_deaf_one_are_not(data
     assert values[Deaf].value == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.slow
 def test_each_finding_has_a_number_of_its_own(separable, network):
     train, generated, real = separable("train", 200, 0), separable("generated", 60, 1), separable("test", 60, 2)
     scores = label_aucs(LabelReaders(train, network, LabelSpace("multi", ("Edema", "Effusion"))), generated, real)
@@ -104,6 +107,7 @@ def test_each_finding_has_a_number_of_its_own(separable, network):
     assert (scores["label_auc_real:Edema"].generated, scores["label_auc_real:Edema"].real) == ("test", "train")
 
 
+@pytest.mark.slow
 def test_images_with_unknown_labels_are_left_out(separable, network):
     train = separable("train", 200, 0)
     train.labels[:100] = torch.nan
@@ -113,6 +117,7 @@ def test_images_with_unknown_labels_are_left_out(separable, network):
     assert scores["label_auc_real:Edema"].value > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["train", "generated", "test"])
 def test_a_finding_that_a_set_lacks_is_left_out_with_a_warning(separable, network, where, caplog):
     sets = [separable("train", 200, 0), separable("generated", 60, 1), separable("test", 60, 2)]
@@ -135,6 +140,7 @@ def test_continuous_labels_are_refused(separable, network):
         LabelReaders(train, network, LabelSpace("continuous", ("age", "dose")))
 
 
+@pytest.mark.slow
 def test_a_dropped_finding_is_seen_less_often_than_in_real_images(separable, network):
     train, real, dropping = separable("train", 200, 0), separable("test", 100, 1), separable("dropping", 100, 2)
     dropping.features["quarters"][:, 0] -= 6 * dropping.labels[:, 0]  # asked for, but never shown
@@ -148,6 +154,7 @@ def test_a_dropped_finding_is_seen_less_often_than_in_real_images(separable, net
     assert (effusion.generated, effusion.real) == ("dropping", "test")
 
 
+@pytest.mark.slow
 def test_inception_score_is_the_number_of_classes_for_clear_and_even_images_and_one_for_one_class():
     space = LabelSpace("single", ("a", "b", "c"))
     network = SimpleNamespace(name="quarters", resize="none")

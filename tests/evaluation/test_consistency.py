@@ -19,6 +19,7 @@ def segmenter():
     return train_segmenter([squares(24, 0)], RECIPE, 3)
 
 
+@pytest.mark.slow
 def test_images_that_show_their_masks_are_read_as_well_as_real_ones(segmenter):
     found = consistency(segmenter, squares(16, 5), squares(16, 6), NAMES)
     assert found.dice.real.value > 0.85
@@ -27,6 +28,7 @@ def test_images_that_show_their_masks_are_read_as_well_as_real_ones(segmenter):
     assert found.dice_per_class["dim"].synthetic.value > 0.85
 
 
+@pytest.mark.slow
 def test_images_that_show_another_mask_are_found_out(segmenter):
     found = consistency(segmenter, squares(16, 5, shift=4), squares(16, 6), NAMES)
     assert found.dice.ratio.high < 0.7

@@ -109,6 +109,7 @@ def about_masks(warnings):
     return [text for text in warnings if "mask" in text]
 
 
+@pytest.mark.slow
 def test_images_of_their_masks_are_found_as_good_as_real_ones(judge, data, tmp_path):
     scores, warnings = judge(Painter(), data(), n=4)
     measures = [f"consistency_{measure}" for measure in ("dice", "hausdorff")]
@@ -131,6 +132,7 @@ def test_images_of_their_masks_are_found_as_good_as_real_ones(judge, data, tmp_p
     assert (tmp_path / "out" / "consistency.png").is_file()
 
 
+@pytest.mark.slow
 def test_images_that_miss_their_masks_are_warned_of(judge, data):
     scores, warnings = judge(Painter(shift=4), data())
     assert scores["consistency_dice_ratio"].high < 0.9
@@ -142,6 +144,7 @@ def test_images_that_miss_their_masks_are_warned_of(judge, data):
     assert f"(ratio {ratio:.2f}, below 0.9)" in warning
 
 
+@pytest.mark.slow
 def test_styles_that_move_the_anatomy_are_warned_of(judge, data):
     scores, warnings = judge(Painter(restless=True), data())
     assert scores["style_dice"].high < 0.95
@@ -165,6 +168,7 @@ def test_a_network_that_sees_nothing_in_real_images_gives_no_ratio(judge, data, 
     assert "finds nothing of the masks in real images: train it longer" in warning
 
 
+@pytest.mark.slow
 def test_a_network_that_sees_little_in_real_images_is_no_judge(judge, data, monkeypatch):
     monkeypatch.setattr("medgen.evaluation.checks.consistency.REAL_LEAST", 1.1)
     _, warnings = judge(Painter(), data())
@@ -189,6 +193,7 @@ def test_intervals_are_those_of_patients_not_of_images(judge, data):
     assert by_patient[name].low != by_image[name].low
 
 
+@pytest.mark.slow
 def test_masks_that_the_report_was_drawn_of_are_not_those_of_the_check(judge, data):
     with_others, _ = judge(Painter(), data(), mask="a folder", segmenter=ROUGH)
     without, _ = judge(Painter(), data(), segmenter=ROUGH)
@@ -208,6 +213,7 @@ def test_the_picture_is_left_out_of_a_report_that_shows_no_patients(judge, data,
     assert not (tmp_path / "out" / "consistency.png").exists()
 
 
+@pytest.mark.slow
 def test_it_is_part_of_a_report_by_default(judge, data):
     painter, unlabelled = Painter(label_kind="none", label_names=()), data(label_column=None, label_names=None)
     scores, _ = judge(painter, unlabelled, metrics=None, segmenter=ROUGH)
@@ -229,6 +235,7 @@ def test_where_it_cannot_be_it_is_refused(judge, data, generator):
         judge(Painter(), data(), split="test+train")
 
 
+@pytest.mark.slow
 def test_images_are_refused_or_where_nobody_asked_left_out_with_the_reason(data, network, tmp_path, caplog):
     save_images(torch.rand(8, 1, 32, 32), tmp_path / "images")
     reason = "consistency needs a generator, but images were given"
@@ -239,6 +246,7 @@ def test_images_are_refused_or_where_nobody_asked_left_out_with_the_reason(data,
     assert not [score for score in scores if score.name.startswith("consistency")]
 
 
+@pytest.mark.slow
 def test_the_command_judges_a_published_spade(data, tmp_path, capsys):
     torch.manual_seed(0)
     config = replace(SPADEConfig.tiny(), image_size=(32, 32), label_names=("healthy", "ill"), mask_names=NAMES)

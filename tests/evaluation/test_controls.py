@@ -92,6 +92,7 @@ def test_classes_too_small_to_compare_are_refused(network):
         class_distances(few, few, network, LabelSpace("single", ("dark", "bright")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plot", [distances_plot, dendrogram_plot])
 def test_plots_of_distances_name_every_set(plot):
     matrix = np.array([[0, 1, 9], [1, 0, 8], [9, 8, 0.0]])

@@ -77,6 +77,7 @@ def test_fingerprint_changes_with_weights_and_with_preprocessing(weight, size):
     assert network(1.0, 8).fingerprint != network(weight, size).fingerprint
 
 
+@pytest.mark.slow
 def test_every_network_of_the_registry_gives_vectors_of_its_length():
     for name, build in FEATURES.items():
         if name != "pixels":
@@ -92,6 +93,7 @@ def test_distances_between_pixel_vectors_are_grey_level_differences():
     assert (pixels(black) - pixels(grey)).norm().item() == pytest.approx(0.2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_change_features(lite):
     images = torch.rand(5, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     parts = torch.cat([lite(part) for part in images.split(2)])
@@ -158,6 +160,7 @@ def inception_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("channels", "side"), [(1, 64), (3, 320)])
 def test_inception_features_are_those_of_torch_fidelity(inception_weights, channels, side):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -195,6 +198,7 @@ class PickledDenseNet(torch.nn.Module):
         self.classifier = torch.nn.Linear(1024, 18)
 
 
+@pytest.mark.slow
 def test_a_pickled_module_of_torchxrayvision_is_read_without_running_it(tmp_path):
     module = PickledDenseNet().eval()
     torch.save(module, tmp_path / "densenet.pt")

@@ -37,6 +37,7 @@ def test_bits_are_means_over_held_out_training_and_generated_images(likelihood, 
     assert scores["bits_per_dimension_generated"].n_generated == 20
 
 
+@pytest.mark.slow
 def test_odd_images_are_told_by_their_bits(likelihood, datamodule):
     scores = likelihood(Bright())
     assert scores["outlier_auc:upside down"].value == 0.5  # as bright as before

@@ -34,6 +34,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_planted_copies_are_found(train, held_out, change):
     images = torch.cat([patients(20, 2), change(train[:10])])
@@ -42,10 +43,12 @@ def test_planted_copies_are_found(train, held_out, change):
     assert found.index[20:].tolist() == list(range(10))
 
 
+@pytest.mark.slow
 def test_other_patients_are_not_taken_for_copies(train, held_out):
     assert not len(near_duplicates(patients(300, 3), train, held_out).rows)
 
 
+@pytest.mark.slow
 def test_a_few_copies_among_the_held_out_images_do_not_hide_others(train, held_out):
     careless = torch.cat([held_out, train[50:58]])
     assert near_duplicates(train[:5], train, careless).rows.sort().values.tolist() == [0, 1, 2, 3, 4]

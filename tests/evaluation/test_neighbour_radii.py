@@ -37,6 +37,7 @@ def exact(a, b):
     return (a.double()[:, None] - b.double()[None]).square().sum(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_radii_are_those_of_all_distances(estimates, kind):
     features = vectors(kind, 300, 0)
@@ -46,6 +47,7 @@ def test_radii_are_those_of_all_distances(estimates, kind):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
 def test_who_lies_in_a_ball_is_what_all_distances_say(estimates, kind, share):

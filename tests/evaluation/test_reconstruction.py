@@ -54,6 +54,7 @@ def test_known_errors_are_measured(reconstruct):
     assert (scores["reconstruction_mse"].real, scores["reconstruction_mse_train"].real) == ("test", "train")
 
 
+@pytest.mark.slow
 def test_the_picture_of_real_images_is_left_out_where_they_must_not_be_shown(reconstruct, tmp_path):
     reconstruct(Perfect())
     assert (tmp_path / "reconstructions.png").is_file()

@@ -29,6 +29,7 @@ def folder(datamodule, tmp_path):
     return tmp_path / "images"
 
 
+@pytest.mark.slow
 def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, tmp_path):
     scores = report(folder, datamodule, tmp_path / "out", network=network, device="cpu")
     judged = {score.name for score in scores if score.generated == str(folder)}
@@ -47,6 +48,7 @@ def test_report_holds_metrics_checks_and_controls(folder, datamodule, network, t
     assert (tmp_path / "out" / "nearest_train_quarters.png").is_file()
 
 
+@pytest.mark.slow
 def test_every_check_runs_on_a_generator_with_labels(generator, datamodule, network, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
     # Two folds are too few for a test.
@@ -92,6 +94,7 @@ def test_calls_of_networks_that_are_not_called_whole_are_left_out(
     assert "evaluations_per_image" not in names
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_from_elsewhere_and_shows_every_number(folder, datamodule, network, tmp_path):
     scores = report(folder, datamodule, tmp_path / "out", network=network, device="cpu", command="medgen evaluate x")
     page = (tmp_path / "out" / "index.html").read_text()
@@ -109,6 +112,7 @@ def test_names_of_folders_cannot_inject_markup(datamodule, network, tmp_path):
     assert "<script>" not in (tmp_path / "out" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_report_to_be_shared_shows_no_real_image(folder, datamodule, network, tmp_path):
     out = tmp_path / "out"
     report(folder, datamodule, out, network=network, device="cpu")
@@ -187,6 +191,7 @@ def test_several_sources_share_one_table_with_the_best_marked(folder, datamodule
         report([folder, folder], datamodule, tmp_path / "out", network=network)
 
 
+@pytest.mark.slow
 def test_what_a_reader_must_know_is_said(datamodule, network, tmp_path):
     train = RealImages(datamodule, "train")
     dark = [i for i in range(60) if train.labels[i] == 0]
@@ -202,6 +207,7 @@ def test_what_a_reader_must_know_is_said(datamodule, network, tmp_path):
     assert "8 images beside 20 of" in page
 
 
+@pytest.mark.slow
 def test_bias_hides_the_boxes_that_are_given(generator, datamodule, network, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.evaluation.report.report.open_source", lambda source, channels: generator)
     hide = partial(report, "dots", datamodule, tmp_path, ["bias"], network=network, device="cpu", n=60)
@@ -213,6 +219,7 @@ def test_bias_hides_the_boxes_that_are_given(generator, datamodule, network, tmp
         hide(hide=[(0, 0, 64, 64)])
 
 
+@pytest.mark.slow
 def test_copies_in_a_folder_are_counted(folder, datamodule, network, tmp_path):
     found = report(folder, datamodule, tmp_path, ["privacy"], network=network, device="cpu")
     scores = {score.name: score.value for score in found}
@@ -227,6 +234,7 @@ def test_checks_that_need_other_training_images_are_left_out_by_default(folder, 
     assert "privacy is left out: split is 'train'; privacy compares with training images" in caplog.text
 
 
+@pytest.mark.slow
 def test_metrics_that_need_more_images_are_left_out_or_refused(folder, datamodule, network, tmp_path, caplog):
     report(folder, datamodule, tmp_path / "out", network=network, n=10, device="cpu")
     text = "frechet_distance_to_infinity needs at least 20 images in each set; there are 10"
@@ -243,6 +251,7 @@ def test_checks_that_the_data_do_not_allow_are_refused_before_anything_is_drawn(
         report(folder, datamodule, tmp_path, ["label_auc"], network="no such network")
 
 
+@pytest.mark.slow
 def test_an_error_in_a_check_loses_no_score(folder, datamodule, network, tmp_path, monkeypatch):
     monkeypatch.setattr("medgen.evaluation.checks.privacy.nearest_training", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -68,6 +68,7 @@ def test_masks_of_other_shapes_are_not_compared(measure, shape):
         measure(masks, masks.new_ones(shape), 2)
 
 
+@pytest.mark.slow
 def test_a_network_learns_what_can_be_seen_and_moves_masks_with_images():
     recipe = replace(RECIPE, augment=Augmentation(horizontal_flip=True, translation=0.1))
     module = train_segmenter([squares(24, 0)], recipe, 3)
@@ -93,6 +94,7 @@ def test_larger_images_are_seen_at_more_resolutions(size, levels):
     assert SegmenterRecipe(levels=2).for_images(*size).levels == 2
 
 
+@pytest.mark.slow
 def test_wrong_masks_in_training_show_in_the_scores():
     wrong = train_segmenter([squares(24, 0), squares(24, 2, shift=4)], RECIPE, 3)
     right = train_segmenter([squares(24, 0), squares(24, 2)], RECIPE, 3)

@@ -133,6 +133,7 @@ def test_without_a_generator_there_are_real_images_only(trainings):
     assert [row.name for row in rows] == ["real", "real + classical"]
 
 
+@pytest.mark.slow
 def test_the_label_with_the_worst_validation_dice_is_the_target_whatever_the_test_says(trainings):
     synthetic = replace(squares(40, 2), labels=torch.arange(40) % 2)
     labels = torch.arange(24) >= 12  # made-up scores rise with the patient's number
@@ -180,6 +181,7 @@ def test_patients_of_each_label_have_numbers_of_their_own(trainings):
     assert real.dice.per_label["negative"].value == pytest.approx(0.5 + 0.03 * 8.5 + 0.01)
 
 
+@pytest.mark.slow
 def test_the_table_names_patients_ways_gains_and_classes(trainings):
     val = replace(squares(24, 3), labels=torch.arange(24) // 12)
     synthetic = replace(squares(8, 2), labels=torch.arange(8) // 4)
@@ -221,6 +223,7 @@ def test_names_that_some_labels_lack_are_refused():
         setup(test=test)
 
 
+@pytest.mark.slow
 def test_synthetic_cases_of_a_kind_that_real_ones_lack_are_chosen_and_help():
     cohort = Cohort(real=two_kinds(16, 0).subset(torch.arange(16)), synthetic=two_kinds(24, 2))
     rows = segmentation_utility_by_patients(

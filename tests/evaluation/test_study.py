@@ -152,6 +152,7 @@ def test_a_reader_who_sees_everything_is_scored_perfect(study, serve):
     assert set(score.by_class) == {0, 1}
 
 
+@pytest.mark.slow
 def test_guessing_is_near_one_half_and_two_who_agree_have_kappa_one(study, serve):
     folder = study(trials=40)
     url = serve(folder)

@@ -200,6 +200,7 @@ def stored(folder, name):
         return np.asarray(picture)
 
 
+@pytest.mark.slow
 def test_two_readers_answer_single_images_by_keyboard_and_are_scored(page, study, serve):  # noqa: F811
     folder = study(trials=8)
     kinds = key_of(folder)
@@ -230,6 +231,7 @@ def test_two_readers_answer_single_images_by_keyboard_and_are_scored(page, study
     assert 0 < ann.seconds < 20
 
 
+@pytest.mark.slow
 def test_grids_are_answered_with_the_mouse_and_dragging_marks_nothing(page, study, serve):  # noqa: F811
     folder = study("grid", trials=2)
     kinds = key_of(folder)
@@ -256,6 +258,7 @@ def test_grids_are_answered_by_keyboard(page, study, serve):  # noqa: F811
     assert lines(folder)[0]["synthetic"] == [names[0], names[5]]
 
 
+@pytest.mark.slow
 def test_pairs_are_answered_by_keyboard_by_button_and_by_clicking_an_image(page, study, serve):  # noqa: F811
     folder = study("pair", trials=4)
     kinds = key_of(folder)
@@ -274,6 +277,7 @@ def test_pairs_are_answered_by_keyboard_by_button_and_by_clicking_an_image(page,
     assert (score.fake_identification_rate.value, score.error_rate.value) == (0.75, 0.25)
 
 
+@pytest.mark.slow
 def test_timed_images_are_seen_once_and_for_as_long_as_they_should(page, study, serve):  # noqa: F811
     folder = study("timed", trials=4)
     kinds = key_of(folder)
@@ -315,6 +319,7 @@ def test_timed_images_are_seen_once_and_for_as_long_as_they_should(page, study, 
     assert score_study(folder).error_rate.value == 0
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_a_reload_a_crash_and_in_another_tab(page, study):  # noqa: F811
     folder = study()
     with crashing(folder) as port:
@@ -352,6 +357,7 @@ def test_a_study_goes_on_after_a_reload_a_crash_and_in_another_tab(page, study):
             page.browser.switch_to.window(first)
 
 
+@pytest.mark.slow
 def test_zoom_and_window_change_what_is_drawn_and_reset_brings_it_back(page, study, serve):  # noqa: F811
     folder = study()
     page.open(serve(folder))
@@ -395,6 +401,7 @@ def test_zoom_and_window_change_what_is_drawn_and_reset_brings_it_back(page, stu
     assert page.box("canvas") == pytest.approx(whole)  # each question starts with the whole image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS)
 def test_on_a_phone_images_and_answers_fit_without_scrolling(phone, study, serve, design):  # noqa: F811
     folder = study(design, trials=2)
@@ -438,6 +445,7 @@ def test_on_a_phone_images_and_answers_fit_without_scrolling(phone, study, serve
     assert len(lines(folder)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["single", "pair"])
 def test_a_key_held_down_or_a_double_click_answers_one_question(page, study, serve, design):  # noqa: F811
     folder = study(design)
@@ -468,6 +476,7 @@ def test_a_key_held_down_or_a_double_click_answers_one_question(page, study, ser
         assert len(lines(folder)) == 3
 
 
+@pytest.mark.slow
 def test_a_question_whose_image_does_not_come_cannot_be_answered(page, study, serve):  # noqa: F811
     folder = study()
     page.open(serve(folder))
@@ -489,6 +498,7 @@ def test_a_question_whose_image_does_not_come_cannot_be_answered(page, study, se
     assert len(lines(folder)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["pair", "timed"])
 def test_the_page_asks_this_machine_only_and_never_says_what_an_image_is(page, study, serve, design):  # noqa: F811
     url = serve(study(design, trials=2))

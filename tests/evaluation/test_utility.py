@@ -54,23 +54,27 @@ def classifier():
     return train_classifier([squares(60, 0)], squares(30, 1), RECIPE, SPACE)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_what_can_be_seen(classifier):
     test = squares(40, 5)
     assert macro_auc(classifier.scores(test), test.labels) > 0.95
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_classifier(classifier):
     again = train_classifier([squares(60, 0)], squares(30, 1), RECIPE, SPACE)
     test = squares(10, 5)
     assert torch.equal(classifier.scores(test), again.scores(test))
 
 
+@pytest.mark.slow
 def test_training_a_classifier_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     train_classifier([squares(20, 0)], squares(10, 1), RECIPE, SPACE)
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_saliency_of_a_network_with_a_known_answer(classifier):
     class Sum(torch.nn.Module):
         """The second logit grows with the sum over the image, the first falls."""
@@ -126,6 +130,7 @@ def test_hiding_everything_is_refused():
         without_boxes(torch.rand(1, 1, 20, 10), [(0, 0, 1, 1)])
 
 
+@pytest.mark.slow
 def test_good_synthetic_images_train_as_well_as_real_ones_and_wrong_ones_do_not():
     real, synthetic = gan_train(setup())
     assert real.value.value > 0.95
@@ -134,6 +139,7 @@ def test_good_synthetic_images_train_as_well_as_real_ones_and_wrong_ones_do_not(
     assert wrong.value.value < 0.05
 
 
+@pytest.mark.slow
 def test_wrong_labels_are_seen_by_a_classifier_of_real_images():
     _, right = gan_test(setup())
     _, wrong = gan_test(setup(synthetic=squares(60, 3, wrong=True)))
@@ -141,6 +147,7 @@ def test_wrong_labels_are_seen_by_a_classifier_of_real_images():
     assert wrong.value.value < 0.05
 
 
+@pytest.mark.slow
 def test_all_ways_of_augmentation_are_compared_with_real_images_alone():
     outcomes = augmentation_utility(setup(), ratios=(1.0,))
     assert [item.name for item in outcomes] == ["real", "real + classical", "real + 1 x synthetic"]
@@ -148,12 +155,14 @@ def test_all_ways_of_augmentation_are_compared_with_real_images_alone():
     assert all(len(item.runs) == 2 for item in outcomes)
 
 
+@pytest.mark.slow
 def test_features_of_synthetic_images_are_compared_with_those_of_real_ones():
     real, synthetic = feature_utility(setup())
     assert real.value.value > 0.9
     assert synthetic.baseline == "real features"
 
 
+@pytest.mark.slow
 def test_only_the_last_layer_is_trained_on_kept_features(classifier):
     tuned = train_classifier([squares(60, 7)], squares(30, 1), RECIPE, SPACE, start=classifier)
     changed = {
@@ -204,6 +213,7 @@ def test_youden_finds_the_best_cut():
     assert sensitivity + specificity == pytest.approx(5 / 3)
 
 
+@pytest.mark.slow
 def test_a_dropped_label_shows_in_the_prevalence():
     real, generated = torch.arange(400) % 2 == 0, torch.arange(400) % 10 == 0
     result = prevalence(real, generated)

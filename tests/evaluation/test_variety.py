@@ -42,6 +42,7 @@ def test_ms_ssim_is_that_of_the_paper_where_five_scales_fit():
     torch.testing.assert_close(ms_ssim(a, b), torch.stack(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "expected"), [(11, 1), (64, 3), (96, 3), (99, 4), (176, 5), (1024, 5)])
 def test_small_images_get_as_many_scales_as_fit(side, expected):
     assert scales(side) == expected

@@ -49,6 +49,7 @@ def sample_as_official(generator: Generator, case: Case) -> Tensor:
         return generator._sample(case.inputs["condition"], noise, steps=10)
 
 
+@pytest.mark.slow
 @CHECKPOINTS
 def test_a_converted_official_checkpoint_samples_the_official_images(case: Case, tmp_path: Path) -> None:
     size = tuple(case.inputs["image"].shape[2:])
@@ -153,6 +154,7 @@ def test_a_checkpoint_with_a_payload_is_refused_and_nothing_is_written(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", published_keys("medfusion"))
 @pytest.mark.parametrize("variant", ["diffusion_pipeline_chest_emb8", "diffusion_pipeline_emb4"])
 def test_the_published_layout_converts_at_full_size(published: dict, variant: str, tmp_path: Path) -> None:
@@ -196,6 +198,7 @@ def test_a_training_run_of_medgen_becomes_a_checkpoint_with_the_averaged_weights
     assert torch.equal(loaded.sample(1, seed=0), generator.sample(1, seed=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["top", "bottom"])
 def test_a_training_run_is_published_from_the_stage_on_that_makes_the_generator_whole(
     level: Literal["top", "bottom"], tmp_path: Path

@@ -307,6 +307,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, mark: Path, keep: flo
         read_network_pickle(path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_damage_gives_one_kind_of_error(tmp_path: Path, mark: Path) -> None:
     path = write(tmp_path, content(mark))

@@ -58,6 +58,7 @@ def test_grey_images_count_as_three_equal_channels(loss: nn.Module) -> None:
     torch.testing.assert_close(loss(x, y), loss(x.expand(-1, 3, -1, -1), y.expand(-1, 3, -1, -1)))
 
 
+@pytest.mark.slow
 def test_volumes_are_compared_slice_by_slice(loss: nn.Module) -> None:
     x, y = images(2, 1, 3, 32, 32), images(2, 1, 3, 32, 32).flip(3)
     slices = torch.stack([loss(x[:, :, i], y[:, :, i]) for i in range(3)]).mean(0)

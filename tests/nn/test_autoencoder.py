@@ -37,6 +37,7 @@ def build(name):
     return config, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_returns_to_the_size_of_the_image_and_trains_every_parameter(name):
     config, x = build(name)

@@ -38,6 +38,7 @@ def no_gradients():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [UNet, AdditiveUNet])
 @pytest.mark.parametrize(
     "options",
@@ -167,6 +168,7 @@ def test_preparing_leaves_no_trace_in_the_network(no_gradients):
     copy.deepcopy(unet)
 
 
+@pytest.mark.slow
 def test_a_copy_is_forgotten_with_its_network(no_gradients):
     unet = network().eval()
     before = len(inference._PREPARED)

@@ -36,6 +36,7 @@ OPTIONS = list(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("batch", [1, 3])
 @torch.inference_mode()

@@ -56,6 +56,7 @@ def unet():
     return build(UNet, "published")[0].eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [UNet, AdditiveUNet])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_keeps_the_shape_and_trains_every_parameter(cls, name):

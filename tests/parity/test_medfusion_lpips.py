@@ -17,6 +17,7 @@ def vgg_weights(case: Case) -> dict[str, Tensor]:
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("medfusion_lpips"))
 def test_distances_equal_the_official_ones(case: Case) -> None:
     weights = vgg_weights(case)

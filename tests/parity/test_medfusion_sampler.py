@@ -63,6 +63,7 @@ def run(case: Case, name: str, call: dict[str, Any]) -> tuple[Tensor, Recorder]:
     return ancestral(denoise, noise, start.shape[1:], schedule, times=range(steps - 1, -1, -1)), denoise
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("case", cases("medfusion_sampler"))
 def test_every_step_and_the_final_image_equal_the_official_ones(case: Case) -> None:

@@ -77,6 +77,7 @@ def test_blocks(case: Case) -> None:
     close(block.train()(x, semantic), case.outputs["y_train"], "y_train")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_g"))
 def test_generators_and_what_a_training_pass_leaves_behind(case: Case) -> None:
     network = synthesis_of(case.meta["constructor"], case.weights)
@@ -176,6 +177,7 @@ def as_tensors(official: Mapping[str, list[int]]) -> dict[str, Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in official.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", published_keys("spade"))
 def test_published_networks_convert(published: Mapping[str, Any]) -> None:
     cardiac = "Cardiac" in published["source"]["repo"]

@@ -32,6 +32,7 @@ def said_of(options):
     return {name: value for name, value in said.items() if value}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WHOLE)
 def test_a_converted_generator_draws_the_official_image(case, tmp_path):
     options = options_of(case)
@@ -48,6 +49,7 @@ def test_a_converted_generator_draws_the_official_image(case, tmp_path):
         close(generator.synthesis(semantic, code), case.outputs["img_eval"], "img_eval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_ckpt"))
 def test_a_file_of_an_old_torch_is_converted(case, tmp_path):
     file = case.path.with_name(case.path.stem + "_latest_net_G.pth")
@@ -61,6 +63,7 @@ def test_a_file_of_an_old_torch_is_converted(case, tmp_path):
     assert generator.sample(2, mask=masks, seed=0).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_model_vae"))
 def test_the_style_encoder_comes_from_its_own_file(case, tmp_path):
     file = official_file(case, tmp_path, "netG.")

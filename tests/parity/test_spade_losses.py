@@ -97,6 +97,7 @@ class Model(nn.Module):
         return halves(self.discriminator(torch.cat(pairs)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_model"))
 def test_complete_losses_and_gradients(case: Case) -> None:
     model, options = Model(case).train(), case.meta["constructor"]

@@ -139,6 +139,7 @@ def test_r1_through_the_augmentation(case: Case) -> None:
     close_gradients(network, gradients, discriminator_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("published", published_keys("stylegan2"))
 def test_published_networks_convert(published: Mapping[str, Any]) -> None:
     for name, model in published["models"].items():

@@ -41,6 +41,7 @@ def test_priors_of_more_codes_than_the_autoencoder_has_are_refused(case: Case) -
         convert_checkpoints(*files)
 
 
+@pytest.mark.slow
 @CHECKPOINTS
 @torch.inference_mode()
 def test_a_converted_checkpoint_has_the_official_outputs(case: Case, tmp_path: Path) -> None:
@@ -73,6 +74,7 @@ def test_the_autoencoder_alone_loads_as_a_component(case: Case) -> None:
     case.check("vqvae_dec", copies)
 
 
+@pytest.mark.slow
 @PUBLISHED
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_the_published_layout_converts_to_the_defaults(published: dict, prefix: str, tmp_path: Path) -> None:
@@ -99,6 +101,7 @@ def test_the_published_layout_converts_to_the_defaults(published: dict, prefix: 
         assert mine == entry["n_parameters"] + entry.get("n_buffers", 0)
 
 
+@pytest.mark.slow
 @PUBLISHED
 def test_files_of_the_tests_have_the_published_names_and_shapes(published: dict) -> None:
     with torch.device("meta"):

@@ -305,6 +305,7 @@ def test_mixed_precision_trains(recipe):
     assert {weight.dtype for weight in weights.values() if weight.is_floating_point()} == {torch.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("supported", "precision", "warned"), [(False, "bf16-mixed", 1), (True, "bf16-mixed", 0), (False, "32-true", 0)]
 )
@@ -387,6 +388,7 @@ def test_arguments_that_a_module_refuses_are_refused_in_one_line(recipe, capsys)
     assert capsys.readouterr().err.splitlines()[-1] == "medgen fit: label_dropout is 2.0; it is a chance from 0 to 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

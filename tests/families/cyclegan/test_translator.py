@@ -70,6 +70,7 @@ def test_its_training_checkpoint_becomes_what_it_published(finished, tmp_path, f
     assert 'medgen.load("published")' in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_learns_that_what_is_translated_back_is_as_it_was(table, tmp_path):
     module = module_of(lr=2e-3, decay_from=1.0)
     before = train(module, data_module(table, balanced=True), tmp_path, max_epochs=1).callback_metrics
@@ -138,6 +139,7 @@ def test_losses_of_batches_of_one_domain_add_up_to_that_of_a_batch_of_both(adver
         assert sum(alone).item() == pytest.approx(loss(real, fake).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_batches_of_one_domain_are_added_up_before_a_step(table, tmp_path):
     class Watch(Callback):
         steps, pending = (), ()
@@ -153,6 +155,7 @@ def test_gradients_of_batches_of_one_domain_are_added_up_before_a_step(table, tm
     assert watch.pending == (True, False, True, False, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversarial", ["hinge", "logistic", "wasserstein"])
 def test_every_game_can_be_played(table, tmp_path, adversarial):
     trainer = train(module_of(adversarial=adversarial), data_module(table), tmp_path, max_epochs=1)
@@ -179,6 +182,7 @@ class Rates(Callback):
 PUBLISHED = [1, 1, 1, 1, 0.75, 0.5, 0.25, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "end", "expected"),
     [
@@ -197,6 +201,7 @@ def test_the_learning_rate_falls_to_zero_over_the_last_part_of_the_run(table, tm
         assert found == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_a_run_without_an_end_is_constant(table, tmp_path):
     rates = Rates(stop_after=3)
     train(module_of(), data_module(table), tmp_path, max_epochs=-1, callbacks=[rates])

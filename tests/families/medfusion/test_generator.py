@@ -36,6 +36,7 @@ def test_the_defaults_are_the_published_ones():
     assert (options["sampler"], options["guidance"]) == ("ddim", 1.0)
 
 
+@pytest.mark.slow
 def test_the_default_is_150_steps():
     model = generator(timesteps=200)
     assert same(draw(model), draw(model, steps=150))
@@ -50,6 +51,7 @@ def test_the_default_is_as_noisy_as_published(model):
     assert same(draw(model), draw(model, eta=1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -143,6 +145,7 @@ def test_latents_are_brought_back_to_their_measured_scale(model):
         assert same(model.decode(latent), model.autoencoder.decode(latent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

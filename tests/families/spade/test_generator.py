@@ -43,6 +43,7 @@ def far(a, b):
     return (a - b).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -65,6 +66,7 @@ def test_every_variant_draws_images_of_maps(changes):
     assert far(drawn, model.sample(2, mask=(masks + 1) % 3, seed=0))
 
 
+@pytest.mark.slow
 def test_each_image_is_of_its_own_map(model, masks):
     together = model.sample(4, mask=masks, seed=0, batch_size=3)
     alone = model.sample(1, mask=masks[2], seed=0, first_index=2)

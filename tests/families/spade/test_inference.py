@@ -74,6 +74,7 @@ def assert_same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [discs, noise])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -31,6 +31,7 @@ def test_what_is_drawn_is_the_likeliest_class():
     assert torch.equal(network.draw(codes), network.decode(codes).argmax(1))
 
 
+@pytest.mark.slow
 def test_two_maps_can_be_learned():
     network = vae()
     masks = torch.zeros(2, 16, 24, dtype=torch.int64)

@@ -61,6 +61,7 @@ def finished(table, maps, tmp_path_factory):
 # The first stage
 
 
+@pytest.mark.slow
 def test_the_autoencoder_of_label_maps_learns(table, tmp_path):
     torch.manual_seed(0)
     module = LabelMapModule(config(map_width=8, map_dim=16), kl_weight=0.01, lr=0.01, lr_shape="constant")
@@ -118,6 +119,7 @@ def test_the_priors_are_those_of_the_published_encoders_on_the_training_images(f
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [[{"val_check_interval": 0.5}], [{}, {}]], ids=["within an epoch", "twice"])
 def test_the_priors_are_measured_again_once_weights_have_moved(table, tmp_path, runs):
     module = module_of(lr=1e-2, ema_decay=0.5)
@@ -129,6 +131,7 @@ def test_the_priors_are_measured_again_once_weights_have_moved(table, tmp_path, 
     torch.testing.assert_close(published, generator.style_prior.mean, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_generator_learns_to_draw_its_maps(table, tmp_path):
     module = module_of(config_changes={"style": "none"}, pixel_weight=0.0, feature_weight=10.0, lr=4e-3, ema_decay=0.9)
     before = train(module, data(table), tmp_path, max_epochs=1).callback_metrics["val/l1"]
@@ -136,6 +139,7 @@ def test_the_generator_learns_to_draw_its_maps(table, tmp_path):
     assert after < 0.8 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversarial", ["hinge", "least_squares", "logistic", "wasserstein"])
 def test_every_game_can_be_played(table, tmp_path, adversarial):
     module = module_of(adversarial=adversarial)
@@ -143,6 +147,7 @@ def test_every_game_can_be_played(table, tmp_path, adversarial):
     assert all(value.isfinite() for value in trainer.callback_metrics.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "options", "terms"),
     [
@@ -181,6 +186,7 @@ def test_discriminators_judge_images_of_mixed_styles_with_their_maps(table, tmp_
     assert not torch.isclose(other, alike)
 
 
+@pytest.mark.slow
 def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
     module = module_of(perceptual="efficientnet_lite1", perceptual_levels=2)
     trainer = train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
@@ -193,12 +199,14 @@ def test_the_perceptual_loss_is_taken_and_named(table, tmp_path):
     assert not any("efficientnet" in name or "perceptual" in name for name in module.state_dict())
 
 
+@pytest.mark.slow
 def test_gradients_can_be_accumulated(table, tmp_path):
     module = module_of(accumulate_batches=4)
     steps = train(module, data(table), tmp_path, max_epochs=1, limit_val_batches=0).global_step
     assert (steps, int(module.batches_seen)) == (4, 6)  # two of each optimiser: the last of the epoch is of two batches
 
 
+@pytest.mark.slow
 def test_gradients_can_be_clipped(table, tmp_path):
     module = module_of(clip_norm=1e-15)  # so far below Adam's epsilon that nothing moves
     before = {name: weight.clone() for name, weight in module.named_parameters()}
@@ -208,12 +216,14 @@ def test_gradients_can_be_clipped(table, tmp_path):
             torch.testing.assert_close(weight, before[f"{part}.{name}"], rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_four_batches_stay_finite_in_bfloat16(table, tmp_path):
     module = module_of()
     train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=4, precision="bf16-mixed")
     assert all(value.isfinite().all() for value in module.state_dict().values() if value.is_floating_point())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["multi", "continuous", "none"])
 def test_it_trains_on_every_kind_of_label(table, tmp_path, kind):
     module = module_of(kind)
@@ -291,6 +301,7 @@ def test_a_start_of_other_classes_is_refused(table, tmp_path, finished):
         train(module, data(table), tmp_path, max_epochs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"map_dim": 0}, {"map_dim": 0, "style": "drawn"}, {"style": "none"}])
 def test_another_image_size_is_refused_where_codes_depend_on_it(table, tmp_path, changes):
     start_folder = str(SPADEGenerator(config(**changes)).save_pretrained(tmp_path / "start"))

@@ -37,6 +37,7 @@ def inputs(shape, batch=2):
 # The generator
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_images_have_the_size_of_the_map_and_every_weight_shapes_them(options):
     synthesis = network(**options).train()

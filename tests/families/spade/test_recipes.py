@@ -39,6 +39,7 @@ def test_the_recipe_for_cardiac_mr_has_the_published_settings():
     assert (arguments["lr"], arguments["feature_weight"]) == (2e-4, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["spade-paper256", "spade-cardiac128"])
 def test_a_recipe_trains_with_data_of_ones_own(name, table, tmp_path):

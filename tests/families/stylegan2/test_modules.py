@@ -52,6 +52,7 @@ def steps_of(optimizer):
     return {int(state["step"]) for state in optimizer.state.values()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path_weight", [0.0, 2.0])
 def test_regularisation_is_lazy_and_its_optimisers_make_up_for_it(table, tmp_path, path_weight):
     module = module_of(path_weight=path_weight)
@@ -65,6 +66,7 @@ def test_regularisation_is_lazy_and_its_optimisers_make_up_for_it(table, tmp_pat
     assert discriminator.param_groups[0]["betas"] == pytest.approx((0.0, 0.99 ** (2 / 3)))
 
 
+@pytest.mark.slow
 def test_every_phase_stays_finite_in_bfloat16(table, tmp_path):
     module = module_of(augment="bgcfnc", augment_p=0.8, config_changes={"image_size": (32, 32)})
     logged = []
@@ -125,6 +127,7 @@ def test_augmentation_follows_the_discriminator():
     assert adapted(p, torch.tensor(0.0), 0.6, 5.0) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sign", "expected"), [(1.0, 0.25 + 3 * 8 / 50), (-1.0, 0.0)])
 def test_the_chance_moves_every_few_batches_by_the_images_seen(table, tmp_path, sign, expected):
     module = module_of(augment_p=0.25)
@@ -133,6 +136,7 @@ def test_the_chance_moves_every_few_batches_by_the_images_seen(table, tmp_path, 
     assert float(module.augment.p) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_without_a_target_the_chance_stays(table, tmp_path):
     module = module_of(augment_p=0.25, ada_target=None)
     train(module, data_module(table), tmp_path, max_epochs=1)
@@ -190,12 +194,14 @@ def test_a_share_of_images_is_trained_without_label(table, tmp_path, dropout):
     assert all((vector.sum(1) == 1 - dropout).all() for vector in vectors)
 
 
+@pytest.mark.slow
 def test_training_ends_after_so_many_images(table, tmp_path):
     module = module_of(kimg=0.032)
     train(module, data_module(table), tmp_path, max_epochs=-1)
     assert int(module.batches_seen) == 8  # of 4 images
 
 
+@pytest.mark.slow
 def test_a_run_that_saw_enough_images_trains_no_more_when_resumed(table, tmp_path, caplog):
     path = recipe(tmp_path / "run.yaml", table, kimg=0.02, trainer={"max_epochs": -1})
     before = torch.load(fit(path) / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -207,6 +213,7 @@ def test_a_run_that_saw_enough_images_trains_no_more_when_resumed(table, tmp_pat
     assert torch.equal(published.synthesis.start, before["ema.module.synthesis.start"])
 
 
+@pytest.mark.slow
 def test_images_are_counted_as_they_were_seen_when_batches_change(table, tmp_path):
     path = recipe(tmp_path / "run.yaml", table, trainer={"max_epochs": 1})  # 6 batches of 4
     fit(path)
@@ -215,6 +222,7 @@ def test_images_are_counted_as_they_were_seen_when_batches_change(table, tmp_pat
     assert (int(state["images_seen"]), int(state["batches_seen"])) == (48, 6 + 3)
 
 
+@pytest.mark.slow
 def test_without_noise_inputs_nothing_of_an_image_is_noise(table, tmp_path):
     module = module_of(noise_inputs=False)
     for layer in module.generator.synthesis.modules():
@@ -228,6 +236,7 @@ def test_without_noise_inputs_nothing_of_an_image_is_noise(table, tmp_path):
         assert torch.equal(module.published.sample(2, seed=0), module.published.sample(2, seed=0, layer_noise="none"))
 
 
+@pytest.mark.slow
 def test_the_average_style_follows_the_styles():
     module = module_of("none")
     z = torch.randn(64, 16)
@@ -237,6 +246,7 @@ def test_the_average_style_follows_the_styles():
     torch.testing.assert_close(module.generator.mean_style, w.mean(0), rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single", "multi", "continuous", "none"])
 def test_it_trains_on_every_kind_of_label(table, tmp_path, kind):
     module = module_of(kind)

@@ -40,11 +40,13 @@ def found(model, images):
     return project(model, images, "finding", perceptual_weight=0, steps=50)
 
 
+@pytest.mark.slow
 def test_images_that_the_generator_drew_are_found_again(model, images, found):
     average = model.synthesize(model.styles(2, "finding", truncation=0))
     assert (found.mse < 0.2 * error(average, images)).all()
 
 
+@pytest.mark.slow
 def test_styles_give_the_reconstructions_and_these_the_numbers(model, images, found):
     assert found.styles.shape == (2, model.config.shape.num_styles, model.config.w_dim)
     torch.testing.assert_close(model.synthesize(found.styles), found.reconstructions, rtol=0, atol=1e-5)
@@ -54,6 +56,7 @@ def test_styles_give_the_reconstructions_and_these_the_numbers(model, images, fo
     assert (found.styles[:, 0] - found.styles[:, 1]).abs().max() > 1e-2  # a style of its own for every layer
 
 
+@pytest.mark.slow
 def test_the_distance_decides_what_is_found(model, images):
     def by_brightness(prediction, target):
         return (prediction.mean((1, 2, 3)) - target.mean((1, 2, 3))).square()
@@ -67,6 +70,7 @@ def test_the_distance_decides_what_is_found(model, images):
     assert (found.mse > 0.005).all()
 
 
+@pytest.mark.slow
 def test_the_default_network_is_there_and_counts(model, images):
     with_network = project(model, images[:1], "finding", steps=2, noise=0)
     without = project(model, images[:1], "finding", steps=2, noise=0, perceptual_weight=0)
@@ -94,6 +98,7 @@ def test_images_do_not_know_of_one_another(model, images):
     torch.testing.assert_close(together.styles, apart.styles, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_begins_at_the_spread_of_styles_and_is_gone_in_the_end(model, images, monkeypatch):
     seen, draw = [], model.draw
     monkeypatch.setattr(model, "draw", lambda styles: seen.append(styles.detach()) or draw(styles))
@@ -150,6 +155,7 @@ def test_the_generator_is_left_as_it_was(images):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "label"),
     [

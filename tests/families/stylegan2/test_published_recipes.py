@@ -49,6 +49,7 @@ def test_a_recipe_watches_for_mode_collapse(path):
     assert "LogVariety" in callbacks
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_recipe_trains_with_data_of_ones_own(table, tmp_path):
     data = tmp_path / "data.yaml"
@@ -66,6 +67,7 @@ def test_a_recipe_trains_with_data_of_ones_own(table, tmp_path):
     assert (folder / "published" / "discriminator.safetensors").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_bundled_model_is_fine_tuned_with_images_of_ones_own(table, tmp_path):
     data = tmp_path / "data.yaml"

@@ -125,6 +125,7 @@ def test_labels_may_come_or_go(source, table, tmp_path):
     torch.testing.assert_close(labelled.generator.mapping(z, vector), plain.generator.mapping(z, None))
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_the_others_move(source, table, tmp_path):
     folder, original = source
     module = started(folder, frozen_layers=1, kimg=0.01)
@@ -157,6 +158,7 @@ def test_a_training_checkpoint_will_do(finished):  # noqa: F811
     assert torch.equal(module.discriminator.dense.weight, state["discriminator.dense.weight"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_start_again(source, table, tmp_path):
     folder, _ = source
     path = recipe(tmp_path / "run.yaml", table, init_from=str(folder), trainer={"max_epochs": 1})

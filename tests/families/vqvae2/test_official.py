@@ -45,6 +45,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
 # What comes out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -229,6 +230,7 @@ def change(weights: Weights, part: str, **entries: Tensor | None) -> Weights:
     return weights | {part: state}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "entries", "message"),
     [

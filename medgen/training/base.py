@@ -221,9 +221,9 @@ class GenerativeModule(ReproducibleModule):
         return next((found.best_model_path for found in callbacks if found.monitor is not None), "")
 
 
-def drop_labels(label: Tensor, chance: float) -> Tensor:
+def drop_labels(label: Tensor, probability: float) -> Tensor:
     """Labels (B,) or (B, K) with some images' turned into "no label", drawn from torch's global random state."""
-    dropped = torch.rand(len(label), device=label.device) < chance
+    dropped = torch.rand(len(label), device=label.device) < probability
     if label.is_floating_point():
         return label.masked_fill(dropped[:, None], torch.nan)
     return label.masked_fill(dropped, -1)

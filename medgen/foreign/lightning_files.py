@@ -72,12 +72,7 @@ def read_lightning(path: str | Path) -> LightningFile:
 
 def _with_plain_parts(value: object) -> object:
     """An object whose attributes that are objects became dictionaries: a config with those of its parts."""
-    if isinstance(value, Record) and isinstance(value.state, dict):
-        return replace(value, state={name: _plain(item) for name, item in value.state.items()})
-    return value
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Record) and isinstance(value.state, dict):
-        return {name: _plain(item) for name, item in value.state.items()}
-    return value
+    if not isinstance(value, Record) or not isinstance(value.state, dict):
+        return value
+    inner = {name: _with_plain_parts(item) for name, item in value.state.items()}
+    return replace(value, state={name: v.state if isinstance(v, Record) else v for name, v in inner.items()})

@@ -7,7 +7,6 @@ generative adversarial networks for medical image synthesis".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -89,7 +88,6 @@ class _ConditionedUNet(nn.Module, ABC):
 
     Args:
         config: Its shape.
-        head_channels: Channels that each output head may read, fine to coarse.
         in_channels: Channels of the noisy latent.
         out_channels: Channels of the estimate; None for those of the latent.
         label_space: Labels it is conditioned on.
@@ -101,18 +99,17 @@ class _ConditionedUNet(nn.Module, ABC):
     def __init__(
         self,
         config: UNetConfig,
-        head_channels: Sequence[int],
         in_channels: int,
-        out_channels: int | None,
-        label_space: LabelSpace,
+        out_channels: int | None = None,
+        label_space: LabelSpace = NO_LABELS,
     ) -> None:
         super().__init__()
+        head_channels = self.head_channels(config.levels)
         if not 0 <= config.extra_heads < len(head_channels):
             raise ValueError(
                 f"extra_heads {config.extra_heads} is out of range; these levels allow 0-{len(head_channels) - 1}"
             )
         self.config = config
-        self.stem_channels = in_channels * (2 if config.self_conditioning else 1)
         self.embed_time = TimeEmbedding(config.embedding_dim, config.wave_dim)
         self.embed_label = label_embedding(label_space, config.embedding_dim)
         out_channels = in_channels if out_channels is None else out_channels
@@ -125,6 +122,15 @@ class _ConditionedUNet(nn.Module, ABC):
             )
             for i, channels in enumerate(head_channels[: config.extra_heads + 1])
         )
+        self.build(config, in_channels * (2 if config.self_conditioning else 1))
+
+    @abstractmethod
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels that each output head may read, fine to coarse."""
+
+    @abstractmethod
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make all layers between an input of so many channels and the output heads."""
 
     @abstractmethod
     def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -207,30 +213,20 @@ class UNet(_ConditionedUNet):
 
     The stem is no level of its own, so that the features shrink one time less often than there are levels, and the
     last stride has no use.
-
-    Args:
-        config: Its shape.
-        in_channels: Channels of the noisy latent.
-        out_channels: Channels of the estimate; None for those of the latent.
-        label_space: Labels it is conditioned on.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        in_channels: int,
-        out_channels: int | None = None,
-        label_space: LabelSpace = NO_LABELS,
-    ) -> None:
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels that each output head may read; a lower one reads what enters the last block of its level."""
+        return [levels[0].channels, *(fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:]))]
+
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make the stem, the ways down and up, and the middle between them."""
         levels, n = config.levels, config.blocks_per_level
         if n < 1:
             raise ValueError(f"blocks_per_level {n} is out of range; use 1 or more")
-        # A lower head reads the concatenation in front of the last block of its level.
-        joined = [fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:])]
         stem, last = levels[0], levels[-1]
-        super().__init__(config, [stem.channels, *joined], in_channels, out_channels, label_space)
         self.shrinkage = config.shrinkage
-        self.stem = convolution(config.spatial_dims, self.stem_channels, stem.channels, stem.kernel_size, stem.stride)
+        self.stem = convolution(config.spatial_dims, channels, stem.channels, stem.kernel_size, stem.stride)
         down: list[nn.Module] = []
         up: list[nn.Module] = []  # from fine to coarse, turned round below
         for fine, coarse in pairwise(levels):
@@ -269,23 +265,20 @@ class UNet(_ConditionedUNet):
 class AdditiveUNet(_ConditionedUNet):
     """The older UNet: one block per level, and skips are added.
 
-    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated. Arguments are those
-    of `UNet`.
+    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated.
     """
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        in_channels: int,
-        out_channels: int | None = None,
-        label_space: LabelSpace = NO_LABELS,
-    ) -> None:
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels of each level."""
+        return [level.channels for level in levels]
+
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make the stem and the ways down and up."""
         levels = config.levels
-        super().__init__(config, config.hidden, in_channels, out_channels, label_space)
         self.shrinkage = shrinkage(levels, config.spatial_dims)
         stem = levels[0]
         self.stem = ConvBlock(
-            self.stem_channels,
+            channels,
             stem.channels,
             config,
             kernel_size=stem.kernel_size,

@@ -15,7 +15,7 @@ from torch import nn
 from medgen.evaluation.run import evaluate
 from medgen.evaluation.variety import png_bytes
 from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
-from medgen.training.base import callbacks
+from medgen.training import callbacks
 from medgen.training.callbacks import EvaluateGenerator, LogReconstructions, LogSamples, LogVariety
 from tests.evaluation.conftest import DotGenerator, Means, datamodule, network  # noqa: F401  two of them are fixtures
 

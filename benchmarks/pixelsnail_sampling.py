@@ -27,7 +27,7 @@ from peak import convolution_peak, seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from medgen.families.vqvae2.generator import VQVAE2Config, build_prior
+from medgen.families.vqvae2.generator import VQVAE2Config
 from medgen.nn.pixelsnail import NormedConvolution, PixelSNAIL
 from medgen.nn.pixelsnail_sampling import IncrementalPixelSNAIL, draw_codes
 
@@ -47,7 +47,7 @@ class Naive:
     def __init__(self, prior: PixelSNAIL, condition: Tensor | None, batch: int) -> None:
         self.prior = prior
         self.condition = condition
-        self.codes = torch.randint(prior.shape.num_codes, (batch, *prior.shape.size))
+        self.codes = torch.randint(prior.num_codes, (batch, *prior.size))
         moved = prior.condition_map(condition)
         prior.condition_map = lambda condition: moved  # type: ignore[method-assign]
 
@@ -60,15 +60,18 @@ def prior_and_condition(level: str, batch: int) -> tuple[PixelSNAIL, Tensor | No
     """A prior of the published size, and the coarser map it is conditioned on."""
     torch.manual_seed(0)
     config = VQVAE2Config()
-    known = torch.randint(config.num_codes, (batch, *config.top_size)) if level == "bottom" else None
-    return build_prior(config, level).eval(), known
+    codes = config.autoencoder.num_codes
+    if level == "top":
+        return PixelSNAIL(config.top, size=config.top_size, num_codes=codes).eval(), None
+    known = torch.randint(codes, (batch, *config.top_size))
+    return PixelSNAIL(config.bottom, size=config.bottom_size, num_codes=codes, condition_codes=codes).eval(), known
 
 
 @torch.inference_mode()
 def ours_seconds(level: str, batch: int) -> float:
     """Seconds of drawing whole maps."""
     prior, condition = prior_and_condition(level, batch)
-    uniform = torch.rand(batch, *prior.shape.size)
+    uniform = torch.rand(batch, *prior.size)
     return seconds(lambda: draw_codes(prior, uniform, condition=condition), 1)[0]
 
 
@@ -76,7 +79,7 @@ def ours_seconds(level: str, batch: int) -> float:
 def naive_seconds(level: str, batch: int, points: int) -> dict[str, float]:
     """Seconds of drawing whole maps with a pass for every code, and those of single passes."""
     prior, condition = prior_and_condition(level, batch)
-    height, width = prior.shape.size
+    height, width = prior.size
     run = Naive(prior, condition, batch)
     rows = [1, *(round(height * (i + 1) / points) for i in range(points))]
     run(1)
@@ -94,7 +97,7 @@ def sum_between(places: Sequence[int], values: Sequence[float]) -> float:
 
 def weight_bytes(prior: PixelSNAIL) -> float:
     """Bytes of weights that drawing one map needs, each code's and each row's anew."""
-    height, width = prior.shape.size
+    height, width = prior.size
     per_code = per_row = 0
     for name, layer in prior.named_modules():
         if not isinstance(layer, NormedConvolution) or name.startswith(("condition", "above", "left")):
@@ -124,7 +127,7 @@ def operations() -> float:
     for level in LEVELS:
         prior, condition = prior_and_condition(level, 1)
         with FlopCounterMode(display=False) as counter:
-            prior(torch.zeros(1, *prior.shape.size, dtype=torch.int64), condition)
+            prior(torch.zeros(1, *prior.size, dtype=torch.int64), condition)
         total += counter.get_total_flops()
     return float(total)
 
@@ -139,7 +142,7 @@ def peak_memory(kind: str, batch: int) -> float:
 @torch.inference_mode()
 def _watched(kind: str, batch: int) -> float:
     prior, condition = prior_and_condition("bottom", batch)
-    height, width = prior.shape.size
+    height, width = prior.size
     before = _high_water()
     if kind == "naive":
         Naive(prior, condition, batch)(height)

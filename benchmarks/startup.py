@@ -19,9 +19,12 @@ BUNDLED = Path(__file__).parents[1] / "checkpoints" / "medfusion-cxr"
 MAKE_CHECKPOINT = """
 import sys
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
-MedfusionGenerator(MedfusionConfig(image_size=(64, 64), channels=1, autoencoder_channels=(32, 64, 128),
-    autoencoder_strides=(1, 2, 2), latent_channels=4, unet_channels=(96, 96, 112, 128), unet_groups=16, unet_blocks=1,
-    embedding_dim=192)).save_pretrained(sys.argv[1])
+from medgen.nn.autoencoder import AutoencoderConfig
+from medgen.nn.unet import UNetConfig
+autoencoder = AutoencoderConfig(latent_channels=4, hidden=(32, 64, 128), strides=(1, 2, 2))
+unet = UNetConfig(hidden=(96, 96, 112, 128), norm=("group", {"num_groups": 16}), blocks_per_level=1, embedding_dim=192)
+config = MedfusionConfig(image_size=(64, 64), channels=1, autoencoder=autoencoder, unet=unet)
+MedfusionGenerator(config).save_pretrained(sys.argv[1])
 """
 
 

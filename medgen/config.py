@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -34,11 +34,11 @@ class Config:
     Fields hold JSON types, tuples, and further configs. Lists become tuples, as YAML and JSON have no others.
 
     Attributes:
-        moved: Fields of older versions by name. It is the only place that knows them: checkpoint folders, recipes and
-            training checkpoints are all read through `migrate`.
+        moved: Fields of older versions by name, each with the place or places it has now. Nothing else knows them:
+            checkpoint folders, recipes and training checkpoints are all read through `relocate`.
     """
 
-    moved: ClassVar[Mapping[str, Moved]] = {}
+    moved: ClassVar[Mapping[str, Moved | Sequence[Moved]]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -75,23 +75,36 @@ class Config:
             raise ValueError(f"config lacks fields of {cls.__name__}: {missing}; the file is incomplete")
         for name, part in cls.parts().items():
             if isinstance(value := values[name], Mapping):
-                values[name] = part.from_dict(value)
+                try:
+                    values[name] = part.from_dict(value)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
         return cls(**values)
 
     @classmethod
     def migrate(cls, values: Mapping[str, object]) -> dict[str, Any]:
-        """The same settings with every field where it is now; those of a part that were moved there as its config."""
+        """Move every field to where it is now, and complete parts that did not exist with their defaults."""
+        found = cls.relocate(values)
+        for part in cls.parts().keys() & found.keys():
+            if isinstance(found[part], Mapping) and not isinstance(values.get(part), Mapping):
+                found[part] = dataclasses.replace(cls.default_part(part), **found[part])
+        return found
+
+    @classmethod
+    def relocate(cls, values: Mapping[str, object]) -> dict[str, Any]:
+        """Move every field to where it is now; nothing is added to what is given."""
         found: dict[str, Any] = dict(values)
         inner: dict[str, dict[str, Any]] = {}
-        for old, (name, part, change) in cls.moved.items():
+        for old, places in cls.moved.items():
             if old not in found or isinstance(found[old], (Mapping, Config)):
                 continue  # a part may have the name that a plain value had
             value = found.pop(old)
-            (inner.setdefault(part, {}) if part else found)[name] = value if change is None else change(value)
-        for part, fields in inner.items():
-            given = found.get(part)
-            fields = {name: _tuples(value) for name, value in fields.items()}
-            found[part] = {**fields, **given} if given else dataclasses.replace(cls.default_part(part), **fields)
+            for name, part, change in [places] if isinstance(places, Moved) else places:
+                (inner.setdefault(part, {}) if part else found)[name] = value if change is None else change(value)
+        for part, kind in cls.parts().items():
+            given = found.get(part) or {}
+            if isinstance(given, Mapping) and (given or part in inner):
+                found[part] = {**inner.get(part, {}), **kind.relocate(given)}
         return found
 
     @classmethod

@@ -18,7 +18,7 @@ from medgen.families import FAMILIES, family_class, family_names
 from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.zoo import ZOO
 from tests.data.fakes import write_csv, write_picture
-from tests.tiny import MODULES, TRAINER, fit, nudge
+from tests.tiny import MODULES, TRAINER, changed, fit, nudge
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,7 +30,7 @@ PAGES = {
 LABELS = {"spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
 """Labels of the models that pages name, by family, where they are not those of chest X-rays."""
 
-TINY = {**MedfusionConfig.tiny().to_dict(), "timesteps": 50}
+TINY = changed(MedfusionConfig.tiny(), schedule={"timesteps": 50}).to_dict()
 
 OPTIONS = {f"--{name}" for family in family_names() for name in signature(family_class(family)._sample).parameters}
 """Options of sampling that belong to a family, which the command line passes on."""

@@ -12,12 +12,14 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from medgen.cli import main
+from medgen.config import Config
 from medgen.data import TableDataModule
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.generator import GeneratorConfig
 from tests.data.fakes import write_table
 
 Module = TypeVar("Module", bound=nn.Module)
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 MODULES = "medgen.families.medfusion.modules"
 AUTOENCODER, DIFFUSION = f"{MODULES}.AutoencoderModule", f"{MODULES}.LatentDiffusionModule"
@@ -48,6 +50,17 @@ TRAINER = {
 }
 
 
+def changed(config: AnyConfig, **changes: Any) -> AnyConfig:
+    """The config with changes; a dictionary changes fields of a part."""
+    return replace(
+        config,
+        **{
+            name: changed(getattr(config, name), **value) if isinstance(value, dict) else value
+            for name, value in changes.items()
+        },
+    )
+
+
 def write_data(folder: Path) -> Path:
     """24 training, 8 validation and 8 test images: 6 batches of 4 in an epoch."""
     return write_table(folder, (("train", 24), ("val", 8), ("test", 8)))
@@ -64,7 +77,7 @@ def data_module(table: Path, kind: str = "single", **options: Any) -> TableDataM
 def generator(kind: str = "single", seed: int = 0, **changes: Any) -> MedfusionGenerator:
     """A Medfusion with random weights, also where a new one has zeros."""
     torch.manual_seed(seed)
-    return nudge(MedfusionGenerator(replace(CONFIGS[kind], **changes))).eval()
+    return nudge(MedfusionGenerator(changed(CONFIGS[kind], **changes))).eval()
 
 
 def nudge(module: Module) -> Module:

@@ -1,11 +1,11 @@
-"""What a frozen first stage makes of a split, encoded once into the cache, so that later stages never run it."""
+"""Splits that a frozen first stage encodes once into the cache, so that later stages never run it."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -23,59 +23,79 @@ logger = logging.getLogger(__name__)
 _BATCH = 64
 
 
-def encoded_split(
-    name: str,
-    data: ImageDataModule,
-    split: Split,
-    encoder: nn.Module,
-    encode: Callable[[Tensor], Tensor],
-    *,
-    shape: Sequence[int],
-    dtype: DTypeLike,
-    variants: int,
-    device: torch.device,
-) -> ArrayCache:
-    """The cache of a split and a first stage, (N, variants, *shape); built if it is not there yet.
+class EncodedSet:
+    """A split as a first stage encodes it, read by image number from a memory map.
+
+    With augmentation, each image is encoded several times under different changes, and epochs take turns.
 
     Args:
-        name: What is encoded, part of the key.
-        data: The images, with the augmentation of that data module, if the split is ``train``.
-        split: Which of them.
-        encoder: The first stage, trained: its weights are part of the key.
-        encode: What to keep, (B, *shape), of images (B, C, H, W) in [-1, 1]; runs the encoder.
-        shape: Shape of what is kept of one image.
-        dtype: Its type.
-        variants: Versions of each image to encode; more than one only makes sense with augmentation.
-        device: Where to run the encoder.
-
-    Raises:
-        ValueError: If ``variants`` does not go with the data's augmentation.
+        cache: (N, variants, ...).
     """
-    if variants < 1:
-        raise ValueError(f"{name}_variants is {variants}; use at least 1")
-    augments = split == "train" and data.augment is not None
-    if (variants > 1) != augments:
-        has = "augments" if augments else "does not augment"
-        raise ValueError(f"{name}_variants is {variants}, but the data {has}; use several exactly with augmentation")
-    dataset = data.dataset(split)
-    if not augments:
-        dataset.augmentation = None
-    whole = (len(dataset), variants, *shape)
-    augment = repr(data.augment) if augments else ""
-    what = (data.fingerprint(split), augment, data.seed, variants, weights_hash(encoder.state_dict()))
 
-    def fill(array: NDArray[np.generic]) -> None:
-        logger.info("encoding %d images in %d variants", len(dataset), variants)
-        encoder.to(device).eval()
-        with torch.inference_mode():
-            for variant in range(variants):
-                for start in range(0, len(dataset), _BATCH):
-                    rows = range(start, min(start + _BATCH, len(dataset)))
-                    batch = dataset.__getitems__([(variant, row) for row in rows])
-                    images = batch["image"].to(device).mul(2).sub(1)
-                    array[start : rows.stop, variant] = encode(images).cpu().numpy()
+    def __init__(self, cache: ArrayCache) -> None:
+        self.array = cache.array
 
-    return open_or_build(content_key(name, *what), whole, dtype, fill, folder=data.cache_folder)
+    def read(self, index: Tensor, epoch: int = 0) -> Tensor:
+        """Encoded images (B, ...) with these numbers."""
+        return torch.from_numpy(self.array[index.cpu().numpy(), epoch % self.array.shape[1]])
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        data: ImageDataModule,
+        split: Split,
+        encoder: nn.Module,
+        encode: Callable[[Tensor], Tensor],
+        *,
+        shape: Sequence[int],
+        dtype: DTypeLike,
+        variants: int,
+        device: torch.device,
+    ) -> Self:
+        """Open the set of a split and a first stage; it is encoded if it is not in the cache yet.
+
+        Args:
+            name: What is encoded, part of the key.
+            data: The images, with the augmentation of that data module, if the split is ``train``.
+            split: Which of them.
+            encoder: The first stage, trained: its weights are part of the key.
+            encode: What to keep, (B, *shape), of images (B, C, H, W) in [-1, 1]; runs the encoder.
+            shape: Shape of what is kept of one image.
+            dtype: Its type.
+            variants: Versions of each image to encode; more than one only makes sense with augmentation.
+            device: Where to run the encoder.
+
+        Raises:
+            ValueError: If ``variants`` does not go with the data's augmentation.
+        """
+        if variants < 1:
+            raise ValueError(f"{name}_variants is {variants}; use at least 1")
+        augments = split == "train" and data.augment is not None
+        if (variants > 1) != augments:
+            has = "augments" if augments else "does not augment"
+            raise ValueError(
+                f"{name}_variants is {variants}, but the data {has}; use several exactly with augmentation"
+            )
+        dataset = data.dataset(split)
+        if not augments:
+            dataset.augmentation = None
+        whole = (len(dataset), variants, *shape)
+        augment = repr(data.augment) if augments else ""
+        what = (data.fingerprint(split), augment, data.seed, variants, weights_hash(encoder.state_dict()))
+
+        def fill(array: NDArray[np.generic]) -> None:
+            logger.info("encoding %d images in %d variants", len(dataset), variants)
+            encoder.to(device).eval()
+            with torch.inference_mode():
+                for variant in range(variants):
+                    for start in range(0, len(dataset), _BATCH):
+                        rows = range(start, min(start + _BATCH, len(dataset)))
+                        batch = dataset.__getitems__([(variant, row) for row in rows])
+                        images = batch["image"].to(device).mul(2).sub(1)
+                        array[start : rows.stop, variant] = encode(images).cpu().numpy()
+
+        return cls(open_or_build(content_key(name, *what), whole, dtype, fill, folder=data.cache_folder))
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medgen.data.cache import ArrayCache
-from medgen.data.encoded import encoded_split
+from medgen.data.encoded import EncodedSet
 from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
 
 if TYPE_CHECKING:
@@ -20,61 +19,47 @@ _BATCH = 64
 
 
 class LatentStore:
-    """Latent distributions of every training image, read by image number from a memory map.
+    """Latent distributions of every training image, encoded if they are not in the cache yet.
 
-    A ``kl`` autoencoder's mean and log-variance are kept rather than one draw, so that every epoch draws anew. With
-    augmentation, each image is encoded ``variants`` times under different changes, and epochs take turns.
+    A ``kl`` autoencoder's mean and log-variance are kept rather than one draw, so that every epoch draws anew.
 
     Args:
-        cache: (N, variants, c or 2 c, h, w) float32.
-        has_moments: Whether the second half of the channels is the log-variance.
+        autoencoder: The first stage, trained.
+        data: The images of its train split, with the augmentation that data module has.
+        latent_shape: Channels, height and width of a latent.
+        variants: Versions of each image to encode; more than one only makes sense with augmentation.
+        device: Where to run the encoder.
+
+    Raises:
+        ValueError: If ``variants`` does not go with the data's augmentation.
     """
 
-    def __init__(self, cache: ArrayCache, *, has_moments: bool) -> None:
-        self._cache = cache
-        self._has_moments = has_moments
-
-    @classmethod
-    def open(
-        cls,
+    def __init__(
+        self,
         autoencoder: KLAutoencoder | VQAutoencoder,
         data: ImageDataModule,
         *,
         latent_shape: tuple[int, int, int],
         variants: int,
         device: torch.device,
-    ) -> LatentStore:
-        """The store of a training set and an autoencoder; built if it is not in the cache yet.
-
-        Args:
-            autoencoder: The first stage, trained.
-            data: The images of its train split, with the augmentation that data module has.
-            latent_shape: Channels, height and width of a latent.
-            variants: Versions of each image to encode; more than one only makes sense with augmentation.
-            device: Where to run the encoder.
-
-        Raises:
-            ValueError: If ``variants`` does not go with the data's augmentation.
-        """
-        has_moments = isinstance(autoencoder, KLAutoencoder)
+    ) -> None:
+        self._has_moments = isinstance(autoencoder, KLAutoencoder)
         channels, height, width = latent_shape
-        cache = encoded_split(
+        self.encoded = EncodedSet.open(
             "latent",
             data,
             "train",
             autoencoder,
             partial(_encode, autoencoder),
-            shape=(channels * (2 if has_moments else 1), height, width),
+            shape=(channels * (2 if self._has_moments else 1), height, width),
             dtype=np.float32,
             variants=variants,
             device=device,
         )
-        return cls(cache, has_moments=has_moments)
 
     def draw(self, index: Tensor, epoch: int) -> Tensor:
         """Latents of the images with these numbers, (B, c, h, w), drawn from torch's global random state."""
-        array = self._cache.array
-        stored = torch.from_numpy(array[index.cpu().numpy(), epoch % array.shape[1]])
+        stored = self.encoded.read(index, epoch)
         if not self._has_moments:
             return stored
         mean, logvar = stored.chunk(2, dim=1)
@@ -82,7 +67,7 @@ class LatentStore:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every channel over the whole store, (c, 1, 1) each."""
-        array = self._cache.array
+        array = self.encoded.array
         channels = array.shape[2] // (2 if self._has_moments else 1)
         over = (0, 1, 3, 4)
         # A few images at a time, since the store may be larger than the memory; twice, since the mean square less the
@@ -100,7 +85,7 @@ class LatentStore:
 
 
 def _encode(autoencoder: KLAutoencoder | VQAutoencoder, images: Tensor) -> Tensor:
-    """What the store keeps of images (B, C, H, W) in [-1, 1]."""
+    """Encode images (B, C, H, W) in [-1, 1] to what the store keeps."""
     if isinstance(autoencoder, KLAutoencoder):
         return torch.cat(autoencoder.encode_moments(images), dim=1)
     return autoencoder.encode(images)

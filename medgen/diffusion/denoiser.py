@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medgen.diffusion.schedule import NoiseSchedule
 
-Objective = Literal["eps", "x_0", "v"]
+PredictionType = Literal["eps", "x_0", "v"]
 
 
 class Estimate(NamedTuple):
@@ -51,7 +51,7 @@ class ConditionalNetwork(Protocol):
         ...
 
 
-X_0: Mapping[Objective, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
+X_0: Mapping[PredictionType, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": NoiseSchedule.x_0_from_eps,
     "x_0": lambda schedule, x_t, prediction, t: prediction,
     "v": NoiseSchedule.x_0_from_velocity,
@@ -59,16 +59,24 @@ X_0: Mapping[Objective, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor
 
 
 def estimate_x_0(
-    schedule: NoiseSchedule, x_t: Tensor, prediction: Tensor, t: Tensor, objective: Objective, *, clip: bool = False
+    schedule: NoiseSchedule,
+    x_t: Tensor,
+    prediction: Tensor,
+    t: Tensor,
+    prediction_type: PredictionType,
+    *,
+    clip: bool = False,
 ) -> Tensor:
     """The clean image that a prediction implies, (B, C, ...), held in [-1, 1] if ``clip``.
 
     Raises:
-        ValueError: If there is no such objective.
+        ValueError: If there is no such prediction type.
     """
-    if objective not in X_0:
-        raise ValueError(f"objective is {objective!r}; use one of {', '.join(map(repr, get_args(Objective)))}")
-    x_0 = X_0[objective](schedule, x_t, prediction, t)
+    if prediction_type not in X_0:
+        raise ValueError(
+            f"prediction_type is {prediction_type!r}; use one of {', '.join(map(repr, get_args(PredictionType)))}"
+        )
+    x_0 = X_0[prediction_type](schedule, x_t, prediction, t)
     return x_0.clamp(-1, 1) if clip else x_0
 
 
@@ -96,7 +104,7 @@ class NetworkDenoiser:
     Args:
         network: Prediction of noise, clean image or velocity; a second half of channels is the learned variance.
         schedule: The forward process the network was trained on.
-        objective: What the network predicts.
+        prediction_type: What the network predicts.
         clip: Hold x_0 in [-1, 1]; right for pixels, wrong for latents. The noise stays what the network said.
         self_conditioning: Give the network the x_0 of the step before (Chen et al. 2022, "Analog bits").
     """
@@ -106,13 +114,13 @@ class NetworkDenoiser:
         network: Network,
         schedule: NoiseSchedule,
         *,
-        objective: Objective = "eps",
+        prediction_type: PredictionType = "eps",
         clip: bool = False,
         self_conditioning: bool = False,
     ) -> None:
         self.network = network
         self.schedule = schedule
-        self.objective: Objective = objective
+        self.prediction_type: PredictionType = prediction_type
         self.clip = clip
         self.self_conditioning = self_conditioning
         self._previous: Tensor | None = None
@@ -121,8 +129,8 @@ class NetworkDenoiser:
         """Estimate the clean image and the noise in x_t (B, C, ...) at the times t (B,) int64."""
         output = self.network(x_t, t, self._previous).to(x_t.dtype)  # a half-precision network, full-precision steps
         prediction, variance = split_variance(output, x_t.shape[1])
-        x_0 = estimate_x_0(self.schedule, x_t, prediction, t, self.objective, clip=self.clip)
-        eps = prediction if self.objective == "eps" else self.schedule.eps_from_x_0(x_t, x_0, t)
+        x_0 = estimate_x_0(self.schedule, x_t, prediction, t, self.prediction_type, clip=self.clip)
+        eps = prediction if self.prediction_type == "eps" else self.schedule.eps_from_x_0(x_t, x_0, t)
         if self.self_conditioning:
             self._previous = x_0
         return Estimate(x_0, eps, variance)
@@ -136,7 +144,7 @@ def unlabelled(label: Tensor) -> Tensor:
 def guided(
     network: ConditionalNetwork, label: Tensor | None, *, weight: float = 1.0, negative: Tensor | None = None
 ) -> Network:
-    """Classifier-free guidance: prediction_u + weight (prediction_c - prediction_u), for any objective.
+    """Classifier-free guidance: prediction_u + weight (prediction_c - prediction_u), for any prediction type.
 
     Both passes run as one batch of twice the size; with weight 1, or without a label, there is only one pass. A learned
     variance is taken from the pass with the label.

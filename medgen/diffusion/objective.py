@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gaussian_nll_loss, huber_loss, interpolate, l1_loss, mse_loss
 
-from medgen.diffusion.denoiser import Objective, estimate_x_0, split_variance
+from medgen.diffusion.denoiser import PredictionType, estimate_x_0, split_variance
 from medgen.diffusion.schedule import NoiseSchedule
 
 Distance = Literal["l1", "mse", "huber"]
@@ -21,7 +21,7 @@ DISTANCES: Mapping[Distance, Callable[[Tensor, Tensor], Tensor]] = {
     "huber": huber_loss,
 }
 
-TARGETS: Mapping[Objective, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
+TARGETS: Mapping[PredictionType, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda schedule, x_0, eps, t: eps,
     "x_0": lambda schedule, x_0, eps, t: x_0,
     "v": NoiseSchedule.velocity,
@@ -56,7 +56,7 @@ def diffusion_loss(
     eps: Tensor,
     schedule: NoiseSchedule,
     *,
-    objective: Objective = "eps",
+    prediction_type: PredictionType = "eps",
     distance: Distance = "l1",
     clip: bool = False,
     self_conditioning: bool = False,
@@ -72,7 +72,7 @@ def diffusion_loss(
         t: Time of each, (B,) int64.
         eps: Standard normal noise in the shape of ``x_0``.
         schedule: The forward process.
-        objective: What the network predicts.
+        prediction_type: What the network predicts.
         distance: How its error is measured.
         clip: Hold estimates of x_0 in [-1, 1], as sampling will.
         self_conditioning: Let the network look at its own first estimate, which gets no gradient (Chen et al. 2022).
@@ -83,7 +83,7 @@ def diffusion_loss(
         The loss and its terms.
 
     Raises:
-        ValueError: If there is no such objective or distance.
+        ValueError: If there is no such prediction type or distance.
 
     Source: Ho et al. 2020, eq. 14; Salimans and Ho 2022 for v; Nichol and Dhariwal 2021, eq. 16 for the variance.
     """
@@ -95,17 +95,17 @@ def diffusion_loss(
     if self_conditioning:
         with torch.no_grad():
             first, _ = split_variance(network(x_t, t, None)[0].to(x_0.dtype), channels)
-            first_estimate = estimate_x_0(schedule, x_t, first, t, objective, clip=clip)
+            first_estimate = estimate_x_0(schedule, x_t, first, t, prediction_type, clip=clip)
     full, *lower = (output.to(x_0.dtype) for output in network(x_t, t, first_estimate))  # from mixed precision
     prediction, variance = split_variance(full, channels)
-    estimate = estimate_x_0(schedule, x_t, prediction.detach(), t, objective, clip=clip)
-    target = TARGETS[objective](schedule, x_0, eps, t)
+    estimate = estimate_x_0(schedule, x_t, prediction.detach(), t, prediction_type, clip=clip)
+    target = TARGETS[prediction_type](schedule, x_0, eps, t)
 
     terms = {"l1": l1_loss(prediction.detach(), target), "mse": mse_loss(prediction.detach(), target)}
     total = multiscale_mean([prediction, *lower], target, DISTANCES[distance])
     if variance is not None:
-        if variance_mean == "truth" and objective == "eps":
-            estimate = estimate_x_0(schedule, x_t, eps, t, objective, clip=clip)
+        if variance_mean == "truth" and prediction_type == "eps":
+            estimate = estimate_x_0(schedule, x_t, eps, t, prediction_type, clip=clip)
         spread = variance_loss(schedule, x_t, x_0, estimate, t, variance)
         total = total + spread
         terms |= {"variance": spread.detach(), "variance_fraction": variance.detach().mean()}

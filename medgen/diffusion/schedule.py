@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-BetaStrategy = Literal["linear", "scaled_linear", "cosine"]
+from medgen.config import Config
+
+BetaShape = Literal["linear", "scaled_linear", "cosine"]
 
 _LEAST_VARIANCE = 1e-20  # the posterior at t = 0 is a point; its logarithm has to stay finite
 
@@ -32,11 +35,40 @@ def _cosine(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(0, 0.999)
 
 
-BETAS: Mapping[BetaStrategy, Callable[[int, float, float], Tensor]] = {
+BETAS: Mapping[BetaShape, Callable[[int, float, float], Tensor]] = {
     "linear": _linear,
     "scaled_linear": _scaled_linear,
     "cosine": _cosine,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig(Config):
+    """Arguments of a `NoiseSchedule`.
+
+    Attributes:
+        timesteps: Number of steps T.
+        shape: Shape of the betas: ``linear``, ``scaled_linear`` (linear in the square root) or ``cosine``.
+        beta_start: First beta, in (0, 1). Unused by ``cosine``.
+        beta_end: Last beta, in (0, 1). Unused by ``cosine``.
+
+    Raises:
+        ValueError: If there is no step, no such shape, or a beta outside (0, 1).
+    """
+
+    timesteps: int = 1000
+    shape: BetaShape = "cosine"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.timesteps < 1:
+            raise ValueError(f"timesteps is {self.timesteps}; a schedule needs at least one")
+        if self.shape not in BETAS:
+            raise ValueError(f"shape is {self.shape!r}; use one of {', '.join(map(repr, get_args(BetaShape)))}")
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise ValueError(f"beta_start {self.beta_start} and beta_end {self.beta_end} must lie between 0 and 1")
 
 
 class NoiseSchedule(nn.Module):
@@ -45,14 +77,7 @@ class NoiseSchedule(nn.Module):
     t = 0 has been diffused once already; samplers write -1 for the clean image. All tables are computed in float64 and
     kept as float32 buffers that move with the module but are not part of its state: the arguments rebuild them.
 
-    Args:
-        timesteps: Number of steps T.
-        strategy: Shape of the betas: ``linear``, ``scaled_linear`` (linear in the square root) or ``cosine``.
-        beta_start: First beta, in (0, 1). Unused by ``cosine``.
-        beta_end: Last beta, in (0, 1). Unused by ``cosine``.
-
-    Raises:
-        ValueError: If there is no step, no such strategy, or a beta outside (0, 1).
+    Arguments are those of `ScheduleConfig`.
 
     Source: Ho et al. 2020, "Denoising diffusion probabilistic models"; names follow its equations.
     """
@@ -72,18 +97,13 @@ class NoiseSchedule(nn.Module):
     def __init__(
         self,
         timesteps: int = 1000,
-        strategy: BetaStrategy = "cosine",
+        shape: BetaShape = "cosine",
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
     ) -> None:
         super().__init__()
-        if timesteps < 1:
-            raise ValueError(f"timesteps is {timesteps}; a schedule needs at least one")
-        if strategy not in BETAS:
-            raise ValueError(f"strategy is {strategy!r}; use one of {', '.join(map(repr, get_args(BetaStrategy)))}")
-        if not (0 < beta_start < 1 and 0 < beta_end < 1):
-            raise ValueError(f"beta_start {beta_start} and beta_end {beta_end} must lie between 0 and 1")
-        betas = BETAS[strategy](timesteps, beta_start, beta_end)
+        ScheduleConfig(timesteps=timesteps, shape=shape, beta_start=beta_start, beta_end=beta_end)  # checks them
+        betas = BETAS[shape](timesteps, beta_start, beta_end)
         alphas = 1 - betas
         alpha_bar = alphas.cumprod(0)
         alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])

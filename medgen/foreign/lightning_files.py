@@ -1,11 +1,12 @@
 """Lightning checkpoints of other projects, read as data, without running anything the file names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
+from medgen.foreign.pickles import Record
 from medgen.foreign.torch_files import read_torch_file
 
 
@@ -65,7 +66,9 @@ def lightning_content(content: object, path: str | Path) -> LightningFile:
     origin = origin if isinstance(origin, dict) else {}
     return LightningFile(
         state_dict=state,
-        hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
+        hyper_parameters={name: _with_plain_parts(value) for name, value in hyper_parameters.items()}
+        if isinstance(hyper_parameters, dict)
+        else {},
         version=str(content.get("pytorch-lightning_version", "")),
         global_step=step if isinstance(step, int) else 0,
         publishable=content.get("publishable", True) is True,
@@ -73,3 +76,11 @@ def lightning_content(content: object, path: str | Path) -> LightningFile:
         licence=str(origin.get("licence", "unknown")),
         source=str(origin.get("source", "")),
     )
+
+
+def _with_plain_parts(value: object) -> object:
+    """An object whose attributes that are objects became dictionaries: a config with those of its parts."""
+    if not isinstance(value, Record) or not isinstance(value.state, dict):
+        return value
+    inner = {name: _with_plain_parts(item) for name, item in value.state.items()}
+    return replace(value, state={name: v.state if isinstance(v, Record) else v for name, v in inner.items()})

@@ -6,46 +6,42 @@ generative adversarial networks for medical image synthesis".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
-from medgen.nn.attention import AttentionKind
-from medgen.nn.blocks import BlockStyle, ConvBlock, DownLevel, Level, UpLevel, make_levels
-from medgen.nn.layers import Size, convolution
+from medgen.nn.blocks import ConvBlock, DownLevel, LevelsConfig, UpLevel, shrinkage
+from medgen.nn.layers import convolution
 from medgen.nn.quantize import Quantized, VectorQuantizer
 
 _LOGVAR_RANGE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig(BlockStyle):
-    """The shape of an autoencoder; the defaults are those published for radiographs.
+class AutoencoderConfig(LevelsConfig):
+    """Shape of an autoencoder; the defaults are those published for radiographs.
+
+    Attributes:
+        kind: ``kl``, a Gaussian latent, or ``vq``, one of codes.
+        latent_channels: Channels of the latent; the paper found 4 too few and used 8.
+        num_codes: Size of the codebook of ``vq``.
 
     Raises:
-        ValueError: If the levels do not fit each other.
+        ValueError: If the kind is unknown, or the levels do not fit each other.
     """
 
-    in_channels: int = 3
-    """Channels of the image."""
-    out_channels: int | None = None
-    """Channels of the reconstruction, None for those of the image."""
+    kind: Literal["kl", "vq"] = "kl"
     latent_channels: int = 8
-    """Channels of the latent."""
-    hidden: Sequence[int] = (64, 128, 256, 512)
-    """Channels of each level, finest first."""
-    kernel_sizes: int | Sequence[Size] = 3
-    """One for all levels, or one per level."""
-    strides: Sequence[Size] = (1, 2, 2, 2)
-    """Shrinkage on entering each level; the product is the ratio of image to latent size."""
-    attention: AttentionKind | Sequence[AttentionKind] = "none"
-    """Attention in front of each level's convolutions, one kind for all levels or one per level."""
+    num_codes: int = 8192
+    hidden: tuple[int, ...] = (64, 128, 256, 512)
     extra_heads: int = 1
-    """Number of outputs at lower resolutions, for deep supervision."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in ("kl", "vq"):
+            raise ValueError(f"kind is {self.kind!r}; use 'kl' or 'vq'")
         if not 0 <= self.extra_heads < len(self.levels):
             raise ValueError(
                 f"extra_heads {self.extra_heads} is out of range; {len(self.levels)} levels allow "
@@ -53,25 +49,23 @@ class AutoencoderConfig(BlockStyle):
             )
 
     @property
-    def levels(self) -> list[Level]:
-        """All levels, finest first."""
-        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
+    def shrinkage(self) -> tuple[int, ...]:
+        """Ratio of image to latent size along every dimension."""
+        return shrinkage(self.levels, self.spatial_dims)
 
 
 class Encoder(nn.Module):
     """The features of an image at the last level: a stem, and a `DownLevel` for each level after the first."""
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
         levels = config.levels
         stem = levels[0]
-        self.stem = ConvBlock(
-            config.in_channels, stem.channels, config, kernel_size=stem.kernel_size, stride=stem.stride
-        )
+        self.stem = ConvBlock(channels, stem.channels, config, kernel_size=stem.kernel_size, stride=stem.stride)
         self.levels = nn.ModuleList(DownLevel(fine.channels, coarse, config) for fine, coarse in pairwise(levels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, *spatial) to (B, hidden[-1], *latent)."""
+        """(B, channels, *spatial) to (B, hidden[-1], *latent)."""
         h: Tensor = self.stem(x)
         for level in self.levels:
             h = level(h)
@@ -84,21 +78,20 @@ class Decoder(nn.Module):
     `heads[0]` is the output at full resolution, `heads[i]` reads the features of level i.
     """
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
         levels = config.levels
-        out_channels = config.in_channels if config.out_channels is None else config.out_channels
         self.stem = ConvBlock(config.latent_channels, levels[-1].channels, config)
         self.levels = nn.ModuleList(  # coarse to fine
             UpLevel(coarse, fine, config) for fine, coarse in reversed(list(pairwise(levels)))
         )
         self.heads = nn.ModuleList(  # fine to coarse
-            convolution(config.spatial_dims, level.channels, out_channels, kernel_size=1)
+            convolution(config.spatial_dims, level.channels, channels, kernel_size=1)
             for level in levels[: config.extra_heads + 1]
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, latent_channels, *latent) to (B, out_channels, *spatial)."""
+        """(B, latent_channels, *latent) to (B, channels, *spatial)."""
         h = self.stem(z)
         for level in self.levels:
             h = level(h)
@@ -114,17 +107,23 @@ class Decoder(nn.Module):
 
 
 class KLAutoencoder(nn.Module):
-    """An autoencoder whose latent is a Gaussian per pixel, kept near the standard one."""
+    """An autoencoder whose latent is a Gaussian per pixel, kept near the standard one.
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    Args:
+        config: Its shape.
+        channels: Channels of the images.
+        out_channels: Channels of the reconstructions; None for those of the images.
+    """
+
+    def __init__(self, config: AutoencoderConfig, channels: int, out_channels: int | None = None) -> None:
         super().__init__()
         moments = 2 * config.latent_channels
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, channels)
         self.to_moments = nn.Sequential(
             convolution(config.spatial_dims, config.hidden[-1], moments),
             convolution(config.spatial_dims, moments, moments, kernel_size=1),
         )
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, channels if out_channels is None else out_channels)
 
     def encode_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latent of an image (B, C, *spatial) in [-1, 1]: (B, latent_channels, *latent).
@@ -166,17 +165,20 @@ class VQAutoencoder(nn.Module):
     """An autoencoder whose latent pixels are entries of a learned codebook.
 
     Args:
-        config: Shape of encoder and decoder; `latent_channels` is the length of each code.
-        num_codes: Entries of the codebook.
+        config: Its shape; `latent_channels` is the length of each code.
+        channels: Channels of the images.
+        out_channels: Channels of the reconstructions; None for those of the images.
         beta: Weight of the commitment term.
     """
 
-    def __init__(self, config: AutoencoderConfig, num_codes: int = 8192, beta: float = 0.25) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, channels: int, out_channels: int | None = None, *, beta: float = 0.25
+    ) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, channels)
         self.to_latent = convolution(config.spatial_dims, config.hidden[-1], config.latent_channels, kernel_size=1)
-        self.quantizer = VectorQuantizer(num_codes, config.latent_channels, beta)
-        self.decoder = Decoder(config)
+        self.quantizer = VectorQuantizer(config.num_codes, config.latent_channels, beta)
+        self.decoder = Decoder(config, channels if out_channels is None else out_channels)
 
     def encode(self, x: Tensor) -> Tensor:
         """The latent (B, latent_channels, *latent) of an image (B, C, *spatial) in [-1, 1], not yet quantised."""
@@ -205,3 +207,12 @@ class VQAutoencoder(nn.Module):
         """The image of a latent at every resolution that has an output head, and the quantisation in between."""
         quantized = self.quantize(z)
         return self.decoder.multiscale(quantized.latent), quantized
+
+
+def make_autoencoder(
+    config: AutoencoderConfig, channels: int, out_channels: int | None = None
+) -> KLAutoencoder | VQAutoencoder:
+    """Build an autoencoder of the kind that its config names."""
+    if config.kind == "vq":
+        return VQAutoencoder(config, channels, out_channels)
+    return KLAutoencoder(config, channels, out_channels)

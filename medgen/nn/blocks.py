@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from medgen.config import Config
 from medgen.nn.attention import AttentionKind, attention
 from medgen.nn.layers import (
     LayerSpec,
@@ -30,19 +32,30 @@ from medgen.nn.layers import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockStyle:
-    """What all blocks of one network have in common."""
+class BlockStyle(Config):
+    """Options shared by all blocks of a network.
+
+    Attributes:
+        spatial_dims: 2 for images, 3 for volumes.
+        norm: Normalisation of every convolution.
+        activation: Activation after it.
+        dropout: Share of channels dropped in training.
+        residual: Whether each convolution of a pair adds its input.
+        learned_resampling: Whether a convolution goes with down- and upsampling; if not, average pooling and nearest
+            neighbour alone.
+    """
 
     spatial_dims: int = 2
     norm: LayerSpec = ("group", {"num_groups": 8})
     activation: LayerSpec = "swish"
     dropout: float = 0.0
     residual: bool = True
-    """Whether each convolution of a pair adds its input."""
     learned_resampling: bool = True
-    """Whether a convolution goes with down- and upsampling; if not, average pooling and nearest neighbour alone."""
-    embedding_dim: int | None = None
-    """Length of the vector that conditions every block, None for none."""
+
+    @property
+    def embedding_dim(self) -> int | None:
+        """Length of the vector that conditions every block; None for none, which configs of some networks replace."""
+        return None
 
     def attention_layer(self, kind: AttentionKind, channels: int) -> nn.Module | None:
         """The attention layer of a level in this style, None for kind "none"."""
@@ -57,7 +70,7 @@ class BlockStyle:
 
 
 class Level(NamedTuple):
-    """What differs from level to level of a network."""
+    """Options that differ between the levels of a network."""
 
     channels: int
     kernel_size: Size
@@ -83,8 +96,55 @@ def make_levels(
     }
     for name, values in per_level.items():
         if len(values) != len(hidden):
-            raise ValueError(f"{name} has {len(values)} entries, hidden has {len(hidden)}; give one per level")
+            raise ValueError(
+                f"{name} has {len(values)} entries, hidden has {len(hidden)}; give one per level, not {name} {values} "
+                f"for hidden {hidden}"
+            )
     return [Level(*values) for values in zip(hidden, *per_level.values(), strict=True)]
+
+
+def shrinkage(levels: Sequence[Level], spatial_dims: int) -> tuple[int, ...]:
+    """The product of the strides of levels, along every dimension."""
+    strides = [per_dimension(level.stride, spatial_dims) for level in levels]
+    return tuple(prod(along) for along in zip(*strides, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelsConfig(BlockStyle):
+    """Shape of a network of several levels, finest first.
+
+    Attributes:
+        hidden: Channels of each level.
+        kernel_sizes: One for all levels, or one per level.
+        strides: Downsampling on entering each level.
+        attention: One kind for all levels, or one per level.
+        extra_heads: Number of outputs at lower resolutions, for deep supervision.
+
+    Raises:
+        ValueError: If the levels do not fit each other or the norm.
+    """
+
+    hidden: tuple[int, ...]
+    kernel_sizes: int | tuple[Size, ...] = 3
+    strides: tuple[Size, ...] = (1, 2, 2, 2)
+    attention: AttentionKind | tuple[AttentionKind, ...] = "none"
+    extra_heads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.levels:
+            raise ValueError("hidden has no entry; give the channels of each level")
+        groups = self.norm[1].get("num_groups") if not isinstance(self.norm, str) else None
+        if isinstance(groups, int) and (odd := [width for width in self.hidden if width % groups]):
+            raise ValueError(
+                f"num_groups of norm is {groups}, which does not divide {', '.join(map(str, odd))} of hidden "
+                f"{self.hidden}; use a number that divides them all"
+            )
+
+    @property
+    def levels(self) -> list[Level]:
+        """All levels, finest first."""
+        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
 
 
 class ConvUnit(nn.Module):

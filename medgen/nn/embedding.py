@@ -7,6 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from medgen.labels import LabelSpace
+
+NO_LABELS = LabelSpace()
+
 
 def sinusoidal_embedding(
     t: Tensor, dim: int, *, max_period: float = 10_000, shift: float = 1, cosine_first: bool = False
@@ -65,3 +69,10 @@ class ConditionEmbedding(nn.Module):
         features = torch.cat([label.nan_to_num(0.0), known.to(label.dtype)], dim=1)
         vector: Tensor = self.project(features.to(self.project.weight.dtype))
         return vector * known.any(dim=1, keepdim=True)
+
+
+def label_embedding(label_space: LabelSpace, dim: int) -> ClassEmbedding | ConditionEmbedding | None:
+    """The embedding (B, dim) of labels of a kind; None where there are no labels."""
+    if label_space.kind == "none":
+        return None
+    return (ClassEmbedding if label_space.kind == "single" else ConditionEmbedding)(len(label_space), dim)

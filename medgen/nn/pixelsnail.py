@@ -13,52 +13,55 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from medgen.labels import LabelKind
-from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding
+from medgen.config import Config
+from medgen.labels import LabelSpace
+from medgen.nn.embedding import NO_LABELS, label_embedding
 
 HEADS = 8
 """Heads of every attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelSNAILShape:
-    """Sizes of a prior; the defaults are the published ones of the top map.
+class PixelSNAILConfig(Config):
+    """Shape of a prior; the defaults are the published ones of the top map.
 
     Attributes:
-        size: Height and width of the map.
-        num_codes: Codes there are.
-        channels: Width between blocks.
+        hidden_channels: Width between blocks.
         kernel_size: Width of the causal convolutions, odd.
         blocks: Number of blocks.
         residual_blocks: Residual blocks in each.
         residual_channels: Width within them.
         attention: Whether each block ends in attention over all codes before.
         output_blocks: Residual blocks after the last one.
-        condition_blocks: Residual blocks of the network that reads the coarser map; None for a map without one.
+        condition_blocks: Residual blocks of the network that reads the coarser map, of a prior that has one.
         condition_channels: Its width.
-        condition_codes: Codes of the coarser map.
-        dropout: Share of values dropped in training, in every residual block and in attention.
-        label_kind: What the prior is conditioned on.
-        num_labels: How many classes or findings.
         label_dim: Width of the label's vector.
+        dropout: Share of values dropped in training, in every residual block and in attention.
+
+    Raises:
+        ValueError: If a field is out of range.
     """
 
-    size: tuple[int, int] = (32, 32)
-    num_codes: int = 512
-    channels: int = 256
+    hidden_channels: int = 256
     kernel_size: int = 5
     blocks: int = 4
     residual_blocks: int = 4
     residual_channels: int = 256
     attention: bool = True
     output_blocks: int = 0
-    condition_blocks: int | None = None
+    condition_blocks: int = 3
     condition_channels: int = 256
-    condition_codes: int = 512
-    dropout: float = 0.1
-    label_kind: LabelKind = "none"
-    num_labels: int = 0
     label_dim: int = 256
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size % 2 == 0 or self.kernel_size < 3:
+            raise ValueError(f"kernel_size is {self.kernel_size}; use an odd number from 3 on")
+        if self.attention and self.hidden_channels % 16:
+            raise ValueError(f"hidden_channels is {self.hidden_channels}; attention needs a multiple of 16")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it is a probability from 0 to below 1")
 
 
 class NormedConvolution(nn.Module):
@@ -202,23 +205,29 @@ class CausalAttention(nn.Module):
 
 
 class PixelBlock(nn.Module):
-    """Causal residual blocks, then attention over all codes before, or a look at where in the map a pixel is."""
+    """Causal residual blocks, then attention over all codes before, or a look at where in the map a pixel is.
 
-    def __init__(self, shape: PixelSNAILShape) -> None:
+    Args:
+        config: Shape of the prior.
+        conditioned: Whether there is a coarser map.
+        labelled: Whether there are labels.
+    """
+
+    def __init__(self, config: PixelSNAILConfig, *, conditioned: bool, labelled: bool) -> None:
         super().__init__()
-        width, dropout = shape.channels, shape.dropout
+        width, dropout = config.hidden_channels, config.dropout
         self.residual = nn.ModuleList(
             GatedResidualBlock(
                 width,
-                shape.residual_channels,
-                partial(causal, kernel=shape.kernel_size),
-                condition_channels=shape.condition_channels if shape.condition_blocks is not None else 0,
-                label_dim=shape.label_dim if shape.label_kind != "none" else 0,
+                config.residual_channels,
+                partial(causal, kernel=config.kernel_size),
+                condition_channels=config.condition_channels if conditioned else 0,
+                label_dim=config.label_dim if labelled else 0,
                 dropout=dropout,
             )
-            for _ in range(shape.residual_blocks)
+            for _ in range(config.residual_blocks)
         )
-        if shape.attention:
+        if config.attention:
             block = partial(GatedResidualBlock, hidden=width, make=pointwise, dropout=dropout)
             self.key_block = block(2 * width + 2)
             self.query_block = block(width + 2)
@@ -226,7 +235,7 @@ class PixelBlock(nn.Module):
             self.merge = block(width, auxiliary_channels=width // 2)
         else:
             self.place = pointwise(width + 2, width)
-        self.has_attention = shape.attention
+        self.has_attention = config.attention
 
     def forward(self, x: Tensor, place: Tensor, condition: Tensor | None, label: Tensor | None) -> Tensor:
         """(B, C, H, W) to the same; `place` is (B, 2, H, W)."""
@@ -244,28 +253,40 @@ class PixelSNAIL(nn.Module):
     """The prior of a map of codes: logits of every code, given those before it in reading order.
 
     Args:
-        shape: Sizes.
+        config: Its shape.
+        size: Height and width of the map.
+        num_codes: Codes of the map.
+        condition_codes: Codes of the coarser map, of half the height and width; None without one.
+        label_space: Labels it is conditioned on.
 
     Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model"; Razavi et al. 2019,
     "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2.
     """
 
-    def __init__(self, shape: PixelSNAILShape) -> None:
+    def __init__(
+        self,
+        config: PixelSNAILConfig,
+        *,
+        size: tuple[int, int],
+        num_codes: int,
+        condition_codes: int | None = None,
+        label_space: LabelSpace = NO_LABELS,
+    ) -> None:
         super().__init__()
-        self.shape = shape
-        kernel, width, codes = shape.kernel_size, shape.channels, shape.num_codes
-        if kernel % 2 == 0 or kernel < 3:
-            raise ValueError(f"kernel_size is {kernel}; use an odd one from 3 on")
+        self.config, self.size, self.num_codes = config, size, num_codes
+        kernel, width, codes = config.kernel_size, config.hidden_channels, num_codes
         half = kernel // 2
         # Rows up to a pixel's own, moved down by one; and pixels up to its own, moved to the right by one.
         self.above = NormedConvolution(codes, width, (half, kernel), (half, half, half - 1, 0))
         self.left = NormedConvolution(codes, width, (half + 1, half), (half - 1, 0, half, 0))
-        self.blocks = nn.ModuleList(PixelBlock(shape) for _ in range(shape.blocks))
-        self.condition = ConditionNetwork(shape) if shape.condition_blocks is not None else None
-        self.label = _label_embedding(shape)
+        label = label_embedding(label_space, config.label_dim)
+        flags = {"conditioned": condition_codes is not None, "labelled": label is not None}
+        self.blocks = nn.ModuleList(PixelBlock(config, **flags) for _ in range(config.blocks))
+        self.condition = None if condition_codes is None else ConditionNetwork(config, condition_codes)
+        self.label = label
         self.last = nn.ModuleList(
-            GatedResidualBlock(width, shape.residual_channels, pointwise, dropout=shape.dropout)
-            for _ in range(shape.output_blocks)
+            GatedResidualBlock(width, config.residual_channels, pointwise, dropout=config.dropout)
+            for _ in range(config.output_blocks)
         )
         self.to_logits = pointwise(width, codes)
 
@@ -290,35 +311,35 @@ class PixelSNAIL(nn.Module):
         return cast("Tensor", self.to_logits(F.elu(x)))
 
     def check(self, codes: Tensor, condition: Tensor | None) -> None:
-        """Refuse maps of another size, codes that there are not, and a coarser map too many or missing.
+        """Refuse maps of another size, codes out of range, and a coarser map too many or missing.
 
         Raises:
             ValueError: Naming which.
         """
-        height, width = self.shape.size
+        height, width = self.size
         if codes.dim() != 3 or codes.shape[1] > height or codes.shape[2] != width:
             raise ValueError(f"codes have shape {tuple(codes.shape)}; this prior takes (B, up to {height}, {width})")
-        check_range("codes", codes, self.shape.num_codes)
+        check_range("codes", codes, self.num_codes)
         if (condition is None) != (self.condition is None):
             wants = "needs" if condition is None else "has no place for"
             raise ValueError(f"this prior {wants} a coarser map as its condition")
-        if condition is not None:
+        if condition is not None and self.condition is not None:
             expected = (len(codes), height // 2, width // 2)
             if condition.shape != expected:
                 raise ValueError(f"the condition has shape {tuple(condition.shape)}; expected {expected}")
-            check_range("the condition", condition, self.shape.condition_codes)
+            check_range("the condition", condition, self.condition.codes)
 
     def stem(self, codes: Tensor) -> Tensor:
         """What each pixel sees of the codes before it, (B, channels, h, W).
 
         Where nothing lies above, or to the left, there is no bias either.
         """
-        seen = F.one_hot(codes, self.shape.num_codes).movedim(-1, 1).to(self.above.weight_v.dtype)
+        seen = F.one_hot(codes, self.num_codes).movedim(-1, 1).to(self.above.weight_v.dtype)
         return F.pad(self.above(seen), (0, 0, 1, -1)) + F.pad(self.left(seen), (1, -1, 0, 0))
 
     def place(self, like: Tensor) -> Tensor:
         """Where in the map each pixel is, (1, 2, H, W): row and column from -0.5 to 0.5."""
-        sides = (torch.arange(n, device=like.device, dtype=like.dtype) / n - 0.5 for n in self.shape.size)
+        sides = (torch.arange(n, device=like.device, dtype=like.dtype) / n - 0.5 for n in self.size)
         return torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
 
     def condition_map(self, condition: Tensor | None) -> Tensor | None:
@@ -333,14 +354,14 @@ class PixelSNAIL(nn.Module):
 class ConditionNetwork(nn.Module):
     """Reads the coarser map and brings it to twice the size."""
 
-    def __init__(self, shape: PixelSNAILShape) -> None:
+    def __init__(self, config: PixelSNAILConfig, codes: int) -> None:
         super().__init__()
-        width = shape.condition_channels
-        self.codes = shape.condition_codes
-        self.stem = same(shape.condition_codes, width, 3)
+        width = config.condition_channels
+        self.codes = codes
+        self.stem = same(codes, width, 3)
         self.blocks = nn.ModuleList(
-            GatedResidualBlock(width, width, partial(same, kernel=3), dropout=shape.dropout)
-            for _ in range(shape.condition_blocks or 0)
+            GatedResidualBlock(width, width, partial(same, kernel=3), dropout=config.dropout)
+            for _ in range(config.condition_blocks)
         )
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -361,10 +382,3 @@ def check_range(name: str, codes: Tensor, num_codes: int) -> None:
         raise ValueError(f"{name} are {codes.dtype}; expected whole numbers from 0 to {num_codes - 1}")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):
         raise ValueError(f"{name} span {int(codes.min())} to {int(codes.max())}; expected 0 to {num_codes - 1}")
-
-
-def _label_embedding(shape: PixelSNAILShape) -> nn.Module | None:
-    if shape.label_kind == "none":
-        return None
-    kind = ClassEmbedding if shape.label_kind == "single" else ConditionEmbedding
-    return kind(shape.num_labels, shape.label_dim)

@@ -162,9 +162,8 @@ class IncrementalPixelSNAIL:
     def __init__(
         self, prior: PixelSNAIL, batch: int, condition: Tensor | None = None, label: Tensor | None = None
     ) -> None:
-        shape = prior.shape
-        height, width = shape.size
-        self.shape = shape
+        height, width = prior.size
+        self.width = width
         self.prior = prior
         weight = prior.to_logits.weight_v
         prior.check(torch.zeros(batch, height, width, dtype=torch.int64, device=weight.device), condition)
@@ -184,7 +183,7 @@ class IncrementalPixelSNAIL:
 
     def logits(self) -> Tensor:
         """Logits of the next code, (B, num_codes)."""
-        row, column = divmod(self.pixel, self.shape.size[1])
+        row, column = divmod(self.pixel, self.width)
         if column == 0:
             self._begin_row(row)
         hidden = F.elu(self.first.at(column))  # (L, B, hidden)
@@ -195,7 +194,7 @@ class IncrementalPixelSNAIL:
         inputs, layer = [], 0
         for end in self.ends:
             before = x
-            for _ in range(self.shape.residual_blocks):
+            for _ in range(self.prior.config.residual_blocks):
                 inputs.append(x)
                 x = x + gates[layer]
                 layer += 1
@@ -207,9 +206,9 @@ class IncrementalPixelSNAIL:
 
     def put(self, codes: Tensor) -> None:
         """Take the next codes, (B,); call `logits` before, also where the codes are given."""
-        row, column = divmod(self.pixel, self.shape.size[1])
+        row, column = divmod(self.pixel, self.width)
         self.stem.put(row, column, codes)
-        if column == self.shape.size[1] - 1:
+        if column == self.width - 1:
             self.first.end_row()
             self.second.end_row()
         self.pixel += 1
@@ -227,8 +226,8 @@ class _Stem:
     """The first layer: its convolutions see one-hot codes, so each code before adds one row of a table."""
 
     def __init__(self, prior: PixelSNAIL, batch: int) -> None:
-        kernel, (height, width) = prior.shape.kernel_size, prior.shape.size
-        self.half, self.width, self.codes = kernel // 2, width, prior.shape.num_codes
+        kernel, (height, width) = prior.config.kernel_size, prior.size
+        self.half, self.width, self.codes = kernel // 2, width, prior.num_codes
         # Taps over the rows above, then over the pixels to the left; for each tap a vector for every code, and zeros
         # for what lies outside the map.
         above, left = prior.above.weight, prior.left.weight
@@ -360,7 +359,7 @@ def draw_codes(
     Raises:
         ValueError: If codes do not fit the prior.
     """
-    height, width = prior.shape.size
+    height, width = prior.size
     choice = choice or Choice()
     if uniform.shape[1:] != (height, width):
         raise ValueError(f"uniform has shape {tuple(uniform.shape)}; this prior draws (B, {height}, {width})")

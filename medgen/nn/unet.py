@@ -7,78 +7,60 @@ generative adversarial networks for medical image synthesis".
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from medgen.labels import LabelKind
-from medgen.nn.attention import AttentionKind
+from medgen.labels import LabelSpace
 from medgen.nn.blocks import (
     BlockStyle,
     ConvBlock,
     DownLevel,
     Downsample,
     Level,
+    LevelsConfig,
     UpLevel,
     Upsample,
-    make_levels,
+    shrinkage,
 )
-from medgen.nn.embedding import ClassEmbedding, ConditionEmbedding, sinusoidal_embedding
-from medgen.nn.layers import LayerSpec, Size, convolution, per_dimension
+from medgen.nn.embedding import NO_LABELS, label_embedding, sinusoidal_embedding
+from medgen.nn.layers import LayerSpec, Size, convolution
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(BlockStyle):
-    """The shape of a UNet; the defaults are those published.
+class UNetConfig(LevelsConfig):
+    """Shape of a UNet whose stem is a level too; the defaults are those published.
+
+    Attributes:
+        blocks_per_level: Convolution pairs per level on the way down; there is one more on the way up.
+        embedding_dim: Length of the vector that tells every block the time and the label.
+        wave_dim: Number of sines and cosines of time, None for a quarter of `embedding_dim`.
+        learned_variance: Whether a second set of output channels estimates the variance.
+        self_conditioning: Whether the network has input channels for an earlier estimate.
 
     Raises:
-        ValueError: If the levels do not fit each other, or the kind of label does not fit their number.
+        ValueError: If the levels do not fit each other.
     """
 
-    in_channels: int = 8
-    """Channels of the noisy latent."""
-    out_channels: int | None = None
-    """Channels of the estimate, None for those of the latent."""
-    hidden: Sequence[int] = (256, 256, 512, 1024)
-    """Channels of the stem and of each level, finest first."""
-    kernel_sizes: int | Sequence[Size] = 3
-    """One for all levels, or one per level."""
-    strides: Sequence[Size] = (1, 2, 2, 2)
-    """Shrinkage in the stem and by each level's downsampling."""
-    attention: AttentionKind | Sequence[AttentionKind] = "none"
-    """One kind for all levels, or one per level."""
-    blocks_per_level: int = 2
-    """Convolution pairs per level on the way down; there is one more on the way up."""
-    extra_heads: int = 0
-    """Number of outputs at lower resolutions, for deep supervision."""
+    hidden: tuple[int, ...] = (256, 256, 512, 1024)
     norm: LayerSpec = ("group", {"num_groups": 32})
+    blocks_per_level: int = 2
     embedding_dim: int = 1024
-    """Length of the vector that tells every block the time and the label."""
     wave_dim: int | None = None
-    """Number of sines and cosines of time, None for a quarter of `embedding_dim`."""
-    label_kind: LabelKind = "none"
-    """What a label is: one class ("single"), several findings ("multi"), several values ("continuous"), or nothing."""
-    num_labels: int = 0
-    """Number of classes, findings or values."""
     learned_variance: bool = False
-    """Whether a second set of output channels estimates the variance."""
     self_conditioning: bool = False
-    """Whether the network has input channels for an earlier estimate."""
 
     def __post_init__(self) -> None:
-        if (self.label_kind == "none") != (self.num_labels == 0):
-            raise ValueError(f"label_kind {self.label_kind!r} does not go with num_labels {self.num_labels}")
+        super().__post_init__()
         if len(self.levels) < 2:
             raise ValueError(f"hidden {self.hidden!r} has one entry; a UNet needs a stem and at least one level")
 
     @property
-    def levels(self) -> list[Level]:
-        """The stem's level and all others, finest first."""
-        return make_levels(self.hidden, self.kernel_sizes, self.strides, self.attention)
+    def shrinkage(self) -> tuple[int, ...]:
+        """Ratio of the sizes of the input of `UNet` and its coarsest features; the last level shrinks no further."""
+        return shrinkage(self.levels[:-1], self.spatial_dims)
 
 
 class TimeEmbedding(nn.Module):
@@ -102,24 +84,35 @@ class TimeEmbedding(nn.Module):
 
 
 class _ConditionedUNet(nn.Module, ABC):
-    """What both UNets have in common: the embedding of time and label, self-conditioning, output heads."""
+    """Base of both UNets: the embedding of time and label, self-conditioning, output heads.
 
-    def __init__(self, config: UNetConfig, head_channels: Sequence[int], strides: Sequence[Size]) -> None:
+    Args:
+        config: Its shape.
+        in_channels: Channels of the noisy latent.
+        out_channels: Channels of the estimate; None for those of the latent.
+        label_space: Labels it is conditioned on.
+    """
+
+    shrinkage: tuple[int, ...]
+    """Sides of the input must be multiples of these."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        out_channels: int | None = None,
+        label_space: LabelSpace = NO_LABELS,
+    ) -> None:
         super().__init__()
+        head_channels = self.head_channels(config.levels)
         if not 0 <= config.extra_heads < len(head_channels):
             raise ValueError(
                 f"extra_heads {config.extra_heads} is out of range; these levels allow 0-{len(head_channels) - 1}"
             )
         self.config = config
-        per_level = [per_dimension(stride, config.spatial_dims) for stride in strides]
-        self.shrinkage = tuple(prod(along) for along in zip(*per_level, strict=True))
         self.embed_time = TimeEmbedding(config.embedding_dim, config.wave_dim)
-        self.embed_label: ClassEmbedding | ConditionEmbedding | None = None
-        if config.label_kind == "single":
-            self.embed_label = ClassEmbedding(config.num_labels, config.embedding_dim)
-        elif config.label_kind != "none":
-            self.embed_label = ConditionEmbedding(config.num_labels, config.embedding_dim)
-        out_channels = config.in_channels if config.out_channels is None else config.out_channels
+        self.embed_label = label_embedding(label_space, config.embedding_dim)
+        out_channels = in_channels if out_channels is None else out_channels
         self.heads = nn.ModuleList(  # fine to coarse
             convolution(
                 config.spatial_dims,
@@ -129,6 +122,15 @@ class _ConditionedUNet(nn.Module, ABC):
             )
             for i, channels in enumerate(head_channels[: config.extra_heads + 1])
         )
+        self.build(config, in_channels * (2 if config.self_conditioning else 1))
+
+    @abstractmethod
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels that each output head may read, fine to coarse."""
+
+    @abstractmethod
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make all layers between an input of so many channels and the output heads."""
 
     @abstractmethod
     def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
@@ -213,21 +215,18 @@ class UNet(_ConditionedUNet):
     last stride has no use.
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels that each output head may read; a lower one reads what enters the last block of its level."""
+        return [levels[0].channels, *(fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:]))]
+
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make the stem, the ways down and up, and the middle between them."""
         levels, n = config.levels, config.blocks_per_level
         if n < 1:
             raise ValueError(f"blocks_per_level {n} is out of range; use 1 or more")
-        # A lower head reads the concatenation in front of the last block of its level.
-        joined = [fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:])]
-        super().__init__(config, [levels[0].channels, *joined], [level.stride for level in levels[:-1]])
         stem, last = levels[0], levels[-1]
-        self.stem = convolution(
-            config.spatial_dims,
-            config.in_channels * (2 if config.self_conditioning else 1),
-            stem.channels,
-            stem.kernel_size,
-            stem.stride,
-        )
+        self.shrinkage = config.shrinkage
+        self.stem = convolution(config.spatial_dims, channels, stem.channels, stem.kernel_size, stem.stride)
         down: list[nn.Module] = []
         up: list[nn.Module] = []  # from fine to coarse, turned round below
         for fine, coarse in pairwise(levels):
@@ -269,12 +268,17 @@ class AdditiveUNet(_ConditionedUNet):
     `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated.
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    def head_channels(self, levels: list[Level]) -> list[int]:
+        """Channels of each level."""
+        return [level.channels for level in levels]
+
+    def build(self, config: UNetConfig, channels: int) -> None:
+        """Make the stem and the ways down and up."""
         levels = config.levels
-        super().__init__(config, [level.channels for level in levels], [level.stride for level in levels])
+        self.shrinkage = shrinkage(levels, config.spatial_dims)
         stem = levels[0]
         self.stem = ConvBlock(
-            config.in_channels * (2 if config.self_conditioning else 1),
+            channels,
             stem.channels,
             config,
             kernel_size=stem.kernel_size,

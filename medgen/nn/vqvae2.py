@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medgen.config import Config
 from medgen.nn.quantize import MovingAverageQuantizer, Quantized
 
 TOP_STRIDE = 8
@@ -18,20 +19,18 @@ BOTTOM_STRIDE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAE2Shape:
-    """Sizes of the autoencoder; the defaults are the published ones.
+class VQVAE2AutoencoderConfig(Config):
+    """Shape of the autoencoder; the defaults are the published ones.
 
     Attributes:
-        in_channels: Channels of the images.
-        channels: Width of all layers between image and codes.
+        hidden_channels: Width of all layers between image and codes.
         residual_blocks: Residual blocks of each encoder and decoder.
         residual_channels: Width within them.
         code_dim: Length of a code vector.
         num_codes: Codes of each codebook.
     """
 
-    in_channels: int = 3
-    channels: int = 128
+    hidden_channels: int = 128
     residual_blocks: int = 2
     residual_channels: int = 32
     code_dim: int = 64
@@ -79,22 +78,22 @@ class _ResidualBlock(nn.Module):
 class _Encoder(nn.Sequential):
     """To half the size in each step, then residual blocks."""
 
-    def __init__(self, in_channels: int, shape: VQVAE2Shape, *, stride: int) -> None:
-        half, full = shape.channels // 2, shape.channels
+    def __init__(self, in_channels: int, config: VQVAE2AutoencoderConfig, *, stride: int) -> None:
+        half, full = config.hidden_channels // 2, config.hidden_channels
         steps = [nn.Conv2d(in_channels, half, 4, stride=2, padding=1), nn.ReLU()]
         if stride == 4:
             steps += [nn.Conv2d(half, full, 4, stride=2, padding=1), nn.ReLU()]
         last = nn.Conv2d(full if stride == 4 else half, full, 3, padding=1)
-        blocks = [_ResidualBlock(full, shape.residual_channels) for _ in range(shape.residual_blocks)]
+        blocks = [_ResidualBlock(full, config.residual_channels) for _ in range(config.residual_blocks)]
         super().__init__(*steps, last, *blocks, nn.ReLU())
 
 
 class _Decoder(nn.Sequential):
     """Residual blocks, then to twice the size in each step."""
 
-    def __init__(self, in_channels: int, out_channels: int, shape: VQVAE2Shape, *, stride: int) -> None:
-        half, full = shape.channels // 2, shape.channels
-        blocks = [_ResidualBlock(full, shape.residual_channels) for _ in range(shape.residual_blocks)]
+    def __init__(self, in_channels: int, out_channels: int, config: VQVAE2AutoencoderConfig, *, stride: int) -> None:
+        half, full = config.hidden_channels // 2, config.hidden_channels
+        blocks = [_ResidualBlock(full, config.residual_channels) for _ in range(config.residual_blocks)]
         steps: list[nn.Module] = [nn.ConvTranspose2d(full, out_channels, 4, stride=2, padding=1)]
         if stride == 4:
             steps = [
@@ -109,25 +108,25 @@ class VQVAE2(nn.Module):
     """Two-level VQ-VAE: the top map holds the layout, the bottom map, which knows the top one, the details.
 
     Args:
-        shape: Sizes.
+        config: Its shape.
+        channels: Channels of the images.
         decay: Decay of the codebooks' moving averages.
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.1 and algorithm 1.
     """
 
-    def __init__(self, shape: VQVAE2Shape, *, decay: float = 0.99) -> None:
+    def __init__(self, config: VQVAE2AutoencoderConfig, channels: int = 3, *, decay: float = 0.99) -> None:
         super().__init__()
-        self.shape = shape
-        dim = shape.code_dim
-        self.encode_bottom = _Encoder(shape.in_channels, shape, stride=4)
-        self.encode_top = _Encoder(shape.channels, shape, stride=2)
-        self.to_top = nn.Conv2d(shape.channels, dim, 1)
-        self.top_codes = MovingAverageQuantizer(shape.num_codes, dim, decay=decay)
-        self.decode_top = _Decoder(dim, dim, shape, stride=2)
-        self.to_bottom = nn.Conv2d(dim + shape.channels, dim, 1)
-        self.bottom_codes = MovingAverageQuantizer(shape.num_codes, dim, decay=decay)
+        dim, width = config.code_dim, config.hidden_channels
+        self.encode_bottom = _Encoder(channels, config, stride=4)
+        self.encode_top = _Encoder(width, config, stride=2)
+        self.to_top = nn.Conv2d(width, dim, 1)
+        self.top_codes = MovingAverageQuantizer(config.num_codes, dim, decay=decay)
+        self.decode_top = _Decoder(dim, dim, config, stride=2)
+        self.to_bottom = nn.Conv2d(dim + width, dim, 1)
+        self.bottom_codes = MovingAverageQuantizer(config.num_codes, dim, decay=decay)
         self.upsample_top = nn.ConvTranspose2d(dim, dim, 4, stride=2, padding=1)
-        self.decode_both = _Decoder(2 * dim, shape.in_channels, shape, stride=4)
+        self.decode_both = _Decoder(2 * dim, channels, config, stride=4)
 
     def encode(self, images: Tensor) -> Quantization:
         """Both levels of images (B, C, H, W) in [-1, 1], sides divisible by 8; moves the codebooks in training."""

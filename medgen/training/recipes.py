@@ -21,6 +21,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from medgen.training.settings import PARSER_MODE
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it, so that a kill at any moment leaves the old one whole.
@@ -189,6 +191,7 @@ def run(verb: str, args: Sequence[str]) -> None:
             "plugins": {"class_path": "medgen.training.recipes.AtomicCheckpointIO"},
         },
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"exit_on_error": False},  # `medgen.cli` says it in a line; the usage fills a screen
+        # `medgen.cli` says what is wrong in a line; the usage fills a screen
+        parser_kwargs={"exit_on_error": False, "parser_mode": PARSER_MODE},
         args=[verb, *args],
     )

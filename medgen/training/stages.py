@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About
-from medgen.config import ModelConfig
+from medgen.config import Config, ModelConfig
 from medgen.generator import Generator
 from medgen.loading import load
 from medgen.losses.ssim import ssim
@@ -165,7 +165,13 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
 
 
 def load_parts(
-    generator: Generator, source: str, parts: Sequence[str], argument: str, *, fields: Collection[str]
+    generator: Generator,
+    source: str,
+    parts: Sequence[str],
+    argument: str,
+    *,
+    fields: Collection[str],
+    free: Collection[str] = (),
 ) -> None:
     """Put trained parts into a generator, and note in ``about`` their licence and which networks their losses had.
 
@@ -174,14 +180,15 @@ def load_parts(
         source: See `read_trained`.
         parts: Names of its submodules.
         argument: What an error calls `source`.
-        fields: Fields of the config that must be equal.
+        fields: Fields of the config that must be equal, see `check_shape`.
+        free: Those within them that need not.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
         ValueError: If it is of another family or stage, or its shape is not the config's.
     """
     found = read_trained(source, type(generator), parts, argument)
-    check_shape(generator.config, found.config, f"{argument} {source}", fields)
+    check_shape(generator.config, found.config, f"{argument} {source}", fields, free)
     for part in parts:
         load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
     generator.about = inherited(generator.about, found.about)
@@ -198,7 +205,7 @@ def start_from(
         generator: What to load into.
         source: A checkpoint folder or zoo name.
         label_weights: Regular expression that finds the names of weights that read labels.
-        free: More fields of the config that may differ.
+        free: More fields of the config that may differ, those of parts as ``unet.dropout``.
         bound: Fields that may not, of those that else may.
 
     Raises:
@@ -207,7 +214,7 @@ def start_from(
     """
     found = read_trained(source, type(generator), (), "model.init_from")
     fields = {field.name for field in dataclasses.fields(found.config)} - _NOT_OF_WEIGHTS - set(free) | set(bound)
-    check_shape(generator.config, found.config, f"model.init_from {source}", fields)
+    check_shape(generator.config, found.config, f"model.init_from {source}", fields, free)
     state, fresh = found.state, generator.state_dict()
     if found.config.label_space != generator.label_space:
         state = {name: weight for name, weight in state.items() if not re.search(label_weights, name)}
@@ -244,19 +251,38 @@ def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
     return {name: weight.float() for name, weight in load_file(path).items()}
 
 
-def check_shape(mine: ModelConfig, other: ModelConfig, source: str, fields: Collection[str]) -> None:
-    """Refuse a source whose config differs in one of these fields.
+def check_shape(
+    mine: ModelConfig, other: ModelConfig, source: str, fields: Collection[str], free: Collection[str] = ()
+) -> None:
+    """Refuse a source whose config differs in one of these fields; a part is compared field by field.
+
+    Args:
+        mine: The config of a run.
+        other: That of the source.
+        source: What errors call it.
+        fields: Names of fields.
+        free: Fields of parts that may differ, such as ``unet.dropout``.
 
     Raises:
         ValueError: Naming each, and both values.
     """
-    names = [field.name for field in dataclasses.fields(mine) if field.name in fields]
-    pairs = {name: (getattr(mine, name), getattr(other, name)) for name in names}
+    ours, theirs = _leaves(mine), _leaves(other)
+    compared = [name for name in ours | theirs if name.partition(".")[0] in fields and name not in free]
+    pairs = {name: (ours.get(name), theirs.get(name)) for name in compared}
     if differ := [f"{name} is {a!r} here and {b!r} there" for name, (a, b) in pairs.items() if a != b]:
         raise ValueError(
             f"{source} has another shape than model.config: {'; '.join(differ)}. Set model.config to what is there, or "
             "start from another model"
         )
+
+
+def _leaves(config: Config, prefix: str = "") -> dict[str, object]:
+    """Values of a config and of its parts, those of a part as ``unet.hidden``."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        found |= _leaves(value, f"{name}.") if isinstance(value, Config) else {name: value}
+    return found
 
 
 def loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -268,8 +294,7 @@ def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> ModelConfi
     """The config among hyper-parameters, where LightningCLI keeps a dictionary; None if it is another family's."""
     config = settings.get("config")
     if isinstance(config, dict):
-        try:
-            return kind.config_class(**config)
-        except TypeError:
-            return None
+        names = {field.name for field in dataclasses.fields(kind.config_class)}
+        own = set(kind.config_class.relocate(config)) <= names
+        return kind.config_class.from_dict(config) if own else None
     return config if isinstance(config, kind.config_class) else None

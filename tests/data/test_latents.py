@@ -22,7 +22,7 @@ def data(table, tmp_path):
 
 
 def open_store(autoencoder, data, variants=1):
-    return LatentStore.open(autoencoder, data, latent_shape=(4, 8, 8), variants=variants, device=CPU)
+    return LatentStore(autoencoder, data, latent_shape=(4, 8, 8), variants=variants, device=CPU)
 
 
 def encoded(autoencoder, data, epoch=None):
@@ -60,20 +60,20 @@ def test_statistics_are_those_of_the_drawn_latents(autoencoder, data, monkeypatc
 def test_a_second_run_reads_what_the_first_one_encoded(autoencoder, data, monkeypatch):
     first = open_store(autoencoder, data)
     monkeypatch.setattr(latents, "_encode", lambda *args: pytest.fail("encoded again"))
-    assert np.array_equal(open_store(autoencoder, data)._cache.array, first._cache.array)
+    assert np.array_equal(open_store(autoencoder, data).encoded.array, first.encoded.array)
 
 
 def test_other_weights_are_encoded_anew(autoencoder, data):
     first = open_store(autoencoder, data)
     with torch.no_grad():
         next(autoencoder.parameters()).mul_(1.01)
-    assert not np.array_equal(open_store(autoencoder, data)._cache.array, first._cache.array)
+    assert not np.array_equal(open_store(autoencoder, data).encoded.array, first.encoded.array)
 
 
 def test_other_data_are_encoded_anew(autoencoder, data, table, tmp_path):
     first = open_store(autoencoder, data)
     other = data_module(table, cache_folder=str(tmp_path / "cache"), intensity_window=(0, 200))
-    assert not np.array_equal(open_store(autoencoder, other)._cache.array, first._cache.array)
+    assert not np.array_equal(open_store(autoencoder, other).encoded.array, first.encoded.array)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_epochs_take_the_augmented_variants_in_turn(autoencoder, table, tmp_path
 
 
 def test_a_vector_quantised_latent_is_kept_as_it_is(data):
-    autoencoder = generator(autoencoder="vq").autoencoder
+    autoencoder = generator(autoencoder={"kind": "vq"}).autoencoder
     store = open_store(autoencoder, data)
     batch = data.dataset("train").__getitems__([3, 4])
     with torch.no_grad():

@@ -27,7 +27,7 @@ class LabelNetwork:
 def test_every_objective_gives_the_same_estimate_for_a_perfect_network(objective: str) -> None:
     x_0, eps = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     answer = {"eps": eps, "x_0": x_0, "v": SCHEDULE.velocity(x_0, eps, T)}[objective]
-    denoise = NetworkDenoiser(lambda x_t, t, _: answer, SCHEDULE, objective=objective)  # type: ignore[arg-type]
+    denoise = NetworkDenoiser(lambda x_t, t, _: answer, SCHEDULE, prediction_type=objective)  # type: ignore[arg-type]
     estimate = denoise(SCHEDULE.add_noise(x_0, eps, T), T)
     torch.testing.assert_close(estimate.x_0, x_0, atol=1e-4, rtol=0)
     torch.testing.assert_close(estimate.eps, eps, atol=1e-4, rtol=0)
@@ -53,8 +53,8 @@ def test_wrong_number_of_channels_is_refused() -> None:
 
 
 def test_unknown_objective_is_refused() -> None:
-    with pytest.raises(ValueError, match="objective is 'score'; use one of 'eps'"):
-        NetworkDenoiser(lambda x_t, t, _: x_t, SCHEDULE, objective="score")(X, T)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="prediction_type is 'score'; use one of 'eps'"):
+        NetworkDenoiser(lambda x_t, t, _: x_t, SCHEDULE, prediction_type="score")(X, T)  # type: ignore[arg-type]
 
 
 def test_self_conditioning_gives_the_network_its_last_estimate() -> None:

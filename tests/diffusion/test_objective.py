@@ -21,7 +21,7 @@ def batch() -> tuple[Tensor, Tensor]:
 def test_a_perfect_prediction_costs_nothing(batch: tuple[Tensor, Tensor], objective: str, distance: str) -> None:
     x_0, eps = batch
     answer = {"eps": eps, "x_0": x_0, "v": SCHEDULE.velocity(x_0, eps, T)}[objective]
-    loss = diffusion_loss(lambda *_: [answer], x_0, T, eps, SCHEDULE, objective=objective, distance=distance)
+    loss = diffusion_loss(lambda *_: [answer], x_0, T, eps, SCHEDULE, prediction_type=objective, distance=distance)
     assert loss.total == 0
 
 

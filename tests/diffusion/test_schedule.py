@@ -62,7 +62,7 @@ def test_impossible_number_of_steps_is_refused(schedule: NoiseSchedule, steps: i
     ("arguments", "message"),
     [
         ({"timesteps": 0}, "timesteps is 0"),
-        ({"strategy": "sqrt"}, "strategy is 'sqrt'; use one of 'linear'"),
+        ({"shape": "sqrt"}, "shape is 'sqrt'; use one of 'linear'"),
         ({"beta_end": 1.5}, "beta_end 1.5"),
     ],
 )

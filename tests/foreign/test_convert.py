@@ -18,6 +18,7 @@ from medgen.foreign.pickles import UnsafeFileError
 from medgen.generator import Generator
 from medgen.loading import from_pretrained
 from tests.parity.conftest import Case, cases, published_keys
+from tests.tiny import changed
 
 CHECKPOINTS = pytest.mark.parametrize("case", cases("medfusion_ckpt"))
 
@@ -101,7 +102,9 @@ def test_an_autoencoder_alone_points_to_the_diffusion_checkpoint(case: Case) -> 
         ({"estimator_objective": "score"}, "predicts 'score'"),
         ({"noise_estimator_kwargs": None}, "no noise_estimator_kwargs"),
         ({"noise_estimator_kwargs.hid_chs": [16, 16, 16]}, "unet is not of the shape"),
-        ({"noise_estimator_kwargs.act_name": "ReLU"}, "noise estimator has activation ReLU"),
+        ({"noise_estimator_kwargs.out_ch": 7}, "noise estimator makes 7 channels of"),
+        ({"noise_estimator_kwargs.spatial_dims": 3}, "unet.spatial_dims is 3"),
+        ({"noise_estimator_kwargs.strides": [1, 2]}, "strides has 2 entries"),
         ({"noise_scheduler_kwargs.schedule_strategy": "cosine"}, "noise schedule is not the cosine one"),
     ],
 )
@@ -176,7 +179,12 @@ def test_the_published_layout_converts_at_full_size(published: dict, variant: st
     settings = {"noise_estimator_kwargs": unet, "noise_scheduler_kwargs": schedule, "estimator_objective": "x_T"}
     torch.save({"state_dict": state, "hyper_parameters": settings}, tmp_path / "last.ckpt")
     config, converted, _ = convert_checkpoint(tmp_path / "last.ckpt")
-    assert config == MedfusionConfig(latent_channels=channels, label_kind="single", label_names=config.label_names)
+    assert config == changed(
+        MedfusionConfig(),
+        autoencoder={"latent_channels": channels},
+        label_kind="single",
+        label_names=config.label_names,
+    )
     sizes = {"unet": 0, "autoencoder": 0, "latent_mean": 0, "latent_std": 0}
     for name, weight in converted.items():
         sizes[name.split(".")[0]] += weight.numel()

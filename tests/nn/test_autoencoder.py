@@ -6,7 +6,7 @@ from medgen.nn.blocks import BlockStyle
 from medgen.nn.patch_discriminator import unit_discriminator
 from tests.nn.test_blocks import randomised
 
-SMALL = {"in_channels": 1, "latent_channels": 2, "hidden": (8, 16, 16), "strides": (1, 2, 2)}
+SMALL = {"latent_channels": 2, "num_codes": 4, "hidden": (8, 16, 16), "strides": (1, 2, 2)}
 OPTIONS = {
     "plain": {"residual": False},
     "instance_norm": {"norm": "instance"},
@@ -22,7 +22,7 @@ OPTIONS = {
     "kernels_per_level": {"kernel_sizes": (5, 3, 3)},
     "stride_3": {"strides": (1, 3, 2)},
     "stem_stride": {"strides": (2, 3, 2)},
-    "rgb_to_grey": {"in_channels": 3, "out_channels": 1},
+    "rgb_to_grey": {},
     "volume": {"spatial_dims": 3},
     "thick_slices": {"spatial_dims": 3, "kernel_sizes": ((1, 3, 3), 3, 3), "strides": (1, (1, 2, 2), 2)},
     "volume_attention": {"spatial_dims": 3, "attention": "spatial"},
@@ -33,7 +33,7 @@ def build(name):
     torch.manual_seed(0)
     config = AutoencoderConfig(**SMALL | OPTIONS[name])
     side = 12 if config.spatial_dims == 2 else 4
-    x = torch.randn(2, config.in_channels, *[side] * config.spatial_dims)
+    x = torch.randn(2, 3 if name == "rgb_to_grey" else 1, *[side] * config.spatial_dims)
     return config, x
 
 
@@ -41,7 +41,7 @@ def build(name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_returns_to_the_size_of_the_image_and_trains_every_parameter(name):
     config, x = build(name)
-    autoencoder = randomised(KLAutoencoder(config))
+    autoencoder = randomised(KLAutoencoder(config, x.shape[1], out_channels=1))
     mean, logvar = autoencoder.encode_moments(x)
     images = autoencoder.decode_multiscale(mean + logvar)
     assert mean.shape[:2] == logvar.shape[:2] == (2, 2)
@@ -55,7 +55,7 @@ def test_every_option_returns_to_the_size_of_the_image_and_trains_every_paramete
 @pytest.mark.parametrize(("name", "sizes"), [("all_heads", [12, 6, 3]), ("stride_3", [12, 4])])
 def test_each_head_has_the_resolution_of_its_level(name, sizes):
     config, x = build(name)
-    autoencoder = KLAutoencoder(config)
+    autoencoder = KLAutoencoder(config, 1)
     images = autoencoder.decode_multiscale(autoencoder.encode_moments(x)[0])
     assert [image.shape[-1] for image in images] == sizes
 
@@ -63,14 +63,14 @@ def test_each_head_has_the_resolution_of_its_level(name, sizes):
 @pytest.mark.parametrize("name", ["all_heads", "volume"])
 def test_quantised_autoencoder_trains_every_parameter(name):
     config, x = build(name)
-    autoencoder = randomised(VQAutoencoder(config, num_codes=4))
+    autoencoder = randomised(VQAutoencoder(config, 1))
     images, quantized = autoencoder.decode_multiscale(autoencoder.encode(x))
     (quantized.loss + sum((image**2).sum() for image in images)).backward()
     assert [n for n, p in autoencoder.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
 def test_zero_noise_encodes_to_the_mean_and_noise_is_scaled_by_the_deviation():
-    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL)))
+    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL), 1))
     x = torch.randn(1, 1, 8, 8)
     mean, logvar = autoencoder.encode_moments(x)
     noise = torch.randn_like(mean)
@@ -79,7 +79,7 @@ def test_zero_noise_encodes_to_the_mean_and_noise_is_scaled_by_the_deviation():
 
 
 def test_log_variance_is_clamped():
-    autoencoder = KLAutoencoder(AutoencoderConfig(**SMALL))
+    autoencoder = KLAutoencoder(AutoencoderConfig(**SMALL), 1)
     autoencoder.to_moments[1].weight.data.mul_(1e6)
     _, logvar = autoencoder.encode_moments(torch.randn(1, 1, 16, 16))
     assert logvar.min() == -30
@@ -87,13 +87,13 @@ def test_log_variance_is_clamped():
 
 
 def test_decode_is_the_first_of_all_resolutions():
-    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL)))
+    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL), 1))
     z = torch.randn(1, 2, 4, 4)
     assert torch.equal(autoencoder.decode(z), autoencoder.decode_multiscale(z)[0])
 
 
 def test_quantised_decoding_sees_codes_only():
-    autoencoder = randomised(VQAutoencoder(AutoencoderConfig(**SMALL), num_codes=4))
+    autoencoder = randomised(VQAutoencoder(AutoencoderConfig(**SMALL), 1))
     z = torch.randn(1, 2, 4, 4)
     torch.testing.assert_close(autoencoder.decode(z), autoencoder.decode(autoencoder.quantize(z).latent))
 
@@ -111,7 +111,7 @@ def test_discriminator_gives_one_logit_per_patch(spatial_dims):
 
 
 def test_channels_last_and_autocast_agree_with_float32():
-    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL, attention="linear"))).eval()
+    autoencoder = randomised(KLAutoencoder(AutoencoderConfig(**SMALL, attention="linear"), 1)).eval()
     x = torch.randn(2, 1, 16, 16)
     expected = autoencoder.decode(autoencoder.encode_moments(x)[0])
     autoencoder.to(memory_format=torch.channels_last)

@@ -3,9 +3,10 @@ import torch
 
 from medgen.nn.attention import FeedForward, MultiHeadAttention, SpatialTransformer, attention
 from medgen.nn.blocks import BlockStyle, ConvBlock, Downsample, Upsample, make_levels
+from medgen.nn.unet import UNetConfig
 
 GROUPS = ("group", {"num_groups": 4})
-STYLE = BlockStyle(norm=GROUPS, embedding_dim=6)
+STYLE = UNetConfig(norm=GROUPS, embedding_dim=6)
 ATTENTION = {
     "linear": lambda: MultiHeadAttention(2, 16, norm=GROUPS, embedding_dim=6),
     "spatial": lambda: SpatialTransformer(2, 16, norm=GROUPS, embedding_dim=6),
@@ -33,7 +34,7 @@ def test_residual_block_adds_the_embedding_after_its_first_unit():
 
 
 def test_plain_block_adds_the_embedding_after_both_units():
-    block = randomised(ConvBlock(4, 8, BlockStyle(norm=GROUPS, residual=False, embedding_dim=6)))
+    block = randomised(ConvBlock(4, 8, UNetConfig(norm=GROUPS, residual=False, embedding_dim=6)))
     x, embedding = torch.randn(2, 4, 4, 4), torch.randn(2, 6)
     shift = block.project_embedding(embedding)[:, :, None, None]
     torch.testing.assert_close(block(x, embedding), block.second(block.first(x) + shift) + shift)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from medgen.labels import LabelSpace
 from medgen.nn import inference
 from medgen.nn.autoencoder import AutoencoderConfig, Decoder
 from medgen.nn.blocks import BlockStyle, Upsample
@@ -25,7 +26,7 @@ GROUPS = ("group", {"num_groups": 4})
 
 
 def network():
-    return nudge(UNet(UNetConfig(in_channels=4, hidden=(8, 8, 16), strides=(1, 2, 2), embedding_dim=16, norm=GROUPS)))
+    return nudge(UNet(UNetConfig(hidden=(8, 8, 16), strides=(1, 2, 2), embedding_dim=16, norm=GROUPS), 4))
 
 
 def inputs(batch=2):
@@ -45,19 +46,21 @@ def no_gradients():
     [
         {},
         {"attention": "spatial", "strides": (1, 2, 1)},
-        {"attention": "linear", "label_kind": "multi", "num_labels": 3},
+        {"attention": "linear", "kind": "multi"},
         {"learned_resampling": False, "norm": "batch"},
         {"strides": ((1, 1), (1, 2), (2, 1)), "norm": "instance", "kernel_sizes": (3, 3, 5)},
-        {"residual": False, "label_kind": "single", "num_labels": 3},
+        {"residual": False, "kind": "single"},
     ],
     ids=lambda options: "-".join(options) or "default",
 )
 def test_a_prepared_unet_is_the_network_itself_up_to_rounding(kind, options, no_gradients):
     torch.manual_seed(0)
     settings = {"hidden": (8, 8, 16), "strides": (1, 2, 2), "norm": GROUPS} | options
-    unet = nudge(kind(UNetConfig(in_channels=4, embedding_dim=16, **settings))).eval()
+    told = settings.pop("kind", None)
+    labels = LabelSpace(told, ("a", "b", "c")) if told else LabelSpace()
+    unet = nudge(kind(UNetConfig(embedding_dim=16, **settings), 4, label_space=labels)).eval()
     label = {"multi": torch.tensor([[0.0, 1, 1], [1, 0, torch.nan]]), "single": torch.tensor([2, -1])}
-    x = torch.randn(2, 4, 16, 24), torch.tensor([3, 500]), label.get(options.get("label_kind"))
+    x = torch.randn(2, 4, 16, 24), torch.tensor([3, 500]), label.get(told)
     expected = unet(*x)
     prepared = for_inference(unet)
     assert isinstance(prepared, PreparedNetwork)
@@ -69,7 +72,7 @@ def test_a_prepared_unet_is_the_network_itself_up_to_rounding(kind, options, no_
 
 
 def test_volumes_go_through_as_well(no_gradients):
-    decoder = Decoder(AutoencoderConfig(spatial_dims=3, latent_channels=2, hidden=(8, 8), strides=(1, 2)))
+    decoder = Decoder(AutoencoderConfig(spatial_dims=3, latent_channels=2, hidden=(8, 8), strides=(1, 2)), 3)
     z = torch.randn(1, 2, 4, 4, 4)
     nudge(decoder).eval()
     torch.testing.assert_close(for_inference(decoder)(z), decoder(z), rtol=1e-5, atol=1e-5)

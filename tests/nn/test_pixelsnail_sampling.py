@@ -3,24 +3,34 @@ import itertools
 import pytest
 import torch
 
-from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape
+from medgen.labels import LabelSpace
+from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from medgen.nn.pixelsnail_sampling import Choice, IncrementalPixelSNAIL, draw_codes
 
+LABELS = {
+    "none": LabelSpace(),
+    "single": LabelSpace("single", ("a", "b", "c")),
+    "multi": LabelSpace("multi", ("a", "b")),
+}
 
-def prior(**changes):
+
+def prior(size=(6, 8), kind="none", **changes):
     shape = {
-        "size": (6, 8),
-        "num_codes": 11,
-        "channels": 16,
+        "hidden_channels": 16,
         "blocks": 2,
         "residual_blocks": 2,
         "residual_channels": 8,
         "condition_channels": 8,
-        "condition_codes": 7,
         "label_dim": 5,
     }
     torch.manual_seed(0)
-    network = PixelSNAIL(PixelSNAILShape(**(shape | changes))).eval()
+    network = PixelSNAIL(
+        PixelSNAILConfig(**(shape | changes)),
+        size=size,
+        num_codes=11,
+        condition_codes=7 if "condition_blocks" in changes else None,
+        label_space=LABELS[kind],
+    ).eval()
     for parameter in network.parameters():  # biases start at zero, which would hide where they are not added
         parameter.data += 0.2 * torch.randn_like(parameter)
     return network
@@ -30,7 +40,7 @@ OPTIONS = list(
     itertools.product(
         [{"attention": True}, {"attention": False}],
         [{}, {"condition_blocks": 0}, {"condition_blocks": 2}],
-        [{}, {"label_kind": "single", "num_labels": 3}, {"label_kind": "multi", "num_labels": 2}],
+        [{}, {"kind": "single"}, {"kind": "multi"}],
         [{}, {"size": (4, 4), "kernel_size": 3, "output_blocks": 1}, {"size": (8, 4), "kernel_size": 7}],
     )
 )
@@ -43,14 +53,14 @@ OPTIONS = list(
 def test_logits_at_every_pixel_are_those_of_the_full_pass(options, batch):
     changes = {key: value for part in options for key, value in part.items()}
     network = prior(**changes)
-    height, width = network.shape.size
+    height, width = network.size
     codes = torch.randint(11, (batch, height, width))
     condition = torch.randint(7, (batch, height // 2, width // 2)) if "condition_blocks" in changes else None
     label = {
         "none": None,
         "single": torch.tensor([1, 2, -1])[:batch],
         "multi": torch.tensor([[1.0, 0.0], [torch.nan, 1.0], [0.0, 0.0]])[:batch],
-    }[network.shape.label_kind]
+    }[changes.get("kind", "none")]
     full = network(codes, condition, label)
     machine = IncrementalPixelSNAIL(network, batch, condition, label)
     for row, column in itertools.product(range(height), range(width)):

@@ -3,17 +3,15 @@ import math
 import pytest
 import torch
 
+from medgen.labels import LabelSpace
 from medgen.nn.unet import AdditiveUNet, UNet, UNetConfig
 from tests.nn.test_blocks import randomised
 
 SMALL = {
-    "in_channels": 2,
     "hidden": (8, 8, 16),
     "strides": (1, 2, 2),
     "norm": ("group", {"num_groups": 4}),
     "embedding_dim": 16,
-    "label_kind": "single",
-    "num_labels": 3,
 }
 OPTIONS = {
     "published": {},
@@ -36,10 +34,11 @@ OPTIONS = {
     "volume": {"spatial_dims": 3},
     "thick_slices": {"spatial_dims": 3, "kernel_sizes": ((1, 3, 3), 3, 3), "strides": (1, (1, 2, 2), (1, 2, 2))},
     "volume_attention": {"spatial_dims": 3, "attention": "spatial"},
-    "findings": {"label_kind": "multi"},
-    "values": {"label_kind": "continuous"},
-    "unconditional": {"label_kind": "none", "num_labels": 0},
+    "findings": {},
+    "values": {},
+    "unconditional": {},
 }
+KINDS = {"findings": "multi", "values": "continuous", "unconditional": "none"}
 
 
 def build(cls, name):
@@ -47,8 +46,10 @@ def build(cls, name):
     config = UNetConfig(**SMALL | OPTIONS[name])
     side = 18 if 3 in config.strides else {2: 8, 3: 4}[config.spatial_dims]
     x = torch.randn(2, 2, *[side] * config.spatial_dims)
-    label = {"none": None, "single": torch.tensor([0, 2])}.get(config.label_kind, torch.rand(2, 3))
-    return randomised(cls(config)), x, torch.tensor([3, 700]), label
+    kind = KINDS.get(name, "single")
+    labels = LabelSpace(kind, () if kind == "none" else ("a", "b", "c"))
+    label = {"none": None, "single": torch.tensor([0, 2])}.get(kind, torch.rand(2, 3))
+    return randomised(cls(config, 2, label_space=labels)), x, torch.tensor([3, 700]), label
 
 
 @pytest.fixture
@@ -125,13 +126,13 @@ def test_latent_that_cannot_be_halved_names_the_sizes_that_can(unet):
 
 
 def test_config_that_contradicts_itself_is_refused():
-    with pytest.raises(ValueError, match="label_kind 'single' does not go with num_labels 0"):
-        UNetConfig(label_kind="single")
+    with pytest.raises(ValueError, match=r"hidden .* has one entry; a UNet needs a stem and at least one level"):
+        UNetConfig(hidden=(32,), strides=(1,))
 
 
 def test_number_of_heads_beyond_the_levels_is_refused():
     with pytest.raises(ValueError, match="extra_heads 2 is out of range; these levels allow 0-1"):
-        UNet(UNetConfig(**SMALL, extra_heads=2))
+        UNet(UNetConfig(**SMALL, extra_heads=2), 2)
 
 
 @pytest.mark.parametrize("name", ["published", "spatial", "findings"])

@@ -21,7 +21,7 @@ def pixel_loss(kwargs: dict[str, Any]) -> str:
 
 def build_schedule(kwargs: dict[str, Any]) -> NoiseSchedule:
     """The schedule for the arguments of the official GaussianNoiseScheduler; the defaults of both are the same."""
-    return NoiseSchedule(**{{"schedule_strategy": "strategy"}.get(key, key): value for key, value in kwargs.items()})
+    return NoiseSchedule(**{{"schedule_strategy": "shape"}.get(key, key): value for key, value in kwargs.items()})
 
 
 def load_unet(case: Case) -> UNet:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medgen.families.medfusion.convert import build_autoencoder, build_unet, load_weights
+from medgen.labels import LabelSpace
 from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder
 from medgen.nn.unet import UNet, UNetConfig
 from tests.parity.conftest import published_keys
@@ -66,8 +67,8 @@ def test_defaults_are_the_published_size(published):
     entry = published["variants"]["diffusion_pipeline_chest_emb8"]
     with torch.device("meta"):
         networks = {
-            "noise_estimator": UNet(UNetConfig(label_kind="single", num_labels=2)),
-            "latent_embedder": KLAutoencoder(AutoencoderConfig()),
+            "noise_estimator": UNet(UNetConfig(), 8, label_space=LabelSpace("single", ("a", "b"))),
+            "latent_embedder": KLAutoencoder(AutoencoderConfig(), 3),
         }
     for name, network in networks.items():
         assert sum(prod(p.shape) for p in network.parameters()) == entry[SIZES[name]]

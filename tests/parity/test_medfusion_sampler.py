@@ -50,7 +50,7 @@ def run(case: Case, name: str, call: dict[str, Any]) -> tuple[Tensor, Recorder]:
         NetworkDenoiser(
             guided(unet, label, weight=call.get("guidance_scale", 1.0), negative=negative),
             schedule,
-            objective=OBJECTIVES[pipeline["estimator_objective"]],
+            prediction_type=OBJECTIVES[pipeline["estimator_objective"]],
             clip=pipeline["clip_x0"],
             self_conditioning=pipeline["use_self_conditioning"],
         )

@@ -35,7 +35,7 @@ def train_step(case: Case, unet: UNet, call: dict[str, Any]) -> DiffusionLoss:
     step = partial(diffusion_loss, network, clean_input(case), case.inputs["t"], case.inputs["x_T"])
     return step(
         build_schedule(case.meta["constructor"]["noise_scheduler_kwargs"]),
-        objective=OBJECTIVES[pipeline["estimator_objective"]],
+        prediction_type=OBJECTIVES[pipeline["estimator_objective"]],
         distance=pixel_loss(pipeline),
         clip=pipeline["clip_x0"],
         self_conditioning=pipeline["use_self_conditioning"],

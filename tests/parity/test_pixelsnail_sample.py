@@ -15,7 +15,7 @@ def test_codes_are_those_of_the_official_loop(case: Case) -> None:
     without_sample = Case(PARITY / f"{case.path.stem.replace('_sample', '')}.json")
     prior = load_official("pixelsnail", without_sample.weights, case.kwargs)
     for call, temperature in case.meta["temperature"].items():
-        uniform = case.inputs[f"uniform_{call}"].T.unflatten(1, prior.shape.size)
+        uniform = case.inputs[f"uniform_{call}"].T.unflatten(1, prior.size)
         condition = case.inputs.get("condition")
         codes = draw_codes(prior, uniform, condition=condition, choice=Choice(temperature))
         assert torch.equal(codes, case.outputs[f"{call}/codes"])

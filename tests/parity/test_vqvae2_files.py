@@ -50,7 +50,7 @@ def test_a_converted_checkpoint_has_the_official_outputs(case: Case, tmp_path: P
     generator = from_pretrained(folder)
     assert isinstance(generator, VQVAE2Generator)
     assert (generator.config.image_size, generator.config.label_kind) == ((256, 256), "none")
-    assert (generator.config.top_attention, generator.config.bottom_attention) == (True, False)
+    assert (generator.config.top.attention, generator.config.bottom.attention) == (True, False)
     codes = case.inputs["code_top"], case.inputs["code_bottom"]
     logits = {"top": generator.top(codes[0]), "bottom": generator.bottom(codes[1], codes[0])}
     for name in case.outputs:

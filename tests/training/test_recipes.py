@@ -385,7 +385,9 @@ def test_data_that_the_config_does_not_describe_is_refused_in_one_line(recipe, d
 @pytest.mark.parametrize("stage", [DIFFUSION])
 def test_arguments_that_a_module_refuses_are_refused_in_one_line(recipe, capsys):
     assert main(["fit", "--config", str(recipe("run", label_dropout=2.0))]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "medgen fit: label_dropout is 2.0; it is a chance from 0 to 1"
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "medgen fit: label_dropout is 2.0; it is a probability from 0 to 1"
+    )
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from medgen.families.family import Component
+from medgen.labels import LabelSpace
 from medgen.nn.autoencoder import AutoencoderConfig, KLAutoencoder, VQAutoencoder
 from medgen.nn.blocks import BlockStyle
 from medgen.nn.layers import LayerSpec
@@ -92,11 +93,11 @@ def autoencoder_config(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -
     """The shape of the autoencoder that the arguments of an official VAE ("kl") or VQVAE ("vq") describe."""
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
     return AutoencoderConfig(
-        in_channels=arguments.get("in_channels", 3),
-        out_channels=arguments.get("out_channels", 3),
+        kind=kind,
         latent_channels=arguments.get("emb_channels", 4),
+        num_codes=arguments.get("num_embeddings", 8192),
         hidden=hidden,
-        kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
+        kernel_sizes=_kernel_sizes(arguments, len(hidden)),
         strides=_per_level(arguments.get("strides"), len(hidden), 2, first=1),
         attention=_attention(arguments),
         extra_heads=_extra_heads(arguments.get("deep_supervision", False), len(hidden) - 1),
@@ -111,9 +112,10 @@ def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") ->
         ValueError: If an argument has a value that cannot be built.
     """
     config = autoencoder_config(arguments, kind)
+    channels, out_channels = arguments.get("in_channels", 3), arguments.get("out_channels", 3)
     if kind == "kl":
-        return KLAutoencoder(config)
-    return VQAutoencoder(config, arguments.get("num_embeddings", 8192), arguments.get("beta", 0.25))
+        return KLAutoencoder(config, channels, out_channels)
+    return VQAutoencoder(config, channels, out_channels, beta=arguments.get("beta", 0.25))
 
 
 def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> nn.ModuleList:
@@ -140,8 +142,6 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
     """
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_UNET))
     time = arguments.get("time_embedder_kwargs") or {}
-    label = arguments.get("cond_embedder_kwargs") or {}
-    has_label = arguments.get("cond_embedder", "LabelEmbedder") is not None
     if arguments.get("time_embedder", "TimeEmbbeding") is None:
         raise ValueError("time_embedder is None; a noise estimator without time cannot be built")
     waves = dict(time.get("pos_embedder_kwargs") or {})
@@ -150,10 +150,8 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
         raise ValueError(f"time_embedder_kwargs has {sorted(unknown)}; only emb_dim can be chosen, for both parts")
     embedding_dim = time.get("emb_dim", 64)
     return UNetConfig(
-        in_channels=arguments.get("in_ch", 1),
-        out_channels=arguments.get("out_ch", 1),
         hidden=hidden,
-        kernel_sizes=_per_level(arguments.get("kernel_sizes"), len(hidden), 3),
+        kernel_sizes=_kernel_sizes(arguments, len(hidden)),
         strides=_per_level(arguments.get("strides"), len(hidden), 2, first=1),
         attention=_attention(arguments),
         blocks_per_level=arguments.get("num_res_blocks", 2),
@@ -161,9 +159,7 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
             arguments.get("deep_supervision", True), len(hidden) - (2 if kind == "concatenated" else 1)
         ),
         embedding_dim=embedding_dim,
-        wave_dim=waves.get("emb_dim"),
-        label_kind="single" if has_label else "none",
-        num_labels=label.get("num_classes", 2) if has_label else 0,
+        wave_dim=None if waves.get("emb_dim") == embedding_dim // 4 else waves.get("emb_dim"),
         learned_variance=arguments.get("estimate_variance", False),
         self_conditioning=arguments.get("use_self_conditioning", False),
         **_style(arguments, spatial_dims=3, groups=32),
@@ -176,8 +172,21 @@ def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] =
     Raises:
         ValueError: If an argument has a value that cannot be built.
     """
-    config = unet_config(arguments, kind)
-    return UNet(config) if kind == "concatenated" else AdditiveUNet(config)
+    network = UNet if kind == "concatenated" else AdditiveUNet
+    return network(unet_config(arguments, kind), *unet_channels(arguments), unet_label_space(arguments))
+
+
+def unet_channels(arguments: Arguments) -> tuple[int, int]:
+    """Channels of the input and of the estimate of an official UNet."""
+    return arguments.get("in_ch", 1), arguments.get("out_ch", 1)
+
+
+def unet_label_space(arguments: Arguments) -> LabelSpace:
+    """Labels of an official UNet; its classes have numbers only."""
+    if arguments.get("cond_embedder", "LabelEmbedder") is None:
+        return LabelSpace()
+    label = arguments.get("cond_embedder_kwargs") or {}
+    return LabelSpace("single", tuple(f"class {i}" for i in range(label.get("num_classes", 2))))
 
 
 def convert_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,9 +258,11 @@ def _style(arguments: Arguments, *, spatial_dims: int, groups: int) -> dict[str,
 
 def _layer(spec: str | tuple[str, Mapping[str, object]]) -> LayerSpec:
     if isinstance(spec, str):
-        return spec
-    name, options = spec  # a list where it comes from JSON
-    return name, dict(options)
+        return spec.lower()
+    name, options = spec[0].lower(), dict(spec[1])  # a list where it comes from JSON
+    if name == "group" and options.get("affine") is True:  # torch's default
+        del options["affine"]
+    return name, options
 
 
 def _attention(arguments: Arguments) -> Any:
@@ -259,11 +270,17 @@ def _attention(arguments: Arguments) -> Any:
     return kind if isinstance(kind, str) else tuple(kind)
 
 
-def _per_level(sizes: Sequence[Any] | None, levels: int, default: int, first: int | None = None) -> list[Any]:
+def _per_level(sizes: Sequence[Any] | None, levels: int, default: int, first: int | None = None) -> tuple[Any, ...]:
     """Sizes as tuples, or the official default for as many levels: `default` in all but, if given, the first."""
     if sizes is None:
-        return [default if first is None or i else first for i in range(levels)]
-    return [size if isinstance(size, int) else tuple(size) for size in sizes]
+        return tuple(default if first is None or i else first for i in range(levels))
+    return tuple(size if isinstance(size, int) else tuple(size) for size in sizes)
+
+
+def _kernel_sizes(arguments: Arguments, levels: int) -> Any:
+    """One size where all levels have it, or one per level."""
+    sizes = _per_level(arguments.get("kernel_sizes"), levels, 3)
+    return sizes[0] if isinstance(sizes[0], int) and len(set(sizes)) == 1 else sizes
 
 
 def _extra_heads(deep_supervision: bool | int, most: int) -> int:

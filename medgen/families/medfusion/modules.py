@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from medgen.data.base import Batch
 from medgen.data.latents import LatentStore
 from medgen.diffusion.objective import DiffusionLoss, Distance, diffusion_loss
-from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator, build_autoencoder
+from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.losses.adversarial import AdversarialKind
 from medgen.losses.autoencoder import AutoencoderLoss, PixelLoss, Reduction
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.perceptual import FeaturePerceptualLoss
-from medgen.nn.autoencoder import KLAutoencoder
+from medgen.nn.autoencoder import KLAutoencoder, make_autoencoder
 from medgen.nn.patch_discriminator import unit_discriminator
 from medgen.noise import stream_seed
 from medgen.training.adversarial import AdversarialModule
@@ -39,8 +39,9 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         latent_weight: Weight of the KL divergence, or of a ``vq`` autoencoder's codebook loss.
         adversarial: The discriminators' loss, or None to train without discriminators.
         adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
-        adversarial_start: Batches before the decoder hears the discriminators.
-        critic_lead: Batches that the discriminators learn alone before that; untrained ones mislead the decoder.
+        adversarial_start: Batches before the adversarial loss is added.
+        discriminator_warmup: Batches before that in which the discriminators are trained already; untrained ones
+            mislead the decoder.
         discriminator_channels: Width of each of their layers; all but the first halve the size.
         reduction: ``sum`` (published for ``kl``) or ``mean`` (published for ``vq``), see `AutoencoderLoss`.
         lr: Learning rate of both Adam optimisers.
@@ -55,6 +56,8 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
     and 1e-6 with discriminators).
     """
 
+    renamed_arguments: ClassVar = {"critic_lead": "discriminator_warmup"}
+
     def __init__(
         self,
         config: MedfusionConfig,
@@ -68,7 +71,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         adversarial: AdversarialKind | None = "hinge",
         adversarial_weight: float = 1.0,
         adversarial_start: int = 0,
-        critic_lead: int = 0,
+        discriminator_warmup: int = 0,
         discriminator_channels: tuple[int, ...] = (64, 128, 256, 512),
         reduction: Reduction = "sum",
         lr: float = 1e-4,
@@ -81,8 +84,8 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         super().__init__(seed, accumulate_batches, clip_norm)
         self.save_hyperparameters()
         self.config = config
-        self.autoencoder = build_autoencoder(config)
-        heads = config.autoencoder_extra_heads + 1 if adversarial else 0
+        self.autoencoder = make_autoencoder(config.autoencoder, config.channels)
+        heads = config.autoencoder.extra_heads + 1 if adversarial else 0
         strides = (1, *[2] * (len(discriminator_channels) - 1))
         self.discriminators = nn.ModuleList(
             unit_discriminator(config.channels, hidden=discriminator_channels, strides=strides) for _ in range(heads)
@@ -129,7 +132,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         self.log("train/loss", loss.total.detach(), prog_bar=True)
         self.log("train/latent", latent_loss.detach())
         self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        if critic is not None and until_joined <= self.hparams["critic_lead"]:
+        if critic is not None and until_joined <= self.hparams["discriminator_warmup"]:
             with self.toggled_optimizer(critic):
                 game = self.loss.discriminator_loss(outputs, x, self.discriminators)
                 self.descend(critic, game.total)
@@ -161,7 +164,7 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
             differ, the shape may not.
         latent_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
         distance: Distance of the prediction from its target.
-        label_dropout: Chance per image of being trained without its label, for classifier-free guidance.
+        label_dropout: Probability per image of being trained without its label, for classifier-free guidance.
         lr: Learning rate of AdamW.
         weight_decay: Its weight decay.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
@@ -199,23 +202,30 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
         if (autoencoder is None) == (init_from is None):
             raise ValueError(f"give either autoencoder ({autoencoder!r}) or init_from ({init_from!r}), and not both")
         if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is {label_dropout}; it is a chance from 0 to 1")
+            raise ValueError(f"label_dropout is {label_dropout}; it is a probability from 0 to 1")
         self.save_hyperparameters()
         self.generator.autoencoder.requires_grad_(requires_grad=False)
 
     def load_start(self) -> None:
         """The autoencoder, or a whole model."""
         if self.hparams["init_from"] is not None:
-            start_from(self.generator, self.hparams["init_from"], label_weights=r"^unet\.embed_label\.")
+            start_from(self.generator, self.hparams["init_from"], label_weights=r"^unet\.embed_label\.", free=_DROPOUT)
         else:
             source = self.hparams["autoencoder"]
-            load_parts(self.generator, source, ["autoencoder"], "model.autoencoder", fields=_FIRST_STAGE)
+            load_parts(
+                self.generator,
+                source,
+                ["autoencoder"],
+                "model.autoencoder",
+                fields={"channels", "autoencoder"},
+                free=_DROPOUT,
+            )
 
     def on_fit_start(self) -> None:
         """Encode the training set, unless the cache has it, and measure the latents."""
         super().on_fit_start()
         generator = self.generator
-        self.latents = LatentStore.open(
+        self.latents = LatentStore(
             generator.autoencoder,
             self.datamodule,
             latent_shape=generator.config.latent_shape,
@@ -247,7 +257,7 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
         self._log_unseen("val", batch, batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
+        """The averaged model's loss on the test split."""
         self._log_unseen("test", batch, batch_idx)
 
     def _log_unseen(self, split: str, batch: Batch, batch_idx: int) -> None:
@@ -272,10 +282,10 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
             t,
             eps,
             generator.schedule,
-            objective=config.objective,
+            prediction_type=config.prediction_type,
             distance=self.hparams["distance"],
             clip=config.clip,
-            self_conditioning=config.self_conditioning,
+            self_conditioning=config.unet.self_conditioning,
         )
 
     def configure_optimizers(self) -> Any:
@@ -286,11 +296,4 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
         return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
-_FIRST_STAGE = (
-    "channels",
-    "autoencoder",
-    "latent_channels",
-    "num_codes",
-    "autoencoder_channels",
-    "autoencoder_strides",
-)
+_DROPOUT = ("autoencoder.dropout", "unet.dropout")

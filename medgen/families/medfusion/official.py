@@ -11,17 +11,23 @@ import torch
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
-from medgen.diffusion.schedule import NoiseSchedule
+from medgen.diffusion.denoiser import PredictionType
+from medgen.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from medgen.families.family import Converted
-from medgen.families.medfusion.convert import autoencoder_config, convert_weights, unet_config
-from medgen.families.medfusion.generator import MedfusionConfig, build_autoencoder, build_unet
+from medgen.families.medfusion.convert import (
+    autoencoder_config,
+    convert_weights,
+    unet_channels,
+    unet_config,
+    unet_label_space,
+)
+from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.lightning_files import LightningFile, lightning_content
-from medgen.nn.autoencoder import AutoencoderConfig
-from medgen.nn.layers import LayerSpec
-from medgen.nn.unet import UNetConfig
+from medgen.nn.autoencoder import make_autoencoder
+from medgen.nn.unet import UNet
 
-_OBJECTIVES = {"x_T": "eps", "x_0": "x_0"}
+_PREDICTION_TYPES: dict[str, PredictionType] = {"x_T": "eps", "x_0": "x_0"}
 _PARTS = ("noise_estimator.", "latent_embedder.")
 _AUTOENCODERS = ("inc_dec.", "vqvae.inc_dec.")
 """How weights of a checkpoint of the first stage begin."""
@@ -73,53 +79,57 @@ def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tupl
     if settings.get("do_input_centering"):
         raise CheckpointError("it was trained with do_input_centering, which MedfusionGenerator does not have")
 
-    unet = unet_config(_arguments(settings, "noise_estimator_kwargs"))
-    kind: Literal["kl", "vq"] = "vq" if "quantizer.embedder.weight" in embedder else "kl"
-    autoencoder = autoencoder_config(_autoencoder_arguments(embedder), kind)
+    arguments = _arguments(settings, "noise_estimator_kwargs")
+    labels, channels, out_channels = unet_label_space(arguments), *unet_channels(arguments)
+    first = _autoencoder_arguments(embedder)
     schedule = _arguments(settings, "noise_scheduler_kwargs")
     objective = settings.get("estimator_objective", "x_T")
-    if objective not in _OBJECTIVES:
-        raise CheckpointError(f"its noise estimator predicts {objective!r}; known are {', '.join(_OBJECTIVES)}")
-    _check_expressible("noise estimator", unet)
-    _check_expressible("autoencoder", autoencoder)
-
-    fields: dict[str, Any] = {
-        "image_size": image_size,
-        "channels": autoencoder.in_channels,
-        "label_kind": unet.label_kind,
-        "label_names": _names(label_names, unet.num_labels),
-        "autoencoder": kind,
-        "latent_channels": autoencoder.latent_channels,
-        "autoencoder_channels": tuple(autoencoder.hidden),
-        "autoencoder_strides": tuple(autoencoder.strides),
-        "autoencoder_groups": _groups(autoencoder.norm),
-        "autoencoder_extra_heads": autoencoder.extra_heads,
-        "unet_channels": tuple(unet.hidden),
-        "unet_strides": tuple(unet.strides),
-        "unet_groups": _groups(unet.norm),
-        "unet_blocks": unet.blocks_per_level,
-        "unet_attention": unet.attention,
-        "embedding_dim": unet.embedding_dim,
-        "unet_extra_heads": unet.extra_heads,
-        "learned_variance": unet.learned_variance,
-        "self_conditioning": unet.self_conditioning,
-        "objective": _OBJECTIVES[objective],
-        "clip": bool(settings.get("clip_x0")),
-        "timesteps": schedule.get("timesteps", 1000),
-        "schedule": schedule.get("schedule_strategy", "cosine"),
-        "beta_start": schedule.get("beta_start", 0.0001),
-        "beta_end": schedule.get("beta_end", 0.02),
-    }
-    if kind == "vq":
-        fields["num_codes"] = embedder["quantizer.embedder.weight"].shape[0]
-    config = MedfusionConfig(**fields)
-    _check_schedule(config, file.state_dict.get("noise_scheduler.betas"))
-    state = {
-        "latent_mean": torch.zeros(config.latent_channels, 1, 1),  # the official code diffuses the latent as it is
-        "latent_std": torch.ones(config.latent_channels, 1, 1),
-    }
+    if objective not in _PREDICTION_TYPES:
+        raise CheckpointError(f"its noise estimator predicts {objective!r}; known are {', '.join(_PREDICTION_TYPES)}")
+    for what, given, made in (
+        ("noise estimator", channels, out_channels),
+        ("autoencoder", first["in_channels"], first["out_channels"]),
+    ):
+        if given != made:
+            raise CheckpointError(
+                f"its {what} makes {made} channels of {given}, which MedfusionGenerator does not do; build the network "
+                "alone with medgen.foreign.convert.load_official"
+            )
+    if label_names and len(label_names) != len(labels):
+        raise ValueError(f"label_names are {list(label_names)}, but the model knows {len(labels)} classes")
+    kind: Literal["kl", "vq"] = "vq" if "quantizer.embedder.weight" in embedder else "kl"
+    try:
+        config = MedfusionConfig(
+            image_size=image_size,
+            channels=first["in_channels"],
+            label_kind=labels.kind,
+            label_names=label_names or labels.names,
+            autoencoder=autoencoder_config(first, kind),
+            unet=unet_config(arguments),
+            schedule=ScheduleConfig(
+                timesteps=schedule.get("timesteps", 1000),
+                shape=schedule.get("schedule_strategy", "cosine"),
+                beta_start=schedule.get("beta_start", 0.0001),
+                beta_end=schedule.get("beta_end", 0.02),
+            ),
+            prediction_type=_PREDICTION_TYPES[objective],
+            clip=bool(settings.get("clip_x0")),
+        )
+    except ValueError as error:
+        if "image_size" in str(error):
+            raise
+        raise CheckpointError(f"its settings are not those of a MedfusionGenerator: {error}") from error
     with torch.device("meta"):  # networks without memory: they take the file's tensors as they are
-        networks = {"autoencoder": build_autoencoder(config), "unet": build_unet(config)}
+        networks = {
+            "autoencoder": make_autoencoder(config.autoencoder, config.channels),
+            "unet": UNet(config.unet, config.autoencoder.latent_channels, label_space=config.label_space),
+        }
+    _check_schedule(config, file.state_dict.get("noise_scheduler.betas"))
+    latent_channels = config.autoencoder.latent_channels
+    state = {
+        "latent_mean": torch.zeros(latent_channels, 1, 1),  # the official code diffuses the latent as it is
+        "latent_std": torch.ones(latent_channels, 1, 1),
+    }
     for name, weights in {"autoencoder": embedder, "unet": averaged or estimator}.items():
         network = networks[name]
         try:
@@ -173,50 +183,7 @@ def _autoencoder_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _check_expressible(what: str, config: AutoencoderConfig | UNetConfig) -> None:
-    """Refuses options of the official constructors that `MedfusionConfig` has no field for.
-
-    Raises:
-        CheckpointError: Naming them.
-    """
-    kernels = config.kernel_sizes if isinstance(config.kernel_sizes, Sequence) else [config.kernel_sizes]
-    expected = {
-        "kernel_sizes": all(kernel == 3 for kernel in kernels),
-        "strides": all(isinstance(stride, int) for stride in config.strides),
-        "spatial_dims": config.spatial_dims == 2,
-        "activation": _layer_name(config.activation) == "swish",
-        "norm": _layer_name(config.norm) == "group",
-        "residual": config.residual,
-        "learned_resampling": config.learned_resampling,
-        "out_channels": config.out_channels in (None, config.in_channels),
-        "wave_dim": not isinstance(config, UNetConfig) or config.wave_dim in (None, config.embedding_dim // 4),
-    }
-    if wrong := [f"{name} {getattr(config, name)}" for name, holds in expected.items() if not holds]:
-        raise CheckpointError(
-            f"its {what} has {', '.join(wrong)}, which MedfusionGenerator does not have; build the network alone with "
-            "medgen.foreign.convert.load_official"
-        )
-
-
-def _layer_name(spec: LayerSpec) -> str:
-    return (spec if isinstance(spec, str) else spec[0]).lower()
-
-
-def _groups(norm: LayerSpec) -> int:
-    groups = norm[1]["num_groups"] if not isinstance(norm, str) else None
-    if not isinstance(groups, int):
-        raise CheckpointError(f"its norm {norm} states no num_groups")
-    return groups
-
-
-def _names(label_names: tuple[str, ...], num_labels: int) -> tuple[str, ...]:
-    names = label_names or tuple(f"class {i}" for i in range(num_labels))
-    if len(names) != num_labels:
-        raise ValueError(f"label_names are {list(label_names)}, but the model knows {num_labels} classes")
-    return names
-
-
 def _check_schedule(config: MedfusionConfig, betas: Tensor | None) -> None:
-    schedule = NoiseSchedule(config.timesteps, config.schedule, config.beta_start, config.beta_end)
+    schedule = NoiseSchedule(**config.schedule.to_dict())
     if betas is None or betas.shape != schedule.betas.shape or not torch.allclose(betas, schedule.betas, rtol=1e-4):
-        raise CheckpointError(f"its noise schedule is not the {config.schedule} one that its settings state")
+        raise CheckpointError(f"its noise schedule is not the {config.schedule.shape} one that its settings state")

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from medgen.families.family import Component
-from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape
-from medgen.nn.vqvae2 import VQVAE2, VQVAE2Shape
+from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILConfig
+from medgen.nn.vqvae2 import VQVAE2, VQVAE2AutoencoderConfig
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
@@ -57,16 +57,14 @@ _PRIOR_NAMES = (
 
 def build_autoencoder(arguments: Arguments) -> VQVAE2:
     """The first stage that the arguments of the official VQVAE describe; its ``decay`` argument has no effect there."""
-    return VQVAE2(
-        VQVAE2Shape(
-            in_channels=arguments.get("in_channel", 3),
-            channels=arguments.get("channel", 128),
-            residual_blocks=arguments.get("n_res_block", 2),
-            residual_channels=arguments.get("n_res_channel", 32),
-            code_dim=arguments.get("embed_dim", 64),
-            num_codes=arguments.get("n_embed", 512),
-        )
+    config = VQVAE2AutoencoderConfig(
+        hidden_channels=arguments.get("channel", 128),
+        residual_blocks=arguments.get("n_res_block", 2),
+        residual_channels=arguments.get("n_res_channel", 32),
+        code_dim=arguments.get("embed_dim", 64),
+        num_codes=arguments.get("n_embed", 512),
     )
+    return VQVAE2(config, arguments.get("in_channel", 3))
 
 
 _POSITIONAL = ("shape", "n_class", "channel", "kernel_size", "n_block", "n_res_block", "res_channel")
@@ -80,24 +78,21 @@ def build_prior(arguments: Arguments) -> PixelSNAIL:
     """
     if missing := [name for name in _POSITIONAL if name not in arguments]:
         raise ValueError(f"the arguments of PixelSNAIL lack {', '.join(missing)}")
-    conditions = arguments.get("n_cond_res_block", 0)
-    return PixelSNAIL(
-        PixelSNAILShape(
-            size=tuple(arguments["shape"]),
-            num_codes=arguments["n_class"],
-            channels=arguments["channel"],
-            kernel_size=arguments["kernel_size"],
-            blocks=arguments["n_block"],
-            residual_blocks=arguments["n_res_block"],
-            residual_channels=arguments["res_channel"],
-            attention=arguments.get("attention", True),
-            output_blocks=arguments.get("n_out_res_block", 0),
-            condition_blocks=conditions or None,
-            condition_channels=arguments.get("cond_res_channel", 0),
-            condition_codes=arguments["n_class"],
-            dropout=arguments.get("dropout", 0.1),
-        )
+    conditions, codes = arguments.get("n_cond_res_block", 0), arguments["n_class"]
+    config = PixelSNAILConfig(
+        hidden_channels=arguments["channel"],
+        kernel_size=arguments["kernel_size"],
+        blocks=arguments["n_block"],
+        residual_blocks=arguments["n_res_block"],
+        residual_channels=arguments["res_channel"],
+        attention=arguments.get("attention", True),
+        output_blocks=arguments.get("n_out_res_block", 0),
+        condition_blocks=conditions,
+        condition_channels=arguments.get("cond_res_channel", 0),
+        dropout=arguments.get("dropout", 0.1),
     )
+    size = tuple(arguments["shape"])
+    return PixelSNAIL(config, size=size, num_codes=codes, condition_codes=codes if conditions else None)
 
 
 def autoencoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

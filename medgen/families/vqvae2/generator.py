@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medgen.config import Moved
 from medgen.data.encoded import weights_hash
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.modes import evaluating
-from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILShape, check_range
+from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILConfig, check_range
 from medgen.nn.pixelsnail_sampling import Choice, draw_codes
-from medgen.nn.vqvae2 import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2Shape
+from medgen.nn.vqvae2 import BOTTOM_STRIDE, TOP_STRIDE, VQVAE2, Codes, VQVAE2AutoencoderConfig
 from medgen.noise import NoiseSource
+
+
+def _in_both(name: str) -> tuple[Moved, Moved]:
+    return Moved(name, "top"), Moved(name, "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +31,9 @@ class VQVAE2Config(GeneratorConfig):
     """Shape of the autoencoder and of both priors; the defaults are the published ones for 256 px images.
 
     Attributes:
-        channels: Channels of the images.
-        hidden_channels: Width of the autoencoder.
-        residual_blocks: Residual blocks of each of its encoders and decoders.
-        residual_channels: Width within them.
-        code_dim: Length of a code vector.
-        num_codes: Codes of each of the two codebooks.
-        prior_channels: Width of the priors.
-        prior_kernel_size: Width of their causal convolutions, odd.
-        prior_blocks: Blocks of each prior.
-        prior_residual_blocks: Residual blocks in each.
-        prior_residual_channels: Width within them.
-        top_attention: Whether the blocks of the top prior attend to all codes before.
-        bottom_attention: The same of the bottom prior, whose map is four times as large.
-        top_output_blocks: Residual blocks at the end of the top prior.
-        condition_blocks: Residual blocks that read the top map for the bottom prior.
-        condition_channels: Their width.
-        label_dim: Width of the label's vector in the priors.
-        dropout: Dropout of the priors.
+        autoencoder: The first stage.
+        top: The prior of the top map.
+        bottom: The prior of the bottom map, which is four times as large.
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2"; sizes are those of the
     implementation that "The beauty or the beast" trained on chest X-rays and histology.
@@ -51,34 +41,34 @@ class VQVAE2Config(GeneratorConfig):
 
     image_size: tuple[int, int] = (256, 256)
     channels: int = 3
-    hidden_channels: int = 128
-    residual_blocks: int = 2
-    residual_channels: int = 32
-    code_dim: int = 64
-    num_codes: int = 512
-    prior_channels: int = 256
-    prior_kernel_size: int = 5
-    prior_blocks: int = 4
-    prior_residual_blocks: int = 4
-    prior_residual_channels: int = 256
-    top_attention: bool = True
-    bottom_attention: bool = False
-    top_output_blocks: int = 0
-    condition_blocks: int = 3
-    condition_channels: int = 256
-    label_dim: int = 256
-    dropout: float = 0.1
+    autoencoder: VQVAE2AutoencoderConfig = VQVAE2AutoencoderConfig()
+    top: PixelSNAILConfig = PixelSNAILConfig()
+    bottom: PixelSNAILConfig = PixelSNAILConfig(attention=False)
+
+    moved: ClassVar = {
+        "hidden_channels": Moved("hidden_channels", "autoencoder"),
+        "residual_blocks": Moved("residual_blocks", "autoencoder"),
+        "residual_channels": Moved("residual_channels", "autoencoder"),
+        "code_dim": Moved("code_dim", "autoencoder"),
+        "num_codes": Moved("num_codes", "autoencoder"),
+        "prior_channels": _in_both("hidden_channels"),
+        "prior_kernel_size": _in_both("kernel_size"),
+        "prior_blocks": _in_both("blocks"),
+        "prior_residual_blocks": _in_both("residual_blocks"),
+        "prior_residual_channels": _in_both("residual_channels"),
+        "top_attention": Moved("attention", "top"),
+        "bottom_attention": Moved("attention", "bottom"),
+        "top_output_blocks": Moved("output_blocks", "top"),
+        "condition_blocks": Moved("condition_blocks", "bottom"),
+        "condition_channels": Moved("condition_channels", "bottom"),
+        "label_dim": _in_both("label_dim"),
+        "dropout": _in_both("dropout"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(side % TOP_STRIDE for side in self.image_size):
             raise ValueError(f"image_size is {self.image_size}; both sides must be divisible by {TOP_STRIDE}")
-        if self.prior_kernel_size % 2 == 0 or self.prior_kernel_size < 3:
-            raise ValueError(f"prior_kernel_size is {self.prior_kernel_size}; use an odd number from 3 on")
-        if (self.top_attention or self.bottom_attention) and self.prior_channels % 16:
-            raise ValueError(f"prior_channels is {self.prior_channels}; attention needs a multiple of 16")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it is a chance from 0 to below 1")
 
     @property
     def top_size(self) -> tuple[int, int]:
@@ -93,64 +83,25 @@ class VQVAE2Config(GeneratorConfig):
     @classmethod
     def tiny(cls) -> Self:
         """16 px, 8 to 16 channels, 16 codes."""
+        prior = PixelSNAILConfig(
+            hidden_channels=16,
+            kernel_size=3,
+            blocks=1,
+            residual_blocks=1,
+            residual_channels=8,
+            label_dim=8,
+        )
         return cls(
             image_size=(16, 16),
             channels=1,
             label_kind="single",
             label_names=("no finding", "finding"),
-            hidden_channels=16,
-            residual_blocks=1,
-            residual_channels=8,
-            code_dim=8,
-            num_codes=16,
-            prior_channels=16,
-            prior_kernel_size=3,
-            prior_blocks=1,
-            prior_residual_blocks=1,
-            prior_residual_channels=8,
-            condition_blocks=1,
-            condition_channels=8,
-            label_dim=8,
+            autoencoder=VQVAE2AutoencoderConfig(
+                hidden_channels=16, residual_blocks=1, residual_channels=8, code_dim=8, num_codes=16
+            ),
+            top=prior,
+            bottom=replace(prior, attention=False, condition_blocks=1, condition_channels=8),
         )
-
-
-def build_autoencoder(config: VQVAE2Config) -> VQVAE2:
-    """The first stage that a config describes."""
-    return VQVAE2(
-        VQVAE2Shape(
-            in_channels=config.channels,
-            channels=config.hidden_channels,
-            residual_blocks=config.residual_blocks,
-            residual_channels=config.residual_channels,
-            code_dim=config.code_dim,
-            num_codes=config.num_codes,
-        )
-    )
-
-
-def build_prior(config: VQVAE2Config, level: str) -> PixelSNAIL:
-    """The prior of the ``top`` or the ``bottom`` map that a config describes."""
-    top = level == "top"
-    return PixelSNAIL(
-        PixelSNAILShape(
-            size=config.top_size if top else config.bottom_size,
-            num_codes=config.num_codes,
-            channels=config.prior_channels,
-            kernel_size=config.prior_kernel_size,
-            blocks=config.prior_blocks,
-            residual_blocks=config.prior_residual_blocks,
-            residual_channels=config.prior_residual_channels,
-            attention=config.top_attention if top else config.bottom_attention,
-            output_blocks=config.top_output_blocks if top else 0,
-            condition_blocks=None if top else config.condition_blocks,
-            condition_channels=config.condition_channels,
-            condition_codes=config.num_codes,
-            dropout=config.dropout,
-            label_kind=config.label_kind,
-            num_labels=len(config.label_names),
-            label_dim=config.label_dim,
-        )
-    )
 
 
 class _Known(NamedTuple):
@@ -169,13 +120,16 @@ class VQVAE2Generator(Generator, family="vqvae2"):
 
     def __init__(self, config: VQVAE2Config) -> None:
         super().__init__(config)
-        self.autoencoder = build_autoencoder(config)
-        self.top = build_prior(config, "top")
-        self.bottom = build_prior(config, "bottom")
+        codes, labels = config.autoencoder.num_codes, config.label_space
+        self.autoencoder = VQVAE2(config.autoencoder, config.channels)
+        self.top = PixelSNAIL(config.top, size=config.top_size, num_codes=codes, label_space=labels)
+        self.bottom = PixelSNAIL(
+            config.bottom, size=config.bottom_size, num_codes=codes, condition_codes=codes, label_space=labels
+        )
 
     @property
     def codebook_hash(self) -> str:
-        """What tells codebooks apart: a prior knows the codes of one pair of them only."""
+        """Hash of both codebooks; a prior knows the codes of one pair of them only."""
         levels = {"top": self.autoencoder.top_codes, "bottom": self.autoencoder.bottom_codes}
         return weights_hash({name: level.codebook for name, level in levels.items()})
 
@@ -200,12 +154,12 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         """Images (B, C, H, W) in [0, 1] of codes.
 
         Raises:
-            ValueError: If maps are of another size, or have codes that there are not.
+            ValueError: If maps are of another size, or have codes out of range.
         """
         return (self._decoded(self._checked(codes)).clamp(-1, 1) + 1) / 2
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """What the autoencoder keeps of images, (B, C, H, W) in [0, 1] both."""
+        """Encode and decode images, (B, C, H, W) in [0, 1] both."""
         return self.decode(self.encode(images))
 
     @torch.no_grad()
@@ -221,7 +175,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
             binary logarithm of their number for codes that are all equally likely.
 
         Raises:
-            ValueError: If maps are of another size, or have codes that there are not.
+            ValueError: If maps are of another size, or have codes out of range.
         """
         top, bottom = self._checked(codes)
         condition = self.label_space.resolve(label, len(top))
@@ -296,7 +250,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         height, width = self.config.top_size if level == "top" else self.config.bottom_size
         if codes.shape[1:] != (height, width):
             raise ValueError(f"the {level} map has shape {tuple(codes.shape)}; expected (B, {height}, {width})")
-        check_range(f"codes of the {level} map", codes, self.config.num_codes)
+        check_range(f"codes of the {level} map", codes, self.config.autoencoder.num_codes)
         return codes.to(self.device, torch.int64)
 
     def _partly(

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, cast
+import math
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from medgen.data.base import Batch
-from medgen.families.vqvae2.codes import CodeStore
-from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension, build_autoencoder
+from medgen.data.encoded import EncodedSet
+from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension
 from medgen.losses.perceptual import FeaturePerceptualLoss
-from medgen.nn.vqvae2 import Codes
+from medgen.nn.vqvae2 import VQVAE2, Codes
 from medgen.training.base import LearningRateShape, drop_labels
 from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
+
+if TYPE_CHECKING:
+    from medgen.data.base import ImageDataModule
+    from medgen.data.image_table import Split
 
 Level = Literal["top", "bottom"]
 
@@ -59,7 +65,7 @@ class VQVAE2AutoencoderModule(FirstStageModule):
         super().__init__(seed)
         self.save_hyperparameters()
         self.config = config
-        self.autoencoder = build_autoencoder(config)
+        self.autoencoder = VQVAE2(config.autoencoder, config.channels)
         for level in (self.autoencoder.top_codes, self.autoencoder.bottom_codes):
             level.restart_below = restart_below
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
@@ -110,7 +116,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
             own, and must be of the same codebooks.
         code_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
         label_smoothing: Share of the probability that is spread over all codes.
-        label_dropout: Chance per image of being trained without its label, so that images can be drawn without one.
+        label_dropout: Probability per image of being trained without its label, so that it can be left out in drawing.
         lr: Learning rate of AdamW, as published.
         weight_decay: Its weight decay; none is published.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
@@ -152,7 +158,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
         self.level = level
         self.generator.requires_grad_(requires_grad=False)
         getattr(self.generator, level).requires_grad_(requires_grad=True)
-        self.stores: dict[str, CodeStore] = {}
+        self.stores: dict[str, EncodedSet] = {}
 
     @property
     def publishable(self) -> bool:
@@ -164,14 +170,16 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
         super().on_fit_start()
         self._store("train")
 
-    def _store(self, split: Literal["train", "val", "test"]) -> CodeStore:
+    def _store(self, split: Split) -> EncodedSet:
         if split not in self.stores:
             variants = self.hparams["code_variants"] if split == "train" else 1
-            generator = self.generator
-            self.stores[split] = CodeStore.open(
-                generator, self.datamodule, split, variants=variants, device=self.device
+            self.stores[split] = open_codes(
+                self.generator, self.datamodule, split, variants=variants, device=self.device
             )
         return self.stores[split]
+
+    def _codes(self, split: Split, index: Tensor, epoch: int = 0) -> Codes:
+        return unpack(self._store(split).read(index, epoch).to(self.device), self.generator.config)
 
     def logits(self, generator: VQVAE2Generator, codes: Codes, label: Tensor | None) -> Tensor:
         """Logits of this level's codes."""
@@ -181,7 +189,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of a batch of codes, in bits per code on the log."""
-        codes = _moved(self._store("train").read(batch["index"], self.current_epoch), self.device)
+        codes = self._codes("train", batch["index"], self.current_epoch)
         label = drop_labels(batch["label"], self.hparams["label_dropout"]) if self._labelled else None
         logits = self.logits(self.generator, codes, label)
         target = getattr(codes, self.level)
@@ -197,11 +205,11 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
         self._log_unseen("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
+        """The averaged prior's bits per code on the test split."""
         self._log_unseen("test", batch)
 
-    def _log_unseen(self, split: Literal["val", "test"], batch: Batch) -> None:
-        codes = _moved(self._store(split).read(batch["index"]), self.device)
+    def _log_unseen(self, split: Split, batch: Batch) -> None:
+        codes = self._codes(split, batch["index"])
         label = batch["label"] if self._labelled else None
         bits = bits_per_dimension(self.logits(self.published, codes, label), getattr(codes, self.level))
         self.log(f"{split}/bits", bits.mean(), batch_size=len(bits), sync_dist=True)
@@ -219,12 +227,13 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
         """A whole model, the parts that earlier stages trained, or both."""
         generator, model, source = self.generator, self.hparams["init_from"], self.hparams["previous"]
         if model is not None:
-            start_from(generator, model, label_weights=r"\.label\.", free=["dropout"])
+            start_from(generator, model, label_weights=r"\.label\.", free=_DROPOUT)
         if source is not None:
             before = generator.codebook_hash
             first = self.level == "top"
             parts = ["autoencoder"] if first else ["autoencoder", "top"]
-            load_parts(generator, source, parts, "model.previous", fields=_FIRST_STAGE if first else _PRIORS)
+            fields = {"channels", "autoencoder"} if first else _ALL - {"bottom"}
+            load_parts(generator, source, parts, "model.previous", fields=fields, free=_DROPOUT)
             if model is not None and generator.codebook_hash != before:
                 raise ValueError(
                     f"model.init_from {model} has priors of other codebooks than those of model.previous {source}; "
@@ -232,10 +241,8 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
                 )
 
 
-_FIRST_STAGE = {"channels", "hidden_channels", "residual_blocks", "residual_channels", "code_dim", "num_codes"}
-_BOTTOM_ONLY = {"bottom_attention", "condition_blocks", "condition_channels", "dropout"}
-_PRIORS = {field.name for field in dataclasses.fields(VQVAE2Config)} - _BOTTOM_ONLY
-"""Fields that the bottom prior's run must have as the top prior's run had them."""
+_ALL = {field.name for field in dataclasses.fields(VQVAE2Config)}
+_DROPOUT = ("top.dropout", "bottom.dropout")
 
 
 def _shifted(*images: Tensor) -> list[Tensor]:
@@ -248,5 +255,23 @@ def _shifted(*images: Tensor) -> list[Tensor]:
     return [part.roll((down, right), dims=(-2, -1)) for part in images]
 
 
-def _moved(codes: Codes, device: torch.device) -> Codes:
-    return Codes(codes.top.to(device), codes.bottom.to(device))
+def open_codes(
+    generator: VQVAE2Generator, data: ImageDataModule, split: Split, *, variants: int, device: torch.device
+) -> EncodedSet:
+    """Open the codes of a split, both maps of an image one after the other, in as few bytes as they need."""
+    config, autoencoder = generator.config, generator.autoencoder
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.cat([level.flatten(1) for level in autoencoder.encode(images).codes], dim=1)
+
+    shape = (math.prod(config.top_size) + math.prod(config.bottom_size),)
+    dtype = np.int16 if config.autoencoder.num_codes <= 2**15 else np.int32
+    return EncodedSet.open(
+        "code", data, split, autoencoder, encode, shape=shape, dtype=dtype, variants=variants, device=device
+    )
+
+
+def unpack(rows: Tensor, config: VQVAE2Config) -> Codes:
+    """Both maps of codes, of images as `open_codes` keeps them."""
+    top, bottom = rows.long().split([math.prod(config.top_size), math.prod(config.bottom_size)], dim=1)
+    return Codes(top.unflatten(1, config.top_size), bottom.unflatten(1, config.bottom_size))

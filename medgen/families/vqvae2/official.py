@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,8 +22,8 @@ from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.pickles import Record
 from medgen.generator import load_strictly
-from medgen.nn.pixelsnail import PixelSNAILShape
-from medgen.nn.vqvae2 import TOP_STRIDE, VQVAE2Shape
+from medgen.nn.pixelsnail import PixelSNAILConfig
+from medgen.nn.vqvae2 import TOP_STRIDE, VQVAE2AutoencoderConfig
 
 _MEANING = {
     "autoencoder": "the autoencoder",
@@ -73,8 +73,8 @@ def convert_checkpoints(
 ) -> Converted:
     """The generator that three official files make up, read without running anything.
 
-    The averages that moved the codebooks come along. The dropout, which acts in training only, is what the file of the
-    top prior states, or else that of the bottom one, or else 0.1, the official default.
+    The averages that moved the codebooks come along. The dropout of a prior, which acts in training only, is what its
+    file states, or else that of the other prior, or else 0.1, the official default.
 
     Args:
         autoencoder: ``vqvae_*.pt``, a state dict.
@@ -174,72 +174,69 @@ def _call(paths: Mapping[str, Path]) -> str:
 
 
 def _config(autoencoder: _File, top: _File, bottom: _File) -> VQVAE2Config:
-    first = _autoencoder_shape(autoencoder)
-    above, below = _prior_shape(top), _prior_shape(bottom)
-    for prior, shape in ((top, above), (bottom, below)):
-        if wrong := {shape.num_codes, shape.condition_codes} - {first.num_codes}:
+    dim, codes = autoencoder.shape("quantize_t.embed", 2)
+    for prior in (top, bottom):
+        if wrong := _num_codes(prior) - {codes}:
             raise CheckpointError(
-                f"{prior.path} knows {wrong.pop()} codes (n_class), but {autoencoder.path} has {first.num_codes}; give "
-                f"the prior of this autoencoder's codes, or {_ALONE}"
+                f"{prior.path} knows {wrong.pop()} codes (n_class), but {autoencoder.path} has {codes}; give the prior "
+                f"of this autoencoder's codes, or {_ALONE}"
             )
-    _check_priors(top, above, bottom, below)
+    above, below = _map_size(top), _map_size(bottom)
+    if below != (2 * above[0], 2 * above[1]):
+        raise CheckpointError(
+            f"{bottom.path} has a map of {below} codes and {top.path} one of {above}; the bottom map has twice the "
+            "height and width of the top one: give two priors of the same images"
+        )
     try:
         return VQVAE2Config(
-            image_size=(above.size[0] * TOP_STRIDE, above.size[1] * TOP_STRIDE),
-            channels=first.in_channels,
-            hidden_channels=first.channels,
-            residual_blocks=first.residual_blocks,
-            residual_channels=first.residual_channels,
-            code_dim=first.code_dim,
-            num_codes=first.num_codes,
-            prior_channels=above.channels,
-            prior_kernel_size=above.kernel_size,
-            prior_blocks=above.blocks,
-            prior_residual_blocks=above.residual_blocks,
-            prior_residual_channels=above.residual_channels,
-            top_attention=above.attention,
-            bottom_attention=below.attention,
-            top_output_blocks=above.output_blocks,
-            condition_blocks=below.condition_blocks or 0,
-            condition_channels=below.condition_channels,
-            dropout=_dropout(top, bottom),
+            image_size=(above[0] * TOP_STRIDE, above[1] * TOP_STRIDE),
+            channels=autoencoder.shape("enc_b.blocks.0.weight", 4)[1],
+            autoencoder=VQVAE2AutoencoderConfig(
+                hidden_channels=autoencoder.shape("enc_b.blocks.4.weight", 4)[0],
+                residual_blocks=autoencoder.count(r"enc_b\.blocks\.(\d+)\.conv\."),
+                residual_channels=autoencoder.shape("enc_b.blocks.5.conv.1.weight", 4)[0],
+                code_dim=dim,
+                num_codes=codes,
+            ),
+            top=_prior(top, _dropout(top, bottom)),
+            bottom=_prior(bottom, _dropout(bottom, top)),
         )
     except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             f"{autoencoder.path}, {top.path} and {bottom.path} have a shape that VQVAE2Generator does not: {error}"
         ) from error
 
 
-def _autoencoder_shape(file: _File) -> VQVAE2Shape:
-    dim, codes = file.shape("quantize_t.embed", 2)
-    return VQVAE2Shape(
-        in_channels=file.shape("enc_b.blocks.0.weight", 4)[1],
-        channels=file.shape("enc_b.blocks.4.weight", 4)[0],
-        residual_blocks=file.count(r"enc_b\.blocks\.(\d+)\.conv\."),
-        residual_channels=file.shape("enc_b.blocks.5.conv.1.weight", 4)[0],
-        code_dim=dim,
-        num_codes=codes,
-    )
+_FIRST = "horizontal.conv.conv.weight_v"
+_CONDITION = "cond_resnet.blocks.0.conv.weight_v"
 
 
-def _prior_shape(file: _File) -> PixelSNAILShape:
-    channels, codes, _, kernel_size = file.shape("horizontal.conv.conv.weight_v", 4)
-    condition_channels, condition_codes = 0, codes
-    if file.role == "bottom":
-        condition_channels, condition_codes = file.shape("cond_resnet.blocks.0.conv.weight_v", 4)[:2]
-    return PixelSNAILShape(
-        size=_map_size(file),
-        num_codes=codes,
-        channels=channels,
+def _num_codes(file: _File) -> set[int]:
+    """How many codes a prior knows, of its own map and of the coarser one; more than one number if they differ."""
+    found = {file.shape(_FIRST, 4)[1]}
+    return found | {file.shape(_CONDITION, 4)[1]} if file.role == "bottom" else found
+
+
+def _prior(file: _File, dropout: float) -> PixelSNAILConfig:
+    channels, _, _, kernel_size = file.shape(_FIRST, 4)
+    config = PixelSNAILConfig(
+        hidden_channels=channels,
         kernel_size=kernel_size,
         blocks=file.count(r"blocks\.(\d+)\."),
         residual_blocks=file.count(r"blocks\.0\.resblocks\.(\d+)\."),
         residual_channels=file.shape("blocks.0.resblocks.0.conv1.conv.conv.weight_v", 4)[0],
         attention=bool(file.count(r"blocks\.0\.(causal_attention)\.")),
         output_blocks=file.count(r"out\.(\d+)\.conv1\."),
-        condition_blocks=file.count(r"cond_resnet\.blocks\.(\d+)\.conv1\.") if file.role == "bottom" else None,
-        condition_channels=condition_channels,
-        condition_codes=condition_codes,
+        dropout=dropout,
+    )
+    if file.role == "top":
+        return config
+    return replace(
+        config,
+        condition_blocks=file.count(r"cond_resnet\.blocks\.(\d+)\.conv1\."),
+        condition_channels=file.shape(_CONDITION, 4)[0],
     )
 
 
@@ -255,31 +252,6 @@ def _map_size(file: _File) -> tuple[int, int]:
             f"PixelSNAIL here computes; {_ALONE}"
         )
     return height, width
-
-
-def _check_priors(top: _File, above: PixelSNAILShape, bottom: _File, below: PixelSNAILShape) -> None:
-    """Refuses priors of maps that do not fit, and what differs between them where `VQVAE2Config` has one field.
-
-    Raises:
-        CheckpointError: Naming what it is.
-    """
-    if below.size != (2 * above.size[0], 2 * above.size[1]):
-        raise CheckpointError(
-            f"{bottom.path} has a map of {below.size} codes and {top.path} one of {above.size}; the bottom map has "
-            "twice the height and width of the top one: give two priors of the same images"
-        )
-    shared = ("channels", "kernel_size", "blocks", "residual_blocks", "residual_channels")
-    pairs = {name: (getattr(above, name), getattr(below, name)) for name in shared}
-    if differ := [f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b]:
-        raise CheckpointError(
-            f"{top.path} and {bottom.path} have {', '.join(differ)}; VQVAE2Generator has one value for both priors: "
-            f"{_ALONE}"
-        )
-    if below.output_blocks:
-        raise CheckpointError(
-            f"{bottom.path} has {below.output_blocks} output residual blocks (n_out_res_block), which VQVAE2Generator "
-            f"has in the top prior only; {_ALONE}"
-        )
 
 
 def _dropout(*priors: _File) -> float:

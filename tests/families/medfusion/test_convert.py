@@ -68,7 +68,7 @@ def test_official_defaults_fill_what_is_not_given():
     with torch.device("meta"):
         unet, vae, vqvae = build_unet({}), build_autoencoder({}), build_autoencoder({}, "vq")
     assert unet.config.spatial_dims == 3
-    assert unet.config.norm == ("GROUP", {"num_groups": 32, "affine": True})
+    assert unet.config.norm == ("group", {"num_groups": 32})
     assert vae.decoder.stem.first.norm.num_groups == 8
     assert vqvae.decoder.stem.first.norm.num_groups == 32
     assert vqvae.quantizer.codebook.shape == (8192, 4)

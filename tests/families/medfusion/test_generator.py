@@ -1,14 +1,13 @@
 """What Medfusion's generator adds to the contract: its sampling options and its latent space."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from medgen.diffusion.samplers import SAMPLERS
+from medgen.diffusion.schedule import ScheduleConfig
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
-from tests.tiny import generator
+from tests.tiny import changed, generator
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,15 @@ def same(one, other):
 
 def test_the_defaults_are_the_published_ones():
     config = MedfusionConfig()
-    assert (config.latent_shape, config.latent_channels, config.timesteps) == ((8, 32, 32), 8, 1000)
-    assert (config.schedule, config.beta_start, config.beta_end) == ("scaled_linear", 0.002, 0.02)
+    assert (config.latent_shape, config.autoencoder.latent_channels) == ((8, 32, 32), 8)
+    assert config.schedule == ScheduleConfig(timesteps=1000, shape="scaled_linear", beta_start=0.002, beta_end=0.02)
     options = MedfusionGenerator._sample.__kwdefaults__
     assert (options["sampler"], options["guidance"]) == ("ddim", 1.0)
 
 
 @pytest.mark.slow
 def test_the_default_is_150_steps():
-    model = generator(timesteps=200)
+    model = generator(schedule={"timesteps": 200})
     assert same(draw(model), draw(model, steps=150))
     assert differ(draw(model), draw(model, steps=200))
 
@@ -149,13 +148,13 @@ def test_latents_are_brought_back_to_their_measured_scale(model):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective": "v"},
-        {"objective": "x_0"},
-        {"learned_variance": True},
-        {"self_conditioning": True},
-        {"unet_extra_heads": 1},
-        {"autoencoder": "vq"},
-        {"unet_attention": "linear"},
+        {"prediction_type": "v"},
+        {"prediction_type": "x_0"},
+        {"unet": {"learned_variance": True}},
+        {"unet": {"self_conditioning": True}},
+        {"unet": {"extra_heads": 1}},
+        {"autoencoder": {"kind": "vq"}},
+        {"unet": {"attention": "linear"}},
     ],
     ids=str,
 )
@@ -167,24 +166,34 @@ def test_every_shape_of_the_model_samples(changes):
 
 @pytest.mark.parametrize(("kind", "expected"), [("kl", KLAutoencoder), ("vq", VQAutoencoder)])
 def test_the_config_chooses_the_first_stage(kind, expected):
-    assert isinstance(generator(autoencoder=kind).autoencoder, expected)
+    assert isinstance(generator(autoencoder={"kind": kind}).autoencoder, expected)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": (16, 17)}, r"image_size \(16, 17\) is not divisible by 2, the autoencoder's total stride"),
-        ({"image_size": (16, 18)}, r"\(16, 18\) is not divisible by 4, the total stride of the autoencoder times"),
-        ({"autoencoder": "vae"}, "autoencoder is 'vae'; use 'kl' or 'vq'"),
         (
-            {"unet_channels": (8, 16)},
-            r"unet_strides \(1, 2, 2\) has 3 entries, unet_channels \(8, 16\) has 2; give one",
+            {"image_size": (16, 17)},
+            r"image_size \(16, 17\) is not divisible by \(2, 2\), the total stride of the autoencoder",
         ),
-        ({"autoencoder_strides": (1, 2)}, "autoencoder_strides .* has 2 entries, autoencoder_channels .* has 3"),
-        ({"unet_attention": ("none", "linear")}, "unet_attention .* has 2 entries"),
-        ({"unet_groups": 3}, r"unet_groups is 3, which does not divide 8, 8, 16 of unet_channels \(8, 8, 16\)"),
+        (
+            {"image_size": (16, 18)},
+            r"\(16, 18\) is not divisible by \(4, 4\), the total stride of the autoencoder times",
+        ),
+        ({"autoencoder": {"kind": "vae"}}, "kind is 'vae'; use 'kl' or 'vq'"),
+        (
+            {"unet": {"hidden": (8, 16)}},
+            r"strides has 3 entries, hidden has 2; give one per level, not strides \(1, 2, 2\) for hidden \(8, 16\)",
+        ),
+        ({"autoencoder": {"strides": (1, 2)}}, "strides has 2 entries, hidden has 3"),
+        ({"unet": {"attention": ("none", "linear")}}, "attention has 2 entries"),
+        (
+            {"unet": {"norm": ("group", {"num_groups": 3})}},
+            r"num_groups of norm is 3, which does not divide 8, 8, 16 of hidden \(8, 8, 16\)",
+        ),
+        ({"unet": {"spatial_dims": 3}}, "unet.spatial_dims is 3; these are images"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_before_the_first_stage_is_trained(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(MedfusionConfig.tiny(), **changes)
+        changed(MedfusionConfig.tiny(), **changes)

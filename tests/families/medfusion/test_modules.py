@@ -1,7 +1,5 @@
 """Training of both stages beyond the contract: what is learned, from what a run starts, every kind of label."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -9,7 +7,19 @@ from lightning.pytorch import Callback, Trainer
 import medgen
 from medgen.families.medfusion.modules import AutoencoderModule, LatentDiffusionModule
 from medgen.foreign.convert import convert
-from tests.tiny import CONFIG, CONFIGS, DIFFUSION, FIRST_STAGE, TRAINER, data_module, fit, generator, train, weights_of
+from tests.tiny import (
+    CONFIG,
+    CONFIGS,
+    DIFFUSION,
+    FIRST_STAGE,
+    TRAINER,
+    changed,
+    data_module,
+    fit,
+    generator,
+    train,
+    weights_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -31,7 +41,7 @@ def second_stage(run, config=CONFIG, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_the_autoencoder_learns_to_reconstruct(table, tmp_path, kind):
-    module = first_stage(replace(CONFIG, autoencoder=kind), adversarial=None, lr=3e-3, reduction="mean")
+    module = first_stage(changed(CONFIG, autoencoder={"kind": kind}), adversarial=None, lr=3e-3, reduction="mean")
     data = data_module(table)
     before = Trainer(**TRAINER).validate(module, datamodule=data, verbose=False)[0]
     after = train(module, data, tmp_path, max_epochs=10).callback_metrics
@@ -64,8 +74,8 @@ def test_without_an_adversary_there_are_no_discriminators(table, tmp_path):
 
 
 def test_one_discriminator_for_every_resolution():
-    assert len(first_stage(replace(CONFIG, autoencoder_extra_heads=0)).discriminators) == 1
-    assert len(first_stage(replace(CONFIG, autoencoder_extra_heads=1)).discriminators) == 2
+    assert len(first_stage(changed(CONFIG, autoencoder={"extra_heads": 0})).discriminators) == 1
+    assert len(first_stage(changed(CONFIG, autoencoder={"extra_heads": 1})).discriminators) == 2
 
 
 def test_accumulated_batches_equal_one_big_batch(table, tmp_path):
@@ -78,7 +88,7 @@ def test_accumulated_batches_equal_one_big_batch(table, tmp_path):
 
     gradients = []
     for batch_size, batches in ((4, 3), (12, 1)):
-        config = replace(CONFIG, autoencoder="vq")
+        config = changed(CONFIG, autoencoder={"kind": "vq"})
         module = first_stage(config, adversarial=None, accumulate_batches=batches, reduction="mean")
         callback = FirstGradient()
         data = data_module(table, batch_size=batch_size)
@@ -133,7 +143,7 @@ def test_normalisation_can_be_left_out_as_published(run, tmp_path):
 
 
 def test_the_denoiser_learns(run, tmp_path):
-    module = second_stage(run, replace(CONFIG, timesteps=1000), lr=3e-3, ema_decay=0.9)
+    module = second_stage(run, changed(CONFIG, schedule={"timesteps": 1000}), lr=3e-3, ema_decay=0.9)
     losses, unseen = [], []
     module.on_train_epoch_end = lambda: losses.append(module.trainer.callback_metrics["train/loss"].item())
     module.on_validation_epoch_end = lambda: unseen.append(module.trainer.callback_metrics["val/loss"].item())
@@ -164,16 +174,18 @@ def test_every_kind_of_label_trains_and_samples(run, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"objective": "v"}, {"learned_variance": True}, {"self_conditioning": True}], ids=str
+    "changes",
+    [{"prediction_type": "v"}, {"unet": {"learned_variance": True}}, {"unet": {"self_conditioning": True}}],
+    ids=str,
 )
 def test_every_objective_trains(run, tmp_path, changes):
-    train(second_stage(run, replace(CONFIG, **changes)), data_module(run.table), tmp_path, max_epochs=1)
+    train(second_stage(run, changed(CONFIG, **changes)), data_module(run.table), tmp_path, max_epochs=1)
     assert medgen.load(tmp_path / "published").sample(1, steps=2).isfinite().all()
 
 
 @pytest.mark.slow
 def test_a_vector_quantised_first_stage_carries_a_second(table, tmp_path):
-    config = replace(CONFIG, autoencoder="vq")
+    config = changed(CONFIG, autoencoder={"kind": "vq"})
     trainer = train(first_stage(config), data_module(table), tmp_path, max_epochs=1)
     trainer.save_checkpoint(tmp_path / "vq.ckpt")
     module = LatentDiffusionModule(config, autoencoder=str(tmp_path / "vq.ckpt"))
@@ -283,7 +295,7 @@ def test_the_first_stage_can_come_from_a_published_model(run, tmp_path):
     [
         ({}, r"give either autoencoder \(None\) or init_from \(None\), and not both"),
         ({"autoencoder": "a", "init_from": "b"}, "and not both"),
-        ({"autoencoder": "a", "label_dropout": 1.5}, "label_dropout is 1.5; it is a chance from 0 to 1"),
+        ({"autoencoder": "a", "label_dropout": 1.5}, "label_dropout is 1.5; it is a probability from 0 to 1"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, message):
@@ -300,8 +312,10 @@ def test_a_missing_first_stage_says_how_to_train_it(run, tmp_path):
 @pytest.mark.parametrize("source", ["autoencoder", "init_from"])
 def test_a_start_of_another_shape_is_refused_by_name(run, tmp_path, source):
     start = run.first_stage if source == "autoencoder" else str(run.published)
-    module = LatentDiffusionModule(replace(CONFIG, latent_channels=8), **{source: start})
-    with pytest.raises(ValueError, match=r"has another shape than model.config: latent_channels is 8 here and 4 there"):
+    module = LatentDiffusionModule(changed(CONFIG, autoencoder={"latent_channels": 8}), **{source: start})
+    with pytest.raises(
+        ValueError, match=r"has another shape than model.config: autoencoder.latent_channels is 8 here and 4 there"
+    ):
         train(module, data_module(run.table), tmp_path)
 
 

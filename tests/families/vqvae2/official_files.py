@@ -54,9 +54,9 @@ def official_weights(generator: VQVAE2Generator) -> dict[str, dict[str, Tensor]]
     }
     for level in ("top", "bottom"):
         prior = getattr(generator, level)
-        logits: Rule = (r"^to_logits\.", f"out.{prior.shape.output_blocks + 1}.conv.")
+        logits: Rule = (r"^to_logits\.", f"out.{prior.config.output_blocks + 1}.conv.")
         renamed = {_renamed(name, (*_PRIOR, logits)): value for name, value in prior.state_dict().items()}
-        state[level] = {"background": background(*prior.shape.size)} | {
+        state[level] = {"background": background(*prior.size)} | {
             name: value.flatten(1) if "causal_attention" in name and "weight" in name else value
             for name, value in renamed.items()
         }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medgen.data import Augmentation
-from medgen.families.vqvae2.codes import CodeStore
+from medgen.families.vqvae2.modules import open_codes, unpack
 from tests.families.vqvae2.tiny import generator
 from tests.tiny import data_module
 
@@ -24,8 +24,18 @@ def cached(table, tmp_path):
     return lambda **options: data_module(table, cache_folder=str(tmp_path / "cache"), **options)
 
 
-def open_store(model, data, variants=1, split="train"):
-    return CodeStore.open(model, data, split, variants=variants, device=CPU)
+class Store:
+    """Codes of a split, which the bottom prior's training opens and unpacks the same way."""
+
+    def __init__(self, model, data, variants=1, split="train"):
+        self.encoded = open_codes(model, data, split, variants=variants, device=CPU)
+        self.config = model.config
+
+    def read(self, index, epoch=0):
+        return unpack(self.encoded.read(index, epoch), self.config)
+
+
+open_store = Store
 
 
 def encoded(model, data, split="train", epoch=None):
@@ -43,7 +53,9 @@ def assert_same_codes(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{}, {"image_size": (16, 24), "channels": 3}, {"image_size": (24, 16)}, {"num_codes": 300}], ids=str
+    "changes",
+    [{}, {"image_size": (16, 24), "channels": 3}, {"image_size": (24, 16)}, {"autoencoder": {"num_codes": 300}}],
+    ids=str,
 )
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_codes_are_those_of_their_image(cached, changes, split):
@@ -61,11 +73,11 @@ def test_codes_are_those_of_their_image(cached, changes, split):
     ("num_codes", "dtype"), [(16, np.int16), (2**15, np.int16), (2**15 + 1, np.int32)], ids=["few", "most", "more"]
 )
 def test_codes_are_stored_in_as_few_bytes_as_they_need(cached, num_codes, dtype):
-    model, data = generator(num_codes=num_codes), cached()
+    model, data = generator(autoencoder={"num_codes": num_codes}), cached()
     for level in (model.autoencoder.top_codes, model.autoencoder.bottom_codes):
         level.codebook[: num_codes // 2] += 100  # so that the upper half is used
     store = open_store(model, data)
-    assert store._cache.array.dtype == dtype
+    assert store.encoded.array.dtype == dtype
     assert store.read(EVERYTHING).bottom.max() >= num_codes // 2
     assert_same_codes(store.read(EVERYTHING), encoded(model, data))
 

@@ -1,6 +1,5 @@
 """What VQ-VAE2's generator adds to the contract: codes, their probability, completion, sampling options."""
 
-import dataclasses
 import itertools
 
 import pytest
@@ -10,6 +9,7 @@ from medgen.families.vqvae2 import generator as generator_module
 from medgen.families.vqvae2.generator import VQVAE2Config
 from medgen.nn.vqvae2 import Codes
 from tests.families.vqvae2.tiny import generator, pictures
+from tests.tiny import changed
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_images_become_two_maps_of_codes_and_images_again(channels, image_size):
     assert codes.bottom.shape == (3, height // 4, width // 4)
     for part in codes:
         assert part.dtype == torch.int64
-        assert 0 <= part.min() <= part.max() < model.config.num_codes
+        assert 0 <= part.min() <= part.max() < model.config.autoencoder.num_codes
         assert len(part.unique()) > 4
     copies = model.decode(codes)
     assert copies.shape == images.shape
@@ -100,10 +100,10 @@ def test_log_probabilities_are_those_of_codes_guessed_one_after_the_other(model,
 @pytest.mark.parametrize(
     ("level", "changes"),
     [
-        ("top", {"num_codes": 3}),
-        ("top", {"num_codes": 3, "top_attention": False, "top_output_blocks": 1}),
-        ("bottom", {"num_codes": 2, "image_size": (8, 16)}),
-        ("bottom", {"num_codes": 2, "image_size": (8, 16), "bottom_attention": True}),
+        ("top", {"autoencoder": {"num_codes": 3}}),
+        ("top", {"autoencoder": {"num_codes": 3}, "top": {"attention": False, "output_blocks": 1}}),
+        ("bottom", {"autoencoder": {"num_codes": 2}, "image_size": (8, 16)}),
+        ("bottom", {"autoencoder": {"num_codes": 2}, "image_size": (8, 16), "bottom": {"attention": True}}),
     ],
     ids=str,
 )
@@ -111,7 +111,9 @@ def test_probabilities_of_all_maps_add_up_to_one(level, changes):
     model = generator(**changes)
     config = model.config
     size = getattr(config, f"{level}_size")
-    maps = torch.tensor([*itertools.product(range(config.num_codes), repeat=size[0] * size[1])]).unflatten(1, size)
+    maps = torch.tensor([*itertools.product(range(config.autoencoder.num_codes), repeat=size[0] * size[1])]).unflatten(
+        1, size
+    )
     given = model.encode(pictures(1, config))
     codes = Codes(*(part.expand(len(maps), -1, -1) for part in given))._replace(**{level: maps})
     bits = model.log_prob(codes, "ill")[level].double() * maps[0].numel()
@@ -401,24 +403,24 @@ def test_parts_of_no_image_and_of_images_before_the_first_are_refused(model):
     ("changes", "message"),
     [
         ({"image_size": (16, 20)}, r"image_size is \(16, 20\); both sides must be divisible by 8"),
-        ({"prior_kernel_size": 4}, "prior_kernel_size is 4; use an odd number from 3 on"),
-        ({"prior_kernel_size": 1}, "prior_kernel_size is 1"),
-        ({"prior_channels": 24}, "prior_channels is 24; attention needs a multiple of 16"),
-        ({"dropout": 1.0}, "dropout is 1.0; it is a chance from 0 to below 1"),
-        ({"dropout": -0.1}, "dropout is -0.1"),
+        ({"top": {"kernel_size": 4}}, "kernel_size is 4; use an odd number from 3 on"),
+        ({"bottom": {"kernel_size": 1}}, "kernel_size is 1"),
+        ({"top": {"hidden_channels": 24}}, "hidden_channels is 24; attention needs a multiple of 16"),
+        ({"top": {"dropout": 1.0}}, "dropout is 1.0; it is a probability from 0 to below 1"),
+        ({"bottom": {"dropout": -0.1}}, "dropout is -0.1"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused_before_the_first_stage_is_trained(changes, message):
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(VQVAE2Config.tiny(), **changes)
+        changed(VQVAE2Config.tiny(), **changes)
 
 
 def test_without_attention_any_width_will_do():
-    model = generator(prior_channels=24, top_attention=False)
+    model = generator(top={"hidden_channels": 24, "attention": False}, bottom={"hidden_channels": 40})
     assert model.sample(1, seed=0).isfinite().all()
 
 
 def test_an_image_of_one_top_code_can_be_drawn():
-    small = generator(image_size=(8, 8), bottom_attention=True)
+    small = generator(image_size=(8, 8), bottom={"attention": True})
     assert small.sample(2, "ill", seed=0).shape == (2, 1, 8, 8)
     assert small.bits_of(pictures(2, small.config)).isfinite().all()

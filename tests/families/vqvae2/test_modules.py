@@ -1,6 +1,6 @@
 """Training of all stages beyond the contract: what is learned, from what a run starts, what it publishes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import medgen
 from medgen.data import Augmentation
+from medgen.data.encoded import EncodedSet
 from medgen.families.medfusion.generator import MedfusionConfig
-from medgen.families.vqvae2.codes import CodeStore
 from medgen.families.vqvae2.modules import PriorModule, VQVAE2AutoencoderModule
 from medgen.nn.vqvae2 import VQVAE2
 from medgen.training.callbacks import BestCheckpoint
 from tests.families.vqvae2.tiny import config
-from tests.tiny import NAMES, TRAINER, assert_same_weights, data_module, fit, train, weights_of, write_recipe
+from tests.tiny import NAMES, TRAINER, assert_same_weights, changed, data_module, fit, train, weights_of, write_recipe
 from tests.tiny import generator as medfusion
 from tests.training.test_recipes import KeepWeights, StopAt, calling, start
 
@@ -257,9 +257,9 @@ def test_smoothing_spreads_probability_over_all_codes(stages, tmp_path):
 
 
 def test_epochs_of_training_take_the_variants_in_turn(stages, tmp_path, monkeypatch):
-    epochs, read = [], CodeStore.read
+    epochs, read = [], EncodedSet.read
     monkeypatch.setattr(
-        CodeStore, "read", lambda self, index, epoch=0: epochs.append(epoch) or read(self, index, epoch)
+        EncodedSet, "read", lambda self, index, epoch=0: epochs.append(epoch) or read(self, index, epoch)
     )
     data = data_module(stages.table, augment=Augmentation(horizontal_flip=True))
     train(prior(stages, "top", code_variants=2), data, tmp_path, num_sanity_val_steps=0)
@@ -433,21 +433,25 @@ def test_a_folder_of_another_family_is_refused(stages, tmp_path):
 @pytest.mark.parametrize(
     ("level", "changes", "message"),
     [
-        ("top", {"num_codes": 32}, "num_codes is 32 here and 16 there"),
-        ("top", {"hidden_channels": 32, "code_dim": 4}, "hidden_channels is 32 here and 16 there; code_dim is 4"),
-        ("bottom", {"prior_channels": 32}, "prior_channels is 32 here and 16 there"),
+        ("top", {"autoencoder": {"num_codes": 32}}, "autoencoder.num_codes is 32 here and 16 there"),
+        (
+            "top",
+            {"autoencoder": {"hidden_channels": 32, "code_dim": 4}},
+            "autoencoder.hidden_channels is 32 here and 16 there; autoencoder.code_dim is 4",
+        ),
+        ("bottom", {"top": {"hidden_channels": 32}}, "top.hidden_channels is 32 here and 16 there"),
         ("bottom", {"label_kind": "none", "label_names": ()}, "label_kind is 'none' here and 'single' there"),
     ],
 )
 def test_a_start_of_another_shape_is_refused_by_name(stages, tmp_path, source, level, changes, message):
     start = stages.before(level) if source == "checkpoint" else str(stages.published)
-    module = prior(stages, level, replace(CONFIG, **changes), previous=start)
+    module = prior(stages, level, changed(CONFIG, **changes), previous=start)
     with pytest.raises(ValueError, match=f"model.previous .* has another shape than model.config: {message}"):
         train(module, data_module(stages.table), tmp_path)
 
 
 def test_a_top_prior_may_have_another_shape_on_the_same_autoencoder(stages, tmp_path):
-    module = prior(stages, "top", replace(CONFIG, prior_channels=32, label_kind="none", label_names=()))
+    module = prior(stages, "top", changed(CONFIG, top={"hidden_channels": 32}, label_kind="none", label_names=()))
     train(module, data_module(stages.table), tmp_path, fast_dev_run=True)
     state = content(stages.checkpoint("autoencoder"))["state_dict"]
     assert equal(module.published.autoencoder.state_dict(), part(state, "autoencoder."))
@@ -465,11 +469,11 @@ def test_a_run_can_start_from_a_published_folder(stages, tmp_path, level):
 
 def other_autoencoder(stages, path, change):
     """The first stage's checkpoint with the weights of one part changed."""
-    changed = content(stages.checkpoint("autoencoder"))
-    for name, value in changed["state_dict"].items():
+    other = content(stages.checkpoint("autoencoder"))
+    for name, value in other["state_dict"].items():
         if name.startswith(f"autoencoder.{change}."):
             value.add_(0.01)
-    torch.save(changed, path)
+    torch.save(other, path)
     return str(path)
 
 
@@ -481,7 +485,7 @@ def test_fine_tuning_starts_from_all_weights(stages, tmp_path, level):
 
 
 def test_fine_tuning_to_other_labels_takes_everything_but_what_reads_labels(stages, tmp_path):
-    config = replace(CONFIG, label_kind="multi", label_names=NAMES["multi"], dropout=0.5)
+    config = changed(CONFIG, label_kind="multi", label_names=NAMES["multi"], top={"dropout": 0.5})
     module = prior(stages, "top", config, previous=None, init_from=str(stages.published), lr=0.0)
     train(module, data_module(stages.table, "multi"), tmp_path, fast_dev_run=True)
     ours, theirs = module.published.state_dict(), medgen.load(stages.published).state_dict()

@@ -17,6 +17,7 @@ from medgen.foreign.pickles import UnsafeFileError
 from medgen.loading import from_pretrained
 from tests.families.vqvae2.official_files import official_weights, write_files
 from tests.families.vqvae2.tiny import generator as make
+from tests.tiny import changed
 
 Weights = dict[str, dict[str, Tensor]]
 
@@ -50,11 +51,23 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]
     "changes",
     [
         {},
-        {"channels": 3, "bottom_attention": True, "top_output_blocks": 2, "condition_blocks": 2},
-        {"image_size": (24, 16), "top_attention": False, "prior_kernel_size": 5, "prior_blocks": 2},
-        {"residual_blocks": 3, "prior_residual_blocks": 2, "condition_blocks": 0, "condition_channels": 16},
+        {"channels": 3, "top": {"output_blocks": 2}, "bottom": {"attention": True, "condition_blocks": 2}},
+        {
+            "image_size": (24, 16),
+            "top": {"attention": False, "kernel_size": 5, "blocks": 2},
+            "bottom": {"kernel_size": 5, "blocks": 2},
+        },
+        {
+            "autoencoder": {"residual_blocks": 3},
+            "top": {"residual_blocks": 2},
+            "bottom": {"residual_blocks": 2, "condition_blocks": 0, "condition_channels": 16},
+        },
+        {
+            "top": {"hidden_channels": 32, "blocks": 2, "residual_channels": 4},
+            "bottom": {"kernel_size": 5, "residual_blocks": 3, "output_blocks": 1},
+        },
     ],
-    ids=["tiny", "attention", "wide", "deep"],
+    ids=["tiny", "attention", "wide", "deep", "different priors"],
 )
 def test_converted_files_sample_the_images_of_the_generator_they_were_made_of(command, changes, tmp_path):
     original = make("none", **changes)
@@ -63,7 +76,8 @@ def test_converted_files_sample_the_images_of_the_generator_they_were_made_of(co
     status, err = command(files["autoencoder"], out, "--top", files["top"], "--bottom", files["bottom"])
     assert (status, err) == (0, "")
     converted = from_pretrained(out)
-    assert converted.config.to_dict() | {"label_dim": 8} == original.config.to_dict()  # without labels it has no effect
+    labels = {"label_dim": 8}  # without labels it has no effect
+    assert changed(converted.config, top=labels, bottom=labels) == original.config
     assert torch.equal(converted.sample(2, seed=0), original.sample(2, seed=0))
     expected = original.state_dict()
     assert converted.state_dict().keys() == expected.keys()
@@ -91,7 +105,7 @@ def test_other_wrappings_hold_the_same_weights(options, files, weights, tmp_path
     ],
 )
 def test_dropout_is_what_the_files_state(args, dropout, weights, tmp_path):
-    assert convert_checkpoints(**write_files(tmp_path, weights, args=args)).config.dropout == dropout
+    assert convert_checkpoints(**write_files(tmp_path, weights, args=args)).config.top.dropout == dropout
 
 
 def test_the_new_checkpoint_names_the_files_it_was_made_of(files, tmp_path):
@@ -205,17 +219,21 @@ def refused(weights: Weights, folder: Path, message: str, **options: object) -> 
     [
         ("bottom", {"image_size": (32, 32)}, r"_bottom\.pt has a map of \(8, 8\) codes and .*_top\.pt one of \(2, 2\)"),
         ("top", {"image_size": (16, 24)}, r"_bottom\.pt has a map of \(4, 4\) codes and .*_top\.pt one of \(2, 3\)"),
-        ("autoencoder", {"num_codes": 12}, r"_top\.pt knows 16 codes \(n_class\), but .*vqvae_560\.pt has 12; give"),
-        ("top", {"num_codes": 12}, r"_top\.pt knows 12 codes \(n_class\), but .*vqvae_560\.pt has 16; give"),
-        ("bottom", {"num_codes": 12}, r"_bottom\.pt knows 12 codes \(n_class\), but .*vqvae_560\.pt has 16; give"),
+        (
+            "autoencoder",
+            {"autoencoder": {"num_codes": 12}},
+            r"_top\.pt knows 16 codes \(n_class\), but .*vqvae_560\.pt has 12; give",
+        ),
         (
             "top",
-            {"prior_channels": 32},
-            "have channels 32 and 16; VQVAE2Generator has one value for both .*load_official",
+            {"autoencoder": {"num_codes": 12}},
+            r"_top\.pt knows 12 codes \(n_class\), but .*vqvae_560\.pt has 16; give",
         ),
-        ("bottom", {"prior_kernel_size": 5}, "have kernel_size 3 and 5; VQVAE2Generator has one value"),
-        ("top", {"prior_blocks": 2, "prior_residual_blocks": 3}, "have blocks 2 and 1, residual_blocks 3 and 1; VQ"),
-        ("bottom", {"prior_residual_channels": 4}, "have residual_channels 8 and 4; VQ"),
+        (
+            "bottom",
+            {"autoencoder": {"num_codes": 12}},
+            r"_bottom\.pt knows 12 codes \(n_class\), but .*vqvae_560\.pt has 16; give",
+        ),
     ],
 )
 def test_files_of_different_models_are_refused(part, changes, message, weights, tmp_path):
@@ -247,7 +265,7 @@ def change(weights: Weights, part: str, **entries: Tensor | None) -> Weights:
             {"out__2__conv__bias": torch.ones(16)},
             r"out\.1\.conv\.bias and out\.2\.conv\.bias are the same weight",
         ),
-        ("top", {"blocks__7__extra": torch.ones(1)}, "have blocks 2 and 1"),
+        ("top", {"blocks__7__extra": torch.ones(1)}, r"_top\.pt is not what.*: blocks\.1\..* is missing"),
         (
             "autoencoder",
             {"quantize_t__embed": None},
@@ -276,7 +294,7 @@ def change(weights: Weights, part: str, **entries: Tensor | None) -> Weights:
         (
             "bottom",
             {"out__0__conv1__conv__bias": torch.ones(8)},
-            r"_bottom\.pt has 1 output residual blocks \(n_out_res",
+            r"_bottom\.pt is not what.*: last\.0\..* is missing",
         ),
         ("top", {"extra": torch.ones(1, dtype=torch.int64)}, r"_top\.pt is damaged: extra is not a tensor of floating"),
         ("top", {"extra": "text"}, r"_top\.pt is damaged: extra is not a tensor"),

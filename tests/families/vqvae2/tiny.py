@@ -1,17 +1,16 @@
 """Tiny VQ-VAE2 models whose random codebooks fit their random encoders."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
-from tests.tiny import NAMES, nudge
+from tests.tiny import NAMES, changed, nudge
 
 
 def config(kind: Any = "single", **changes: Any) -> VQVAE2Config:
-    return replace(VQVAE2Config.tiny(), label_kind=kind, label_names=NAMES[kind], **changes)
+    return changed(VQVAE2Config.tiny(), label_kind=kind, label_names=NAMES[kind], **changes)
 
 
 def pictures(n: int, config: VQVAE2Config, seed: int = 1) -> Tensor:

@@ -236,7 +236,8 @@ def _convert(args: Sequence[str]) -> None:
     parser.add_argument("--top", type=str | None, help="of an official VQ-VAE2: pixelsnail_*.pt of the top map")
     parser.add_argument("--bottom", type=str | None, help="the same of the bottom map")
     parser.add_argument("--encoder", type=str | None, help="of an official SPADE: *_net_E.pth of the style encoder")
-    parser.add_argument("--doublings", type=int | None, help="of an official SPADE: 4 few, 5 normal, 6 more, 7 most")
+    parser.add_argument("--num_upsamplings", type=int | None, help="of a SPADE: 4 few, 5 normal, 6 more, 7 most")
+    parser.add_argument("--doublings", type=int | None, help="old name of num_upsamplings")
     parser.add_argument("--dont_care", type=bool, default=False, help="of an official SPADE: the last class is unknown")
     parser.add_argument("--instance_edges", type=bool, default=False, help="of an official SPADE: made with instances")
     parser.add_argument(
@@ -253,13 +254,14 @@ def _convert(args: Sequence[str]) -> None:
 
     from medgen.foreign.convert import convert
 
+    spade_options = ("num_upsamplings", "doublings", "dont_care", "instance_edges")
     folder = convert(
         cfg.checkpoint,
         cfg.out,
         top=cfg.top,
         bottom=cfg.bottom,
         encoder=cfg.encoder,
-        spade_options={name: cfg[name] for name in ("doublings", "dont_care", "instance_edges") if cfg[name]},
+        spade_options={name: cfg[name] for name in spade_options if cfg[name]},
         image_size=tuple(cfg.image_size) if cfg.image_size else None,
         label_names=cfg.label_names,
         about=_read_about(cfg.about) if cfg.about else None,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import secrets
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import wraps
 from numbers import Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,8 @@ from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, whole_number
 
 Precision = Literal["float32", "bf16"]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _PLAIN_TYPES: Mapping[str, type] = {"int": int, "float": Real, "str": str, "None": NoneType}
 
@@ -85,10 +89,16 @@ class Generator(nn.Module, ABC):
 
     A family names itself (``class MedfusionGenerator(Generator, family="medfusion")``), sets `config_class` and writes
     `_sample`. Networks work in [-1, 1]; this class converts to the [0, 1] that users meet.
+
+    Attributes:
+        renamed_options: Sampling options by their names in the release before, which still work for this one.
+        renamed_weights: Names in the state dict by those in older checkpoints.
     """
 
     family: ClassVar[str]
     config_class: ClassVar[type[GeneratorConfig]]
+    renamed_options: ClassVar[Mapping[str, str]] = {}
+    renamed_weights: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, family: str = "") -> None:
         super().__init_subclass__()
@@ -129,6 +139,7 @@ class Generator(nn.Module, ABC):
         Raises:
             ValueError: Naming the option, and those there are or what it may be.
         """
+        options = current_arguments(options, self.renamed_options)
         known = {name: str(option.annotation) for name, option in self.sampling_options().items()}
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(
@@ -202,6 +213,7 @@ class Generator(nn.Module, ABC):
         if first_index < 0:
             raise ValueError(f"first_index is {first_index}; images are numbered from 0")
         check_precision(precision)
+        options = current_arguments(options, self.renamed_options)
         self.check_options(options)
         condition = self.label_space.resolve(label, n)
         prepared = self._prepare(options, range(first_index, first_index + n))
@@ -221,6 +233,12 @@ class Generator(nn.Module, ABC):
                 images = self._sample(part, noise, **parts)
                 batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
         return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for old, new in self.renamed_weights.items():  # of a training run that began with an older medgen
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def save_pretrained(
         self,
@@ -333,6 +351,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
     Raises:
         ValueError: Naming the first few weights that are missing, left over or of another shape.
     """
+    if isinstance(module, Generator):
+        state = with_current_names(state, type(module))
     own = module.state_dict()
     problems = [
         *(f"{name} is missing" for name in own.keys() - state.keys()),
@@ -350,6 +370,40 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
         )
     empty = any(weight.is_meta for weight in own.values())
     module.load_state_dict(dict(state), strict=True, assign=assign or empty)
+
+
+def with_current_names(state: Mapping[str, Tensor], kind: type[Generator]) -> dict[str, Tensor]:
+    """The weights of a generator from any release, by the names they have now."""
+    return {kind.renamed_weights.get(name, name): weight for name, weight in state.items()}
+
+
+def current_arguments(given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments by their current names, with a `FutureWarning` for each that is given by its old name.
+
+    Raises:
+        ValueError: If an argument is given by both names.
+    """
+    found = dict(given)
+    for old in [name for name in renamed if name in given]:
+        new = renamed[old]
+        if new in given:
+            raise ValueError(f"{old} and {new} are given, but they are the same; leave out {old}, the old name")
+        warnings.warn(f"{old} is now {new}; the old name goes with the next release", FutureWarning, stacklevel=3)
+        found[new] = found.pop(old)
+    return found
+
+
+def renamed_arguments(**renamed: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Let a function take keyword arguments by their old names too, see `current_arguments`."""
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            return function(*args, **current_arguments(kwargs, renamed))  # type: ignore[arg-type]
+
+        return call
+
+    return decorate
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

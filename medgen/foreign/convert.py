@@ -28,7 +28,7 @@ from medgen.families.vqvae2.official import convert_checkpoints, is_official
 from medgen.foreign.lightning_files import LightningFile, read_lightning
 from medgen.foreign.network_pickles import PickledNetwork, is_pickle, read_network_pickle
 from medgen.foreign.pickles import Record
-from medgen.generator import GeneratorConfig, load_strictly, part_of
+from medgen.generator import GeneratorConfig, load_strictly, part_of, with_current_names
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def convert(
         bottom: The same of the bottom map.
         encoder: For an official SPADE: the file of its style encoder, ``latest_net_E.pth``.
         spade_options: What its files do not state, see `medgen.families.spade.official.convert_checkpoint`:
-            ``doublings``, ``dont_care``, ``instance_edges``.
+            ``num_upsamplings``, ``dont_care``, ``instance_edges``.
         image_size: Height and width, which official files of Medfusion and SPADE do not state; 256 x 256 if None.
         label_names: Class names, which they do not state either, nor does a ``.pkl``; "class 0", ... by default. Of
             SPADE those of the label maps.
@@ -138,7 +138,7 @@ def convert(
         found = _Found("spade", spade_made.config.to_dict(), spade_made.state)
     elif encoder is not None or spade_options:
         raise ValueError(
-            f"encoder, doublings, dont_care and instance_edges go with a generator of the official SPADE code "
+            f"encoder, num_upsamplings, dont_care and instance_edges go with a generator of the official SPADE code "
             f"(latest_net_G.pth), which {path} is not; leave them out"
         )
     elif top is not None or bottom is not None:
@@ -264,7 +264,7 @@ def _read_training_run(file: LightningFile, path: str | Path) -> _Found | None:
             continue
         if not isinstance(fields, dict):
             raise CheckpointError(f"{path} is damaged: the config of its model is of type {type(fields).__name__}")
-        state = part_of(file.state_dict, "ema.module.")
+        state = with_current_names(part_of(file.state_dict, "ema.module."), family_class(family))
         if not state or not file.publishable:
             raise CheckpointError(
                 f"{path} is from a training stage that has no generator yet; convert a checkpoint of the last stage"

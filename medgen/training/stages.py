@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About
-from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of
+from medgen.generator import Generator, GeneratorConfig, load_strictly, part_of, with_current_names
 from medgen.losses.ssim import ssim
 from medgen.training.base import GenerativeModule, ReproducibleModule
 
@@ -153,7 +153,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
     settings, state = content.get("hyper_parameters", {}), content.get("state_dict", {})
     prefix = "ema.module."  # a first stage's module holds its network itself, a later one the averaged generator
     if any(name.startswith(prefix) for name in state):
-        state = part_of(state, prefix)
+        state = with_current_names(part_of(state, prefix), kind)
     config = _config_of(settings, kind)
     missing = [part for part in parts if not any(name.startswith(f"{part}.") for name in state)]
     if config is None or missing:
@@ -268,7 +268,7 @@ def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> GeneratorC
     config = settings.get("config")
     if isinstance(config, dict):
         try:
-            return kind.config_class(**config)
+            return kind.config_class(**kind.config_class.migrate(config))
         except TypeError:
             return None
     return config if isinstance(config, kind.config_class) else None

@@ -115,8 +115,8 @@ def test_complete_losses_and_gradients(case: Case) -> None:
             close(term, case.outputs[f"G/{name}"].squeeze(), name)
     torch.stack([term.reshape(()) for term in terms.values()]).sum().backward()
     gradients = {name: gradient for name, gradient in part_of(case.outputs, "G_grad/").items() if name not in NO_EFFECT}
-    shape = model.generator.shape
-    close_gradients(model.generator, part_of(gradients, "netG."), lambda w: synthesis_weights(w, shape))
+    config = model.generator.config
+    close_gradients(model.generator, part_of(gradients, "netG."), lambda w: synthesis_weights(w, config))
     if (encoder := model.encoder) is not None:
         close_gradients(encoder, part_of(gradients, "netE."), lambda w: style_encoder_weights(w, encoder))
 

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.config import StyleGAN2Config
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.modules import StyleGAN2Module, adam_settings
 from medgen.nn.inference import for_inference
 

@@ -399,7 +399,7 @@ def renamed_arguments(**renamed: str) -> Callable[[Callable[_P, _T]], Callable[_
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         @wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-            return function(*args, **current_arguments(kwargs, renamed))  # type: ignore[arg-type]
+            return function(*args, **current_arguments(kwargs, renamed))
 
         return call
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medgen.data.encoded import weights_hash
 from medgen.families.spade.codes import CodePrior, StyleCodes
-from medgen.families.spade.config import SPADEConfig, Style
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
 from medgen.families.spade.label_maps import LabelMapVAE
 from medgen.families.spade.masks import checked_masks, masks_of_files
@@ -23,8 +23,6 @@ from medgen.nn.inference import for_inference
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource
-
-__all__ = ["SPADEConfig", "SPADEGenerator", "Style"]
 
 
 class SPADEGenerator(Generator, family="spade"):

@@ -132,7 +132,7 @@ def _parser(verb: str, about: str) -> Any:
     return parser
 
 
-def _truncation(cfg: Any) -> dict[str, float]:
+def _truncation(cfg: Any) -> dict[str, Any]:
     return {"truncation_psi": cfg.truncation_psi} if cfg.truncation is None else {"truncation": cfg.truncation}
 
 

@@ -18,8 +18,6 @@ from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, stream_seed
 
-__all__ = ["Center", "NoiseMode", "StyleGAN2Config", "StyleGAN2Generator", "StyledGenerator"]
-
 NoiseMode = Literal["random", "fixed", "none"]
 Center = Literal["label", "all", "published"]
 

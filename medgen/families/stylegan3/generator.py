@@ -9,8 +9,6 @@ from medgen.families.stylegan3.config import StyleGAN3Config
 from medgen.families.stylegan3.networks import Synthesis
 from medgen.noise import NoiseSource
 
-__all__ = ["StyleGAN3Config", "StyleGAN3Generator"]
-
 
 class StyleGAN3Generator(StyledGenerator, family="stylegan3"):
     """Draws images in one pass. It comes from weights of the authors' code, see `medgen.foreign.convert.convert`."""

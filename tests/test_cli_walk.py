@@ -117,6 +117,7 @@ def test_findings_and_numbers_can_be_walked_between(command, tmp_path, kind, nam
         (["--seeds", "1,2", "--columns", "0"], "columns is 0; use at least 1"),
         (["--seeds", "1,2", "--fps", "0"], "fps is 0; use 1 to 50"),
         (["--seeds", "1,2", "--truncation_psi", "3"], "truncation_psi is 3"),
+        (["--seeds", "1,2", "--truncation", "3"], "truncation_psi is 3"),
         (["--seeds", "1,2", "--batch_size", "0"], "batch_size is 0; use at least 1"),
         (["--seeds", "1,2", "--device", "warp"], "device 'warp' cannot be used here"),
         (["--seeds", "1,2", "--out", "walk.avi"], "out is 'walk.avi'; use a name that ends in .gif or .mp4"),

@@ -96,3 +96,13 @@ def test_options_of_spade_are_refused_for_other_files(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="go with a generator of the official SPADE code"):
         convert(tmp_path / "other.pth", tmp_path / "model", spade_options={"dont_care": True})
+
+
+@pytest.mark.parametrize("case", cases("spade_g_seg"))
+def test_the_old_name_of_num_upsamplings_works(case, tmp_path):
+    file = official_file(case, tmp_path)
+    with (
+        pytest.warns(FutureWarning, match="doublings is now num_upsamplings"),
+        pytest.raises(ValueError, match="num_upsamplings is 3"),
+    ):
+        convert(file, tmp_path / "model", image_size=(64, 64), spade_options={"doublings": 3})

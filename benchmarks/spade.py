@@ -26,7 +26,8 @@ from monai.networks.nets.spade_network import SPADENetResBlock
 from peak import convolution_peak, seconds
 from torch import Tensor, nn
 
-from medgen.families.spade.networks import SPADEShape, SPADESynthesis, semantic_map
+from medgen.families.spade.config import SPADEConfig
+from medgen.families.spade.networks import SPADESynthesis, semantic_map
 from medgen.nn.inference import for_inference
 
 CLASSES = 4
@@ -35,22 +36,22 @@ CLASSES = 4
 class Peer(nn.Module):
     """The layout of our generator, of the peer's blocks."""
 
-    def __init__(self, shape: SPADEShape) -> None:
+    def __init__(self, config: SPADEConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.start = nn.Conv2d(CLASSES, shape.base_width, 3, padding=1)
+        self.config = config
+        self.start = nn.Conv2d(CLASSES, config.base_width, 3, padding=1)
         self.blocks = nn.ModuleList(
             SPADENetResBlock(
-                2, stage.in_channels, stage.out_channels, CLASSES, shape.hidden, norm=("BATCH", {"affine": False})
+                2, stage.in_channels, stage.out_channels, CLASSES, config.hidden, norm=("BATCH", {"affine": False})
             )
-            for stage in shape.stages
+            for stage in config.stages
         )
-        self.to_image = nn.Conv2d(shape.stages[-1].out_channels, shape.channels, 3, padding=1)
+        self.to_image = nn.Conv2d(config.stages[-1].out_channels, config.channels, 3, padding=1)
 
     def forward(self, semantic: Tensor) -> Tensor:
-        x = self.start(F.interpolate(semantic, size=self.shape.base))
-        for block, stage in zip(self.blocks, self.shape.stages, strict=True):
-            if stage.doubles:
+        x = self.start(F.interpolate(semantic, size=self.config.base))
+        for block, stage in zip(self.blocks, self.config.stages, strict=True):
+            if stage.upsamples:
                 x = F.interpolate(x, scale_factor=2.0)
             x = block(x, semantic)
         return self.to_image(F.leaky_relu(x, 0.2)).tanh()
@@ -112,8 +113,10 @@ def main() -> None:
         print(", ".join(f"{name} {number:.3g}" for name, number in numbers.items()), flush=True)
 
     torch.manual_seed(0)
-    shape = SPADEShape(image_size=(size, size), channels=1, num_classes=CLASSES, width=width)
-    ours, peer = SPADESynthesis(shape).eval(), Peer(shape).eval()
+    config = SPADEConfig(
+        image_size=(size, size), channels=1, mask_names=tuple(map(str, range(CLASSES))), width=width, style="none"
+    )
+    ours, peer = SPADESynthesis(config).eval(), Peer(config).eval()
     whole = SPADENet(
         2, 1, 1, CLASSES, [size, size], [2 * width, 4 * width, 8 * width, 16 * width, 16 * width], is_vae=False
     ).eval()

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.config import StyleGAN2Config
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.modules import StyleGAN2Module, adam_settings
 from medgen.nn.inference import for_inference
 
@@ -87,9 +88,9 @@ def config(side: int) -> StyleGAN2Config:
 
 
 def widths(side: int) -> dict[int, int]:
-    """The same as the peer takes them."""
-    shape = config(side).shape
-    return {4 << level: shape.width(level) for level in range(shape.doublings + 1)}
+    """Widths by resolution, as the peer takes them."""
+    sizes = config(side)
+    return {4 << level: sizes.width(level) for level in range(sizes.num_upsamplings + 1)}
 
 
 def has_peer() -> bool:
@@ -102,7 +103,7 @@ def generator_times(batch: int, repeats: int) -> tuple[float, float | None, floa
     torch.manual_seed(0)
     ours, peer = StyleGAN2Generator(config(256)).eval(), Generator(256, channels=widths(256)).eval()
     styles = torch.randn(batch, 512)
-    expanded, noise = styles[:, None].repeat(1, config(256).shape.num_styles, 1), ours.synthesis.fixed_noise()
+    expanded, noise = styles[:, None].repeat(1, config(256).num_ws, 1), ours.synthesis.fixed_noise()
     with torch.inference_mode():
         fast = for_inference(ours.synthesis)
         calls = [lambda: fast(expanded, *noise)]

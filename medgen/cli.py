@@ -237,7 +237,8 @@ def _convert(args: Sequence[str]) -> None:
             options.setdefault(option.name, []).append((f"of an official {title}: {option.metadata['help']}", option))
     for name, meanings in options.items():
         (_, option), text = meanings[0], "; ".join(meaning for meaning, _ in meanings)
-        parser.add_argument(f"--{name}", type=option.type, default=option.default, help=text)
+        names = [name, *(old for files in official.values() for old, new in files.renamed.items() if new == name)]
+        parser.add_argument(*(f"--{n}" for n in names), type=option.type, default=option.default, help=text)
     parser.add_argument("--image_size", type=int, nargs=2, help="height and width, for files that do not state them")
     parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, likewise")
     parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from numbers import Real
 from types import NoneType
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +20,8 @@ from medgen.config import ModelConfig
 from medgen.labels import Label
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, whole_number
-from medgen.published import PublishedModel, load_strictly, part_of
-
-__all__ = ["Generator", "GeneratorConfig", "PerImage", "Session", "check_precision", "load_strictly", "part_of"]
+from medgen.published import PublishedModel
+from medgen.renamed import current_arguments
 
 Precision = Literal["float32", "bf16"]
 
@@ -82,7 +81,12 @@ class Generator(PublishedModel):
 
     A family names itself (``class DDPMGenerator(Generator, family="ddpm")``), sets `config_class` and writes `_sample`.
     Networks work in [-1, 1]; this class converts to the [0, 1] that users meet.
+
+    Attributes:
+        renamed_options: Sampling options by their names in the release before, which still work for this one.
     """
+
+    renamed_options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def _sample(self, label: Tensor | None, noise: NoiseSource, *args: Any, **options: Any) -> Tensor:
@@ -100,6 +104,7 @@ class Generator(PublishedModel):
         Raises:
             ValueError: Naming the option, and those there are or what it may be.
         """
+        options = current_arguments(options, self.renamed_options)
         known = {name: str(option.annotation) for name, option in self.sampling_options().items()}
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(
@@ -194,6 +199,7 @@ class Generator(PublishedModel):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; use at least 1")
         check_precision(precision)
+        options = current_arguments(options, self.renamed_options)
         self.check_options(options)
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
         batches = []

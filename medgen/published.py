@@ -129,13 +129,18 @@ class PublishedModel(nn.Module, ABC):
         config = cls.config_class.from_dict(checkpoint.config)
         with _SkipInitialisation():
             model = cls(config)
-        state = cls.current_names(checkpoint.state)
-        load_strictly(model, state, where=str(checkpoint.folder), assign=True)
+        load_strictly(model, checkpoint.state, where=str(checkpoint.folder), assign=True)
         model.about = checkpoint.about
         model.source = str(checkpoint.folder)
         model.folder = checkpoint.folder
         model.revision = checkpoint.files[WEIGHTS_FILE][:12]
         return model.eval()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for old, new in self.renamed_weights.items():  # of a training run that began with an older medgen
+            if prefix + old in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def current_names(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,6 +162,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
     Raises:
         ValueError: Naming the first few weights that are missing, left over or of another shape.
     """
+    if isinstance(module, PublishedModel):
+        state = module.current_names(state)
     own = module.state_dict()
     problems = [
         *(f"{name} is missing" for name in own.keys() - state.keys()),

@@ -93,7 +93,7 @@ def test_every_verb_explains_its_arguments(verb, capsys):
 
 
 def test_the_help_of_sample_lists_the_options_of_the_family_of_a_checkpoint(model, capsys):
-    for name, option in ((str(model), "--steps (int | None, default: None)"), ("stylegan2-cxr", "--truncation")):
+    for name, option in ((str(model), "--steps (int | None, default: None)"), ("stylegan2-cxr", "--truncation_psi")):
         with pytest.raises(SystemExit):
             main(["sample", name, "--help"])
         assert option in " ".join(capsys.readouterr().out.split())

@@ -45,12 +45,12 @@ def sheet(images, columns):
 @pytest.mark.parametrize("suffix", [".gif", ".mp4"])
 def test_a_walk_between_seeds_has_its_frames_and_visits_the_seeds(command, model, generator, tmp_path, suffix):  # noqa: F811
     out = tmp_path / f"walk{suffix}"
-    arguments = ["--seeds", "1,2,3", "--labels", "finding", "--frames", 4, "--truncation", 0.8]
+    arguments = ["--seeds", "1,2,3", "--labels", "finding", "--frames", 4, "--truncation_psi", 0.8]
     assert command("walk", model, "--out", out, *arguments, *QUIET) == (0, "", "")
     frames = read(out)
     assert len(frames) == 12
     for place, seed in ((0, 1), (4, 2), (8, 3)):
-        expected = sheet(generator.sample(1, "finding", seed=seed, truncation=0.8, layer_noise="fixed"), 1)
+        expected = sheet(generator.sample(1, "finding", seed=seed, truncation_psi=0.8, noise_mode="fixed"), 1)
         assert np.abs(frames[place, : len(expected), : expected.shape[1]] - expected).mean() < 2
     assert np.abs(frames[0] - frames[4]).mean() > 5
 
@@ -62,7 +62,7 @@ def test_a_walk_between_labels_shows_several_images_side_by_side(command, model,
     frames = read(out)
     assert len(frames) == 6
     for place, label in ((0, "no finding"), (5, "finding")):
-        expected = sheet(generator.sample(3, label, seed=4, layer_noise="fixed"), 2)
+        expected = sheet(generator.sample(3, label, seed=4, noise_mode="fixed"), 2)
         assert np.abs(frames[place] - expected).max() <= 1
 
 
@@ -100,7 +100,7 @@ def test_findings_and_numbers_can_be_walked_between(command, tmp_path, kind, nam
     frames, generator = read(out), medgen.load(folder)
     assert len(frames) == 2
     for frame, label in zip(frames, stations, strict=True):
-        expected = sheet(generator.sample(1, label, seed=0, layer_noise="fixed"), 1)
+        expected = sheet(generator.sample(1, label, seed=0, noise_mode="fixed"), 1)
         assert np.abs(frame - expected).max() <= 1
 
 
@@ -116,7 +116,8 @@ def test_findings_and_numbers_can_be_walked_between(command, tmp_path, kind, nam
         (["--seeds", "1,2", "-n", "0"], "n is 0; use at least 1"),
         (["--seeds", "1,2", "--columns", "0"], "columns is 0; use at least 1"),
         (["--seeds", "1,2", "--fps", "0"], "fps is 0; use 1 to 50"),
-        (["--seeds", "1,2", "--truncation", "3"], "truncation is 3"),
+        (["--seeds", "1,2", "--truncation_psi", "3"], "truncation_psi is 3"),
+        (["--seeds", "1,2", "--truncation", "3"], "truncation_psi is 3"),
         (["--seeds", "1,2", "--batch_size", "0"], "batch_size is 0; use at least 1"),
         (["--seeds", "1,2", "--device", "warp"], "device 'warp' cannot be used here"),
         (["--seeds", "1,2", "--out", "walk.avi"], "out is 'walk.avi'; use a name that ends in .gif or .mp4"),

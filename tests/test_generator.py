@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from medgen.generator import Generator, GeneratorConfig, load_strictly
+from medgen.generator import Generator, GeneratorConfig
 from medgen.loading import from_pretrained
+from medgen.published import load_strictly
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,12 +57,14 @@ class OfficialFiles:
         convert: ``module:function`` from a `ForeignFile`, with `image_size`, `label_names` and the fields of `options`
             as keywords, to `Converted`.
         options: A dataclass of what the file does not state: each field has a default, and a ``help`` in its metadata.
+        renamed: Options by their names in the release before, which still work for this one.
     """
 
     expects: str
     recognise: str
     convert: str
     options: type[Any] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     def fields(self) -> tuple[Field[Any], ...]:
         """The fields of `options`."""

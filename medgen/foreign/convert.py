@@ -17,6 +17,7 @@ from medgen.families.family import Component, Converted, Family, OfficialFiles
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.pickles import Record
 from medgen.published import part_of
+from medgen.renamed import current_arguments
 
 
 def official_networks() -> dict[str, Component]:
@@ -81,7 +82,8 @@ def convert(
     family, official = _trained_family(file), None
     if family is None:
         family, official = next((pair for pair in _with_files() if pair[1].recognises(file)), (None, None))
-    options = _own_options(options, official, file)
+    renamed = {old: new for _, files in _with_files() for old, new in files.renamed.items()}
+    options = _own_options(current_arguments(options, renamed), official, file)
     known = About()
     if family and official:
         made = official.converted(file, image_size=image_size, label_names=tuple(label_names), **options)

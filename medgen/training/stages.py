@@ -154,7 +154,7 @@ def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argum
     settings, state = content.get("hyper_parameters", {}), content.get("state_dict", {})
     prefix = GenerativeModule.published_weights  # a first stage's module holds its network itself
     if any(name.startswith(prefix) for name in state):
-        state = part_of(state, prefix)
+        state = kind.current_names(part_of(state, prefix))
     config = _config_of(settings, kind)
     missing = [part for part in parts if not any(name.startswith(f"{part}.") for name in state)]
     if config is None or missing:

@@ -256,7 +256,7 @@ def test_the_command_judges_a_published_spade(data, tmp_path, capsys):
     recipe = {"steps": 1, "width": 4, "levels": 2}
     where = ["evaluate", str(tmp_path / "model"), "--data", str(table), "--out", str(out), "--device", "cpu"]
     options = [item for name, value in recipe.items() for item in (f"--segmenter.{name}", str(value))]
-    assert main([*where, "--metrics", "consistency", "--network", "pixels", *options, "--truncation", "0"]) == 0
+    assert main([*where, "--metrics", "consistency", "--network", "pixels", *options, "--truncation_psi", "0"]) == 0
     printed = capsys.readouterr().out
     assert {"consistency_dice", "consistency_hausdorff_ratio", "consistency_hausdorff_real:dim"} <= set(printed.split())
     # At truncation 0, all styles are the mean one.

@@ -12,10 +12,10 @@ from medgen.families.cyclegan.convert import (
     load_discriminator_weights,
     load_generator_weights,
 )
-from medgen.generator import part_of
 from medgen.losses.adversarial import ADVERSARIAL
 from medgen.nn.patch_discriminator import PatchDiscriminator
 from medgen.nn.resnet_generator import ResNetGenerator
+from medgen.published import part_of
 from tests.parity.conftest import Case, cases
 from tests.parity.test_stylegan2 import close
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.convert import (
     build_discriminator,
     build_inner_style_encoder,
@@ -20,11 +21,11 @@ from medgen.families.spade.convert import (
     load_synthesis_weights,
     synthesis_weights,
 )
-from medgen.families.spade.networks import SPADEBlock, SPADEShape, SPADESynthesis, instance_edges, semantic_map
+from medgen.families.spade.networks import SPADEBlock, SPADESynthesis, instance_edges, semantic_map
 from medgen.foreign.torch_files import read_torch_file
-from medgen.generator import load_strictly
 from medgen.losses.divergence import kl_divergence
 from medgen.nn.inference import for_inference
+from medgen.published import load_strictly
 from tests.parity.conftest import Case, cases, published_keys
 from tests.parity.test_stylegan2 import close
 
@@ -61,10 +62,11 @@ def semantic_of(case: Case) -> Tensor:
 def test_blocks(case: Case) -> None:
     options = case.meta["constructor"]
     spectral = options["norm_G"].startswith("spectral")
-    shape = SPADEShape(num_classes=options["semantic_nc"], kernel_size=int(options["norm_G"][-1]), spectral=spectral)
-    block = SPADEBlock(options["fin"], options["fout"], shape).eval()
+    classes = tuple(map(str, range(options["semantic_nc"])))
+    config = SPADEConfig(mask_names=classes, kernel_size=int(options["norm_G"][-1]))
+    block = SPADEBlock(options["fin"], options["fout"], config, spectral=spectral).eval()
     # As blocks of a whole generator, which they are named like.
-    official = synthesis_weights({f"head_0.{name}": weight for name, weight in case.weights.items()}, shape)
+    official = synthesis_weights({f"head_0.{name}": weight for name, weight in case.weights.items()}, config)
     load_strictly(block, {name.removeprefix("blocks.0."): w for name, w in official.items()}, where="the block")
     x, semantic = case.inputs["x"].requires_grad_(), case.inputs["seg"]
     y = block(x, semantic)
@@ -90,7 +92,7 @@ def test_generators_and_what_a_training_pass_leaves_behind(case: Case) -> None:
     after = {name.removeprefix(prefix): x for name, x in case.outputs.items() if name.startswith(prefix)}
     state = network.state_dict()
     uncounted = "syncbatch" in case.meta["constructor"]["norm_G"]  # its batch norm does not count batches, ours does
-    for name, official in synthesis_weights(case.weights | after, network.shape).items():
+    for name, official in synthesis_weights(case.weights | after, network.config).items():
         if not (uncounted and name.endswith("num_batches_tracked")):
             close(state[name], official, name)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.convert import (
     build_discriminator,
     build_inner_style_encoder,
@@ -15,10 +16,11 @@ from medgen.families.spade.convert import (
     build_synthesis,
     load_style_encoder_weights,
     load_synthesis_weights,
-    synthesis_shape,
+    synthesis_config,
     synthesis_weights,
 )
-from medgen.families.spade.networks import SPADEShape, SPADESynthesis
+from medgen.families.spade.networks import SPADESynthesis
+from medgen.nn.spectral import SpectralConv2d
 from tests.parity.conftest import Case, cases
 
 OPTIONS = {"crop_size": 64, "label_nc": 3, "no_instance": True, "ngf": 1}
@@ -39,9 +41,9 @@ def test_files_without_the_second_singular_vector_give_the_same_images(case: Cas
     networks = [build_synthesis(case.meta["constructor"]) for _ in range(2)]
     load_synthesis_weights(networks[0], case.weights)
     load_synthesis_weights(networks[1], {name: weight.clone() for name, weight in old_file(case.weights).items()})
-    shape = networks[0].shape
-    semantic = torch.rand(2, shape.num_classes, *shape.image_size)
-    code = torch.randn(2, shape.style_dim) if shape.style_dim else None
+    config = networks[0].config
+    semantic = torch.rand(2, config.semantic_channels, *config.image_size)
+    code = torch.randn(2, config.code_dim) if config.code_dim else None
     with torch.no_grad():
         for training in (False, True):  # a training pass finds v anew, from the same u
             ours, old = (network.train(training)(semantic, code) for network in networks)
@@ -58,21 +60,27 @@ def test_a_weight_that_is_missing_is_named(case: Case) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"num_classes": 3, "image_size": (64, 64), "doublings": 5, "style": "none"}),
+        ({}, {"num_classes": 3, "image_size": (64, 64), "num_upsamplings": 5, "style": "none"}),
         ({"no_instance": False, "contain_dontcare_label": True}, {"num_classes": 5}),
         ({"semantic_nc": 7}, {"num_classes": 7}),
         ({"crop_size": 512, "aspect_ratio": 2.0}, {"image_size": (256, 512), "base": (8, 16)}),
-        ({"crop_size": 128, "num_upsampling_layers": "more"}, {"doublings": 6, "base": (2, 2)}),
+        ({"crop_size": 128, "num_upsampling_layers": "more"}, {"num_upsamplings": 6, "base": (2, 2)}),
         ({"use_vae": True, "z_dim": 9}, {"style": "vae", "style_dim": 9}),
         ({"netG": "stylespade", "num_upsampling_layers": "few"}, {"style": "inside", "style_dim": 16}),
-        ({"norm_G": "spadeinstance1x1"}, {"norm": "instance", "kernel_size": 1, "spectral": False}),
+        ({"norm_G": "spadeinstance1x1"}, {"norm": "instance", "kernel_size": 1}),
         ({"norm_mode": "clade"}, {"modulation": "clade"}),
     ],
     ids=str,
 )
 def test_options_become_sizes(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    shape = synthesis_shape(OPTIONS | changes)
-    assert {name: getattr(shape, name) for name in expected} == expected
+    config = synthesis_config(OPTIONS | changes)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("norm", "spectral"), [("spadeinstance1x1", False), ("spectralspadeinstance1x1", True)])
+def test_spectral_normalisation_is_an_option(norm: str, spectral: bool) -> None:
+    first = build_synthesis(OPTIONS | {"norm_G": norm}).blocks[0].first
+    assert isinstance(first, SpectralConv2d) == spectral
 
 
 @pytest.mark.parametrize(
@@ -107,12 +115,12 @@ def test_an_inner_encoder_of_another_depth_is_refused() -> None:
 
 
 def test_weights_go_into_their_own_kind_of_network_only() -> None:
-    network = SPADESynthesis(SPADEShape(image_size=(32, 32), num_classes=3, width=1))
+    network = SPADESynthesis(SPADEConfig(image_size=(32, 32), mask_names=("a", "b"), width=1))
     with pytest.raises(ValueError, match="the network is a SPADESynthesis; give a StyleEncoder"):
         load_style_encoder_weights(network, {})
 
 
 def test_a_layer_that_is_never_used_is_left_out() -> None:
-    shape = synthesis_shape(OPTIONS | {"num_upsampling_layers": "few"})
+    config = synthesis_config(OPTIONS | {"num_upsampling_layers": "few"})
     weights = {"G_middle_0.conv_0.bias": torch.zeros(16), "G_middle_1.conv_0.bias": torch.ones(16)}
-    assert synthesis_weights(weights, shape).keys() == {"blocks.1.first.bias"}
+    assert synthesis_weights(weights, config).keys() == {"blocks.1.first.bias"}

@@ -27,7 +27,7 @@ def said_of(options):
     said = {
         "dont_care": bool(options.get("contain_dontcare_label")),
         "instance_edges": not options.get("no_instance"),
-        "doublings": {"few": 4, "normal": 5}[options["num_upsampling_layers"]],
+        "num_upsamplings": {"few": 4, "normal": 5}[options["num_upsampling_layers"]],
     }
     return {name: value for name, value in said.items() if value}
 
@@ -82,8 +82,8 @@ def test_the_style_encoder_comes_from_its_own_file(case, tmp_path):
     ("options", "message"),
     [
         ({"label_names": ["a", "b"]}, "label_names has 2 names, but .* has 6 classes; say dont_care or instance_edges"),
-        ({"doublings": 3}, "doublings is 3"),
-        ({"image_size": (60, 60)}, r"image_size is \(60, 60\); with 5 doublings both sides must be divisible"),
+        ({"num_upsamplings": 3}, "num_upsamplings is 3"),
+        ({"image_size": (60, 60)}, r"image_size is \(60, 60\); with num_upsamplings 5 both sides must be divisible"),
         ({"encoder": "latest_net_E.pth"}, "takes no codes of it; leave it out"),
     ],
 )
@@ -99,3 +99,13 @@ def test_options_of_spade_are_refused_for_other_files(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="go with a generator of the official SPADE code"):
         convert(tmp_path / "other.pth", tmp_path / "model", dont_care=True)
+
+
+@pytest.mark.parametrize("case", cases("spade_g_seg"))
+def test_the_old_name_of_num_upsamplings_works(case, tmp_path):
+    file = official_file(case, tmp_path)
+    with (
+        pytest.warns(FutureWarning, match="doublings is now num_upsamplings"),
+        pytest.raises(ValueError, match="num_upsamplings is 3"),
+    ):
+        convert(file, tmp_path / "model", image_size=(64, 64), doublings=3)

@@ -17,11 +17,11 @@ from medgen.families.spade.convert import (
     style_encoder_weights,
     synthesis_weights,
 )
-from medgen.generator import part_of
 from medgen.losses.adversarial import ADVERSARIAL
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.feature_matching import feature_matching
 from medgen.losses.perceptual import VGG19Loss
+from medgen.published import part_of
 from tests.parity.conftest import Case, cases
 from tests.parity.test_spade import semantic_of
 from tests.parity.test_stylegan2 import close, close_gradients
@@ -116,8 +116,8 @@ def test_complete_losses_and_gradients(case: Case) -> None:
             close(term, case.outputs[f"G/{name}"].squeeze(), name)
     torch.stack([term.reshape(()) for term in terms.values()]).sum().backward()
     gradients = {name: gradient for name, gradient in part_of(case.outputs, "G_grad/").items() if name not in NO_EFFECT}
-    shape = model.generator.shape
-    close_gradients(model.generator, part_of(gradients, "netG."), lambda w: synthesis_weights(w, shape))
+    config = model.generator.config
+    close_gradients(model.generator, part_of(gradients, "netG."), lambda w: synthesis_weights(w, config))
     if (encoder := model.encoder) is not None:
         close_gradients(encoder, part_of(gradients, "netE."), lambda w: style_encoder_weights(w, encoder))
 

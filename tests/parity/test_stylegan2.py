@@ -83,12 +83,12 @@ def test_resampling(case: Case) -> None:
 def test_images_and_styles(case: Case) -> None:
     generator = generator_of(case)
     z, label = case.inputs["z"], case.inputs.get("c")
-    count = generator.config.shape.num_styles
+    count = generator.config.num_ws
     w = generator.mapping(z, label)
     styles = w[:, None].expand(-1, count, -1)
     fixed, nothing = generator.synthesis.fixed_noise(), [None] * (count - 1)
     close(styles, case.outputs["ws"], "ws")
-    middle = generator.mean_style
+    middle = generator.w_avg
     if "ws_psi07" in case.outputs:
         truncated = middle + 0.7 * (styles - middle)
         close(truncated, case.outputs["ws_psi07"], "ws_psi07")
@@ -192,7 +192,7 @@ def test_the_four_phases(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "randn_like", lambda images: case.inputs["pl_noise"])
     # No layer adds noise in these networks; its numbers must be drawn all the same.
     synthesis = module.generator.synthesis
-    monkeypatch.setattr(module, "layer_noise", lambda n: synthesis.fixed_noise())
+    monkeypatch.setattr(module, "noise", lambda n: synthesis.fixed_noise())
     real, drawn = case.inputs["real"], case.inputs.get("gen_c")
 
     def compare(phase: str, loss: Tensor, expected: Tensor) -> None:
@@ -222,4 +222,4 @@ def test_the_four_phases(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     r1 = module.r1_loss(real, case.inputs.get("real_c"))
     close(r1, case.outputs["Dreg/stat/D/reg"].mean(), "D/reg")
     compare("Dreg", 16 * r1, 16 * case.outputs["Dreg/stat/D/reg"].mean())
-    close(module.generator.mean_style, case.outputs["w_avg_after"], "w_avg")
+    close(module.generator.w_avg, case.outputs["w_avg_after"], "w_avg")

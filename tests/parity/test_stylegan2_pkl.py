@@ -14,8 +14,8 @@ from medgen.cli import main
 from medgen.families.stylegan2.convert import build_discriminator, discriminator_weights, pickled_config
 from medgen.foreign.convert import convert
 from medgen.foreign.network_pickles import read_network_pickle
-from medgen.generator import load_strictly
 from medgen.loading import from_pretrained
+from medgen.published import load_strictly
 from tests.parity.conftest import Case, cases
 from tests.parity.test_stylegan2 import close
 
@@ -50,11 +50,11 @@ def test_the_converted_networks_compute_the_official_images_and_logits(case: Cas
     assert generator.config.clamp == case.meta["constructor"]["G"]["synthesis_kwargs"]["conv_clamp"]
     z, label = case.inputs["z"], case.inputs["c"]
     with torch.no_grad():
-        styles = generator.mapping(z, label)[:, None].repeat(1, generator.config.shape.num_styles, 1)
+        styles = generator.mapping(z, label)[:, None].repeat(1, generator.config.num_ws, 1)
         noise = generator.synthesis.fixed_noise()
         images = generator.synthesis(styles, *noise)
         close(images, case.outputs["img_const"], "img_const")
-        middle = generator.mean_style
+        middle = generator.w_avg
         typical = generator.synthesis(middle + 0.7 * (styles - middle), *noise)
         close(typical, case.outputs["img_const_psi07"], "img_const_psi07")
         discriminator = build_discriminator(case.meta["constructor"]["D"])

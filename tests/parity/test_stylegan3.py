@@ -24,10 +24,10 @@ GENERATORS = pytest.mark.parametrize("case", [*cases("stylegan3_t"), *cases("sty
 @torch.no_grad()
 def check_images(generator: StyleGAN3Generator, case: Case) -> None:
     w = generator.mapping(case.inputs["z"], case.inputs.get("c"))
-    styles = w[:, None].repeat(1, generator.num_styles, 1)
+    styles = w[:, None].repeat(1, generator.num_ws, 1)
     close(styles, case.outputs["ws"], "ws")
     close(generator.synthesis(styles), case.outputs["img"], "img")
-    middle = generator.mean_style
+    middle = generator.w_avg
     close(generator.synthesis(middle + 0.7 * (styles - middle)), case.outputs["img_psi07"], "img_psi07")
 
 

@@ -27,8 +27,12 @@ OPTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
         {"steps": 10, "eta": 0.0, "guidance": 2.0},
         {"steps": 6, "sampler": "ancestral"},
     ),
-    "spade-cardiac": ({}, {"truncation": 0.5}),
-    "stylegan2-cxr": ({}, {"truncation": 0.7, "layer_noise": "fixed"}, {"truncation": 0.5, "truncation_layers": 3}),
+    "spade-cardiac": ({}, {"truncation_psi": 0.5}),
+    "stylegan2-cxr": (
+        {},
+        {"truncation_psi": 0.7, "noise_mode": "fixed"},
+        {"truncation_psi": 0.5, "truncation_cutoff": 3},
+    ),
     "vqvae2-cxr": ({}, {"temperature": 0.9, "top_k": 20}),
 }
 """Sampling options by checkpoint; each set is drawn with every label and, where it allows that, without one."""

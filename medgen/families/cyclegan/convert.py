@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from medgen.families.family import Component
-from medgen.generator import load_strictly
 from medgen.nn.patch_discriminator import PatchDiscriminator, patch_discriminator
 from medgen.nn.resnet_generator import ResNetGenerator
+from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor, but the norm by its name on the command line: ``norm="instance"``."""

@@ -11,7 +11,7 @@ class OfficialOptions:
     """Settings that official files do not state, and the second file."""
 
     encoder: str | Path | None = field(default=None, metadata={"help": "*_net_E.pth of the style encoder"})
-    doublings: int | None = field(default=None, metadata={"help": "4 few, 5 normal, 6 more, 7 most"})
+    num_upsamplings: int | None = field(default=None, metadata={"help": "4 few, 5 normal, 6 more, 7 most"})
     dont_care: bool = field(default=False, metadata={"help": "the last class is unknown"})
     instance_edges: bool = field(default=False, metadata={"help": "made with instances"})
 
@@ -30,5 +30,6 @@ FAMILY = Family(
         recognise="medgen.families.spade.official:is_official",
         convert="medgen.families.spade.official:convert_checkpoint",
         options=OfficialOptions,
+        renamed={"doublings": "num_upsamplings"},
     ),
 )

@@ -1,4 +1,4 @@
-"""Codes that say what a label map leaves open: their distribution for each label, and codes of one's own images."""
+"""Codes of styles and label maps: their distribution for each label, and the codes of given images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ _SMALLEST_SPREAD = 1e-4
 class CodePrior(nn.Module):
     """Normal distributions of codes: one over all images and, where there are labels, one for each of them.
 
-    Means follow the label vector linearly, so that the classes of a single-label data set have their own mean and
-    findings or numbers add up: a finding alone has the mean that follows for it with all others absent, also where
-    training images show it only beside others. Each dimension has a spread of its own; classes have their own spread,
-    too, and all labels of other kinds share one. They are measured on training images by `fit`; before that all are
-    standard normal.
+    Means are linear in the label vector: each class has its own, findings and numbers add up. A finding alone has one
+    even if training images show it only beside others. Each dimension has its own standard deviation, for each class,
+    or for all labels of other kinds together. Distributions are standard normal before `fit`.
 
     Args:
         dim: Length of a code.
@@ -39,10 +37,10 @@ class CodePrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: Tensor, vectors: Tensor | None = None) -> None:
-        """Take over the distribution of codes.
+        """Fit the distributions to codes.
 
         Args:
-            codes: (N, dim), of training images; any spread that comes on top of theirs is the caller's to add.
+            codes: Codes of training images, (N, dim).
             vectors: Their label vectors, (N, K), see `label_vector`; None without labels.
 
         Raises:
@@ -69,7 +67,7 @@ class CodePrior(nn.Module):
         self.log_spread.copy_(torch.stack(spreads).clamp(min=_SMALLEST_SPREAD).log())
 
     def moments(self, vectors: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
-        """Means and standard deviations, each (n, dim), of codes of images with label vectors (n, K) or None."""
+        """Compute means and standard deviations, each (n, dim), for label vectors (n, K) or None."""
         spread = self.log_spread.exp()
         if vectors is None or not vectors.shape[1]:
             return self.mean.expand(n, -1), spread[0].expand(n, -1)
@@ -78,18 +76,18 @@ class CodePrior(nn.Module):
         return self.mean + vectors @ self.slope, spread[torch.where(known, kind, 0)]
 
     def draw(self, vectors: Tensor | None, normal: Tensor) -> Tensor:
-        """Codes (n, dim) of standard normal numbers of the same shape."""
+        """Draw codes (n, dim) from standard normal numbers (n, dim)."""
         mean, spread = self.moments(vectors, len(normal))
         return mean + spread * normal
 
 
 @dataclass(frozen=True)
 class StyleCodes:
-    """Styles of images, in the language of one checkpoint's style encoder.
+    """Styles of images, as codes of one checkpoint's style encoder.
 
     Attributes:
         values: (n, style_dim) float32.
-        encoder: Which encoder they are of: the hash of its weights.
+        encoder: Hash of the encoder's weights.
     """
 
     values: Tensor
@@ -106,14 +104,14 @@ class StyleCodes:
         return replace(self, values=self.values[which])
 
     def blend(self, other: StyleCodes, share: float | Tensor) -> StyleCodes:
-        """Styles between these and others of the same encoder: these at 0, the others at 1.
+        """Interpolate between these styles, at 0, and others of the same encoder, at 1.
 
         Args:
             other: As many styles, or one.
-            share: One number, or one per image, (n,), so that ``a.blend(b, torch.linspace(0, 1, 5))`` walks in 5 steps.
+            share: One number, or one per image, (n,), such as ``torch.linspace(0, 1, 5)`` for 5 steps.
 
         Raises:
-            ValueError: If the others are another encoder's, or numbers differ.
+            ValueError: If the others are from another encoder, or the numbers of styles differ.
         """
         if not isinstance(other, StyleCodes):
             raise ValueError(f"other is {other!r:.80}; give styles, the result of encode_style")

@@ -1,4 +1,4 @@
-"""Official SPADE networks as ours: options of the official scripts, names of their weights.
+"""Conversion of official SPADE networks: options of the official scripts, names of their weights.
 
 The official package is NVlabs/SPADE. Its forks for cardiac MR (CardiacPathologySynthesis, CMRISynthSeg) name layers
 alike; their generators may have one channel, start from more pixels (``few``) and have a style encoder inside.
@@ -15,21 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from medgen.families.family import Component
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.discriminator import MultiscaleDiscriminator
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
-from medgen.families.spade.networks import SPADEShape, SPADESynthesis
+from medgen.families.spade.networks import SPADESynthesis
 from medgen.families.spade.normalisation import Norm, NormalisedConv
-from medgen.generator import load_strictly
+from medgen.published import load_strictly
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
 Options = Mapping[str, Any]
 """Options of the official scripts; those that are absent have the official default."""
 
-_DOUBLINGS = {"few": 4, "normal": 5, "more": 6, "most": 7}
+_UPSAMPLINGS = {"few": 4, "normal": 5, "more": 6, "most": 7}
 _NORMS: Mapping[str, Norm] = {"syncbatch": "batch", "sync_batch": "batch", "batch": "batch", "instance": "instance"}
-_ENCODER_STYLE_DIM = 256  # whatever z_dim says
-_CARDIAC_PIXELS = 8  # along each side of what the encoder of the forks ends with
+_ENCODER_STYLE_DIM = 256  # of any z_dim
+_CARDIAC_PIXELS = 8  # along each side of the last layer of the encoder of the forks
 
 _SPECTRAL = {"orig": ".weight", "u": ".u", "v": ".v"}
 _PARTS = {
@@ -50,69 +51,66 @@ _MODULATION = {
 }
 
 
-def synthesis_shape(options: Options) -> SPADEShape:
-    """Sizes of the generator that official options describe.
+def synthesis_config(options: Options) -> SPADEConfig:
+    """Build the config of the generator from official options.
 
     Args:
         options: ``netG`` is ``spade`` or ``stylespade``; the classes are ``semantic_nc``, or ``label_nc`` with
             ``contain_dontcare_label`` and ``no_instance``.
 
     Raises:
-        ValueError: If an option is missing, or asks for what our networks do not have.
+        ValueError: If an option is missing, or asks for networks that we do not have.
     """
     _need(options, "crop_size")
     _refuse(options, netG=("spade", "stylespade"), use_noise=(False,), add_dist=(False,))
-    spectral, norm, kernel_size = _spade_norm(options.get("norm_G", "spectralspadesyncbatch3x3"))
+    _, norm, kernel_size = _spade_norm(options)
     inside = options.get("netG") == "stylespade"
     depth = options.get("num_upsampling_layers", "normal")
-    allowed = ("few", "most") if inside else tuple(_DOUBLINGS)
+    allowed = ("few", "most") if inside else tuple(_UPSAMPLINGS)
     if depth not in allowed:
         raise ValueError(f"num_upsampling_layers is {depth!r}; our generators of this kind have {', '.join(allowed)}")
-    doublings = 5 if inside and depth == "most" else _DOUBLINGS[depth]
+    num_upsamplings = 5 if inside and depth == "most" else _UPSAMPLINGS[depth]
     width = options.get("ngf", 64)
-    style_dim = options.get("z_dim", 256) if options.get("use_vae") else 0
-    if inside:  # as long as the lowest resolution is wide, which is more with one doubling more
-        style_dim = width << doublings
-    return SPADEShape(
-        image_size=_image_size(options, doublings),
+    return SPADEConfig(
+        image_size=_image_size(options, num_upsamplings),
         channels=options.get("output_nc", 3),
-        num_classes=_classes(options),
+        mask_names=tuple(f"class {i}" for i in range(_classes(options))),
         width=width,
-        doublings=doublings,
+        num_upsamplings=num_upsamplings,
         norm=norm,
         modulation=options.get("norm_mode", "spade"),
         kernel_size=kernel_size,
-        style="inside" if inside else "vae" if style_dim else "none",
-        style_dim=style_dim,
-        spectral=spectral,
+        style="inside" if inside else "vae" if options.get("use_vae") else "none",
+        # As long as the lowest resolution is wide, which is more with one upsampling more.
+        style_dim=width << num_upsamplings if inside else options.get("z_dim", 256),
     )
 
 
 def build_synthesis(options: Options) -> SPADESynthesis:
-    """The generator that official options describe, without the style encoder that it may hold."""
-    return SPADESynthesis(synthesis_shape(options))
+    """Build the generator from official options, without the style encoder that it may hold."""
+    return SPADESynthesis(synthesis_config(options), spectral=_spade_norm(options)[0])
 
 
 def build_inner_style_encoder(options: Options) -> InnerStyleEncoder:
-    """The style encoder within the generator that official options describe."""
-    shape = synthesis_shape(options)
-    _refuse(options, resnet_n_downsample=(shape.doublings,))
+    """Build the style encoder within the generator from official options."""
+    config = synthesis_config(options)
+    _refuse(options, resnet_n_downsample=(config.num_upsamplings,))
     return InnerStyleEncoder(
-        shape,
+        config,
         num_blocks=options.get("resnet_n_blocks", 2),
         kernel_size=options.get("resnet_initial_kernel_size", 7),
     )
 
 
 def build_style_encoder(options: Options, kind: Literal["spade", "cardiac"] = "spade") -> StyleEncoder:
-    """The style encoder beside the generator that official options describe.
+    """Build the style encoder beside the generator from official options.
 
     Args:
-        options: See `synthesis_shape`.
-        kind: ``cardiac`` for that of the forks, which takes images as large as they are and skips its fifth layer.
+        options: See `synthesis_config`.
+        kind: ``cardiac`` for that of the forks, which does not resize images and skips its fifth layer.
 
     Raises:
-        ValueError: If an option is missing, or asks for what our networks do not have.
+        ValueError: If an option is missing, or asks for networks that we do not have.
     """
     _need(options, "crop_size")
     side = options["crop_size"]
@@ -128,10 +126,10 @@ def build_style_encoder(options: Options, kind: Literal["spade", "cardiac"] = "s
 
 
 def build_discriminator(options: Options) -> MultiscaleDiscriminator:
-    """The discriminators that official options describe.
+    """Build the discriminators from official options.
 
     Raises:
-        ValueError: If an option is missing, or asks for what our networks do not have.
+        ValueError: If an option is missing, or asks for networks that we do not have.
     """
     _refuse(options, netD=("multiscale",), netD_subarch=("n_layer",))
     return MultiscaleDiscriminator(
@@ -143,11 +141,11 @@ def build_discriminator(options: Options) -> MultiscaleDiscriminator:
     )
 
 
-def synthesis_weights(weights: Mapping[str, Tensor], shape: SPADEShape) -> dict[str, Tensor]:
-    """An official generator's state dict under our names, without what it never uses and its style encoder."""
-    inside = shape.style == "inside"
-    middle = ["G_middle_0"] if inside else ["G_middle_1"] if shape.doublings == 4 else ["G_middle_0", "G_middle_1"]
-    ups = [f"up_{i}" for i in range(len(shape.stages) - 1 - len(middle))]
+def synthesis_weights(weights: Mapping[str, Tensor], config: SPADEConfig) -> dict[str, Tensor]:
+    """Rename the weights of an official generator, without unused layers and its style encoder."""
+    inside, both = config.style == "inside", ["G_middle_0", "G_middle_1"]
+    middle = ["G_middle_0"] if inside else ["G_middle_1"] if config.num_upsamplings == 4 else both
+    ups = [f"up_{i}" for i in range(len(config.stages) - 1 - len(middle))]
     places = {name: f"blocks.{i}" for i, name in enumerate(["head_0", *middle, *ups])}
     places |= {"fc_img2" if inside else "fc": "start", "conv_img": "to_image"}
     unused = {"G_middle_0", "G_middle_1", *(("fc", "fc_img", "model") if inside else ())} - places.keys()
@@ -164,7 +162,7 @@ def synthesis_weights(weights: Mapping[str, Tensor], shape: SPADEShape) -> dict[
 
 
 def inner_style_encoder_weights(weights: Mapping[str, Tensor], encoder: InnerStyleEncoder) -> dict[str, Tensor]:
-    """The style encoder within an official generator's state dict under our names."""
+    """Rename the weights of the style encoder within an official generator."""
     convolutions = sum(isinstance(layer, NormalisedConv) for layer in encoder.layers)
 
     def ours(name: str) -> str | None:
@@ -182,7 +180,7 @@ def inner_style_encoder_weights(weights: Mapping[str, Tensor], encoder: InnerSty
 
 
 def style_encoder_weights(weights: Mapping[str, Tensor], encoder: StyleEncoder) -> dict[str, Tensor]:
-    """An official style encoder's state dict under our names, without what it never uses."""
+    """Rename the weights of an official style encoder, without unused layers."""
     last = max((int(match[1]) for name in weights if (match := re.match(r"layer(\d)\.", name))), default=0)
     skipped = 5 if len(encoder.layers) < last else None
 
@@ -199,7 +197,7 @@ def style_encoder_weights(weights: Mapping[str, Tensor], encoder: StyleEncoder) 
 
 
 def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official multi-scale discriminator's state dict under our names."""
+    """Rename the weights of an official multi-scale discriminator."""
     last = max((int(match[1]) for name in weights if (match := re.search(r"\.model(\d+)\.", name))), default=0)
 
     def ours(name: str) -> str:
@@ -216,32 +214,32 @@ def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_synthesis_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official generator into a `SPADESynthesis`; see `load_strictly`."""
-    shape = _of(network, SPADESynthesis).shape
-    load_strictly(network, synthesis_weights(weights, shape), where="the official generator")
+    """Load an official generator into a `SPADESynthesis`, see `load_strictly`."""
+    config = _of(network, SPADESynthesis).config
+    load_strictly(network, synthesis_weights(weights, config), where="the official generator")
 
 
 def load_inner_style_encoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads the style encoder within an official generator into an `InnerStyleEncoder`; see `load_strictly`."""
+    """Load the style encoder within an official generator into an `InnerStyleEncoder`, see `load_strictly`."""
     found = inner_style_encoder_weights(weights, _of(network, InnerStyleEncoder))
     load_strictly(network, found, where="the style encoder within the official generator")
 
 
 def load_style_encoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official style encoder into a `StyleEncoder`; see `load_strictly`."""
+    """Load an official style encoder into a `StyleEncoder`, see `load_strictly`."""
     found = style_encoder_weights(weights, _of(network, StyleEncoder))
     load_strictly(network, found, where="the official style encoder")
 
 
 def load_discriminator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads official discriminators into a `MultiscaleDiscriminator`; see `load_strictly`."""
+    """Load official discriminators into a `MultiscaleDiscriminator`, see `load_strictly`."""
     load_strictly(network, discriminator_weights(weights), where="the official discriminator")
 
 
 def _with_vectors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights with spectral normalisation as ours has it: ``weight`` before it is normalised, ``u`` and ``v``.
+    """Bring spectral normalisation to our form: ``weight`` before it is normalised, ``u`` and ``v``.
 
-    Old files hold ``weight``, normalised, in the place of v; there v becomes the one that gives just this weight.
+    Old files hold the normalised ``weight`` instead of v, which is computed from it.
     """
     found: dict[str, Tensor] = {}
     spectral = {name.removesuffix("_u") for name in weights if name.endswith(".weight_u")}
@@ -261,7 +259,7 @@ def _with_vectors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(weights: Mapping[str, Tensor], ours: Callable[[str], str | None]) -> dict[str, Tensor]:
-    """Weights under other names, without those that have none."""
+    """Rename weights, and leave out those without a name."""
     return {name: value for official, value in weights.items() if (name := ours(official)) is not None}
 
 
@@ -271,8 +269,9 @@ def _of(network: nn.Module, kind: type[_Network]) -> _Network:
     return network
 
 
-def _spade_norm(name: str) -> tuple[bool, Norm, int]:
-    """Whether convolutions are spectrally normalised, the norm, and the kernel size, of official ``norm_G``."""
+def _spade_norm(options: Options) -> tuple[bool, Norm, int]:
+    """Read spectral normalisation, norm and kernel size from official ``norm_G``."""
+    name = options.get("norm_G", "spectralspadesyncbatch3x3")
     match = re.fullmatch(r"(spectral)?spade(\w+?)([13])x\3", name)
     if match is None or match[2] not in _NORMS:
         kinds = ", ".join(f"spectralspade{norm}3x3" for norm in ("syncbatch", "batch", "instance"))
@@ -289,10 +288,10 @@ def _plain_norm(name: str, option: str) -> Norm:
     return _NORMS[kind]
 
 
-def _image_size(options: Options, doublings: int) -> tuple[int, int]:
-    """Height and width; the lowest resolution is what is rounded where the image is not square."""
-    columns = options["crop_size"] >> doublings
-    return round(columns / options.get("aspect_ratio", 1.0)) << doublings, columns << doublings
+def _image_size(options: Options, num_upsamplings: int) -> tuple[int, int]:
+    """Height and width; where the image is not square, the lowest resolution is rounded."""
+    columns = options["crop_size"] >> num_upsamplings
+    return round(columns / options.get("aspect_ratio", 1.0)) << num_upsamplings, columns << num_upsamplings
 
 
 def _classes(options: Options) -> int:
@@ -310,7 +309,7 @@ def _need(options: Options, name: str) -> None:
 
 
 def _refuse(options: Options, **allowed: tuple[object, ...]) -> None:
-    """Options that ask for what our networks do not have."""
+    """Refuse options with other values than those allowed."""
     for name, values in allowed.items():
         if name in options and options[name] not in values:
             raise ValueError(f"{name} is {options[name]!r}; our networks have {', '.join(map(repr, values))}")

@@ -1,4 +1,4 @@
-"""Discriminators that judge patches of an image together with its label map, at several scales."""
+"""Patch discriminators of an image together with its label map, at several scales."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDEST = 512
 def spectral_discriminator(
     channels_in: int, width: int = 64, layers: int = 4, *, norm: Norm = "instance"
 ) -> PatchDiscriminator:
-    """A patch discriminator whose layers between the first and the last are spectrally normalised.
+    """Build a patch discriminator whose layers between the first and the last are spectrally normalised.
 
     Args:
         channels_in: Channels of semantic map and image together.
@@ -66,9 +66,9 @@ class MultiscaleDiscriminator(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[list[Tensor]]:
-        """The features of every scale, full size first, of semantic map and image (B, channels_in, H, W).
+        """Compute features of every scale, full size first, from semantic map and image (B, channels_in, H, W).
 
-        Those of one scale are the results of its layers in order; the last are the logits (B, 1, H', W').
+        Features of a scale are the outputs of its layers in order; the last are the logits (B, 1, H', W').
         """
         found: list[list[Tensor]] = []
         for scale in self.scales:

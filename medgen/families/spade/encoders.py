@@ -1,4 +1,4 @@
-"""Encoders of style: what an image looks like, apart from what is where."""
+"""Encoders of style: the appearance of an image, apart from its label map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medgen.families.spade.networks import SPADEShape
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.normalisation import Norm, NormalisedConv
 
 _SMALLEST = 4
@@ -19,14 +19,14 @@ _WIDEST = 8
 
 
 class StyleEncoder(nn.Module):
-    """A normal distribution of style codes for an image; trained beside the generator (``vae``).
+    """Encodes images as normal distributions of style codes; trained beside the generator (``vae``).
 
     Args:
         image_size: Height and width of the images.
         channels: Channels of the images.
         width: Channels of the first layer.
         style_dim: Length of the codes.
-        size: Height and width that images are brought to; None for `image_size`. 256 is published.
+        size: Height and width that images are resized to; None for `image_size`. 256 is published.
         norm: The norm of its layers.
         halvings: Number of layers, each of which halves the size; None for as many as leave 4 pixels, but at most 6.
 
@@ -66,28 +66,28 @@ class StyleEncoder(nn.Module):
         self.to_log_variance = nn.Linear(features, style_dim)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the layers make of images (B, C, any, any) in [-1, 1]: (B, F, h, w)."""
+        """Compute features (B, F, h, w) of images (B, C, any, any) in [-1, 1]."""
         if tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
         return cast("Tensor", self.layers(images))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance, each (B, style_dim), of images (B, C, any, any) in [-1, 1]."""
+        """Encode images (B, C, any, any) in [-1, 1] as mean and log-variance, each (B, style_dim)."""
         features = self.features(images).flatten(1)
         return self.to_mean(features), self.to_log_variance(features)
 
     def mean(self, images: Tensor) -> Tensor:
-        """The likeliest code (B, style_dim) of images (B, C, any, any) in [-1, 1]."""
+        """Encode images (B, C, any, any) in [-1, 1] as their most likely codes (B, style_dim)."""
         return cast("Tensor", self.to_mean(self.features(images).flatten(1)))
 
 
 class InnerStyleEncoder(nn.Module):
-    """The style code of an image; part of the generator (``inside``), published for cardiac MR.
+    """Encodes images as style codes; part of the generator (``inside``), published for cardiac MR.
 
     Args:
-        shape: Sizes of the generator; images are halved to its lowest resolution.
+        config: Sizes of the generator; images are halved to its lowest resolution.
         num_blocks: Residual blocks at the lowest resolution.
-        kernel_size: Of the first convolution.
+        kernel_size: Kernel size of the first convolution.
 
     Raises:
         ValueError: If the lowest resolution is a single pixel wide or high, which cannot be mirrored at its border.
@@ -96,44 +96,39 @@ class InnerStyleEncoder(nn.Module):
     layers are those of Johnson et al. 2016, "Perceptual losses for real-time style transfer and super-resolution".
     """
 
-    def __init__(self, shape: SPADEShape, *, num_blocks: int = 2, kernel_size: int = 7) -> None:
+    def __init__(self, config: SPADEConfig, *, num_blocks: int = 2, kernel_size: int = 7) -> None:
         super().__init__()
-        if min(shape.base) < 2:
+        if min(config.base) < 2:
             raise ValueError(
-                f"image_size is {shape.image_size}; a style encoder inside needs at least 2 x 2 pixels at the lowest "
-                f"resolution, after {shape.doublings} halvings"
+                f"image_size is {config.image_size}; a style encoder inside needs at least 2 x 2 pixels at the lowest "
+                f"resolution, after {config.num_upsamplings} halvings"
             )
-        self.size = shape.image_size
-        widths = [shape.width << i for i in range(shape.doublings + 1)]
+        self.size = config.image_size
+        norm, widths = config.norm, [config.width << i for i in range(config.num_upsamplings + 1)]
+        padding = kernel_size // 2
         self.layers = nn.Sequential(
             NormalisedConv(
-                shape.channels,
-                shape.width,
-                kernel_size,
-                norm=shape.norm,
-                padding=kernel_size // 2,
-                slope=0,
-                padding_mode="reflect",
+                config.channels, widths[0], kernel_size, norm=norm, padding=padding, slope=0, padding_mode="reflect"
             ),
-            *(NormalisedConv(a, b, 3, stride=2, norm=shape.norm, slope=0) for a, b in pairwise(widths)),
-            *(_ResidualBlock(widths[-1], shape.norm) for _ in range(num_blocks)),
+            *(NormalisedConv(a, b, 3, stride=2, norm=norm, slope=0) for a, b in pairwise(widths)),
+            *(_ResidualBlock(widths[-1], norm) for _ in range(num_blocks)),
         )
-        height, width = shape.base
-        self.to_code = nn.Linear(widths[-1] * height * width, shape.style_dim)
+        height, width = config.base
+        self.to_code = nn.Linear(widths[-1] * height * width, config.style_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Codes (B, style_dim) of images (B, C, any, any) in [-1, 1]."""
+        """Encode images (B, C, any, any) in [-1, 1] as codes (B, style_dim)."""
         if tuple(images.shape[2:]) != self.size:
             images = F.interpolate(images, size=self.size, mode="bilinear", align_corners=False)
         return cast("Tensor", self.to_code(self.layers(images).flatten(1)))
 
     def mean(self, images: Tensor) -> Tensor:
-        """The code itself: it has no spread."""
+        """Encode images as codes, which have no spread."""
         return cast("Tensor", self(images))
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions that see the image mirrored at its borders."""
+    """Two convolutions with reflection padding, and a skip connection."""
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()

@@ -1,173 +1,64 @@
-"""SPADE: images of label maps, in a style that is given, drawn, or that of a group of training images."""
+"""SPADE: images of label maps, in a given style, or in one drawn from those of training images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from medgen.data.encoded import weights_hash
 from medgen.families.spade.codes import CodePrior, StyleCodes
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
-from medgen.families.spade.label_maps import LabelMapShape, LabelMapVAE
+from medgen.families.spade.label_maps import LabelMapVAE
 from medgen.families.spade.masks import checked_masks, masks_of_files
-from medgen.families.spade.networks import Modulation, SPADEShape, SPADESynthesis, instance_edges, semantic_map
-from medgen.families.spade.normalisation import Norm
-from medgen.generator import Generator, GeneratorConfig, PerImage
+from medgen.families.spade.networks import SPADESynthesis, instance_edges, semantic_map
+from medgen.generator import Generator, PerImage
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource
-
-Style = Literal["none", "vae", "inside", "drawn"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SPADEConfig(GeneratorConfig):
-    """Sizes of the networks; the defaults are the published ones for 256 px.
-
-    Attributes:
-        mask_names: Classes of the label maps, in the order of their numbers; the background is first.
-        dont_care: Whether label maps may hold one more number, that of the last class plus one, where nobody said what
-            is there.
-        instance_edges: Whether the generator sees the borders between instances. Where no map of instances is given,
-            and always in training, these are the borders between classes.
-        width: Channels at full resolution (``ngf``); 16 times as many at the lowest.
-        doublings: How often the image doubles in size from the lowest resolution on, 4 to 7: published as ``few``,
-            ``normal``, ``more`` and ``most``.
-        norm: Normalisation under SPADE.
-        modulation: ``spade``, or ``clade``: one scale and shift for each class, without looking at neighbours.
-        kernel_size: Of SPADE's convolutions, 3 or 1.
-        hidden: Width of SPADE's hidden layer; 128 is published.
-        style: ``none``; ``vae`` for a style encoder beside the generator, as published; ``inside`` for one that is part
-            of it, as published for cardiac MR.
-            ``drawn`` takes codes and has no encoder that makes them of images, as official generators without theirs.
-        style_dim: Length of a style code; published for ``inside`` are the channels of the lowest resolution.
-        style_size: Height and width at which the style encoder sees images; None for their own. 256 is published.
-        style_halvings: Layers of the style encoder beside the generator; None for as many as leave 4 pixels, at most 6.
-        map_dim: Length of the codes of label maps; 0 for a generator that draws none.
-        map_width: Channels of the label-map autoencoder at full resolution.
-
-    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization"; ``inside``: Amirrajab et
-    al. 2022, "Pathology synthesis of 3D-consistent cardiac MR images using 2D VAEs and GANs"; ``clade``: Tan et al.
-    2021, "Efficient semantic image synthesis via class-adaptive normalization".
-    """
-
-    image_size: tuple[int, int] = (256, 256)
-    channels: int = 3
-    mask_names: tuple[str, ...]
-    dont_care: bool = False
-    instance_edges: bool = False
-    width: int = 64
-    doublings: int = 5
-    norm: Norm = "batch"
-    modulation: Modulation = "spade"
-    kernel_size: int = 3
-    hidden: int = 128
-    style: Style = "vae"
-    style_dim: int = 256
-    style_size: int | None = 256
-    style_halvings: int | None = None
-    map_dim: int = 0
-    map_width: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.mask_names) < 2 or len(set(self.mask_names)) != len(self.mask_names):
-            raise ValueError(f"mask_names is {list(self.mask_names)}; give at least two classes, each by another name")
-        if self.style not in get_args(Style):
-            raise ValueError(f"style is {self.style!r}; use one of {', '.join(get_args(Style))}")
-        if self.map_dim < 0:
-            raise ValueError(f"map_dim is {self.map_dim}; use a length, or 0 for no label-map autoencoder")
-        _ = self.shape, self.map_shape
-
-    @property
-    def num_classes(self) -> int:
-        """Numbers that label maps may hold."""
-        return len(self.mask_names) + self.dont_care
-
-    @property
-    def shape(self) -> SPADEShape:
-        """Sizes of the synthesis network."""
-        return SPADEShape(
-            image_size=self.image_size,
-            channels=self.channels,
-            num_classes=self.num_classes + self.instance_edges,
-            width=self.width,
-            doublings=self.doublings,
-            norm=self.norm,
-            modulation=self.modulation,
-            kernel_size=self.kernel_size,
-            hidden=self.hidden,
-            style="vae" if self.style == "drawn" else self.style,
-            style_dim=self.style_dim if self.style != "none" else 0,
-        )
-
-    @property
-    def map_shape(self) -> LabelMapShape | None:
-        """Sizes of the label-map autoencoder; None where there is none."""
-        if not self.map_dim:
-            return None
-        return LabelMapShape(
-            num_classes=self.num_classes, image_size=self.image_size, width=self.map_width, code_dim=self.map_dim
-        )
-
-    @classmethod
-    def tiny(cls) -> Self:
-        """16 px, 4 to 64 channels, three classes."""
-        return cls(
-            image_size=(16, 16),
-            channels=1,
-            label_kind="single",
-            label_names=("no finding", "finding"),
-            mask_names=("background", "wall", "cavity"),
-            width=4,
-            doublings=4,
-            hidden=8,
-            style_dim=8,
-            style_size=None,
-            map_dim=4,
-            map_width=4,
-        )
+from medgen.renamed import current_arguments, renamed_arguments
 
 
 class SPADEGenerator(Generator, family="spade"):
     """Draws images of label maps.
 
-    Without a mask the maps are drawn as well, by the autoencoder that travels with the weights. Styles and maps are
-    drawn from what training images with the asked-for label have.
+    Without a mask, maps are drawn as well, by the autoencoder of label maps. Styles and maps are drawn from their
+    distributions in training images with the given label.
     """
 
     config_class = SPADEConfig
+    renamed_options: ClassVar[dict[str, str]] = {"truncation": "truncation_psi"}
     config: SPADEConfig
 
     def __init__(self, config: SPADEConfig) -> None:
         super().__init__(config)
-        self.synthesis = SPADESynthesis(config.shape)
+        self.synthesis = SPADESynthesis(config)
         self.style_encoder = build_style_encoder(config)
-        self.style_prior = None if config.style == "none" else CodePrior(config.style_dim, config.label_space)
-        self.map_vae = LabelMapVAE(config.map_shape) if config.map_shape else None
-        self.map_prior = CodePrior(config.map_dim, config.label_space) if self.map_vae else None
+        self.style_prior = CodePrior(config.code_dim, config.label_space) if config.code_dim else None
+        self.map_vae = build_map_vae(config) if config.map_dim else None
+        self.map_prior = CodePrior(config.map_dim, config.label_space) if config.map_dim else None
 
     def semantic(self, masks: Tensor, instances: Tensor | None = None) -> Tensor:
-        """What synthesis and discriminators read of label maps (B, H, W), (B, K, H, W) float."""
+        """One-hot encode label maps (B, H, W) for synthesis and discriminators, as (B, K, H, W) float."""
         edges = instance_edges(masks if instances is None else instances) if self.config.instance_edges else None
         return semantic_map(masks, len(self.config.mask_names), dont_care=self.config.dont_care, edges=edges)
 
     @torch.no_grad()
     def encode_style(self, images: Tensor) -> StyleCodes:
-        """Styles of images.
+        """Encode the styles of images.
 
         Args:
             images: (B, C, H, W), or one (C, H, W), in [0, 1].
 
         Raises:
-            ValueError: If the generator has no style encoder, or images are none, of another shape or out of range.
+            ValueError: If the generator has no style encoder, or images are of another type, shape or range.
         """
         if self.style_encoder is None:
             raise ValueError(f"this generator has no style encoder (config.style is {self.config.style!r})")
@@ -188,26 +79,27 @@ class SPADEGenerator(Generator, family="spade"):
             values = self.style_encoder.mean(images.to(self.device, torch.float32) * 2 - 1)
         return StyleCodes(values.cpu(), self._encoder_hash())
 
+    @renamed_arguments(truncation="truncation_psi")
     @torch.no_grad()
     def sample_masks(
-        self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, truncation: float = 1.0
+        self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, truncation_psi: float = 1.0
     ) -> Tensor:
-        """The label maps (n, H, W), int64, that `sample` draws with the same arguments.
+        """Draw the label maps (n, H, W), int64, that `sample` draws with equal arguments.
 
         Raises:
-            ValueError: If the generator draws no label maps, or `truncation` is out of range.
+            ValueError: If the generator draws no label maps, or `truncation_psi` is out of range.
         """
         self._maps()
-        self._check_values(truncation=truncation)
+        self._check_values(truncation_psi=truncation_psi)
         condition = self.label_space.resolve(label, n)
         condition = None if condition is None else condition.to(self.device)
         noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
         with evaluating(self):
-            return self._draw_masks(condition, noise.normal(self.config.map_dim), truncation).cpu()
+            return self._draw_masks(condition, noise.normal(self.config.map_dim), truncation_psi).cpu()
 
     @torch.no_grad()
     def encode_masks(self, masks: Tensor) -> Tensor:
-        """Codes (n, map_dim) of label maps (n, H, W), or one (H, W); `decode_masks` brings them back, nearly.
+        """Encode label maps (n, H, W), or one (H, W), as codes (n, map_dim); `decode_masks` is nearly the inverse.
 
         Raises:
             ValueError: If the generator draws no label maps, or these are not of its classes and size.
@@ -219,7 +111,7 @@ class SPADEGenerator(Generator, family="spade"):
 
     @torch.no_grad()
     def decode_masks(self, codes: Tensor) -> Tensor:
-        """Label maps (n, H, W), int64, of codes (n, map_dim), which may be blends of others.
+        """Decode codes (n, map_dim), such as blends of others, to label maps (n, H, W), int64.
 
         Raises:
             ValueError: If the generator draws no label maps, or codes are of another length.
@@ -231,9 +123,9 @@ class SPADEGenerator(Generator, family="spade"):
             return vae.draw(codes.to(self.device)).cpu()
 
     def toward(self, codes: Tensor, label: Label, amount: float = 1.0) -> Tensor:
-        """Codes of label maps, (n, map_dim), moved toward those of a label, such as a pathology, or of one for each.
+        """Move codes of label maps, (n, map_dim), toward those of a label, such as a pathology, or of one for each.
 
-        The direction is that from the mean of all training maps to the mean of those with the label; 1 is its length.
+        The unit of `amount` is the way from the mean of all training maps to the mean of those with the label.
 
         Raises:
             ValueError: If the label is unknown, or the generator draws no label maps.
@@ -249,17 +141,20 @@ class SPADEGenerator(Generator, family="spade"):
     def masks_for(
         self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor | None:
-        """See `Generator.masks_for`."""
+        """Return the label maps of images, see `Generator.masks_for`."""
+        options = current_arguments(options, self.renamed_options)
         prepared = self._prepare(options, range(first_index, first_index + n))
         if isinstance(mask := prepared.get("mask"), PerImage):
             return mask.values
         return self.sample_masks(
-            n, label, seed=seed, first_index=first_index, truncation=options.get("truncation", 1.0)
+            n, label, seed=seed, first_index=first_index, truncation_psi=options.get("truncation_psi", 1.0)
         )
 
-    def _check_values(self, *, truncation: float = 1.0, mask: object = None, **_: Any) -> None:
-        if not 0 <= truncation <= 2:
-            raise ValueError(f"truncation is {truncation}; use 0 (the mean) to 1 (as in training images), at most 2")
+    def _check_values(self, *, truncation_psi: float = 1.0, mask: object = None, **_: Any) -> None:
+        if not 0 <= truncation_psi <= 2:
+            raise ValueError(
+                f"truncation_psi is {truncation_psi}; use 0 (the mean) to 1 (as in training images), at most 2"
+            )
         if mask is None and self.map_vae is None:
             raise ValueError(
                 "mask is None, and this generator has no label-map autoencoder to draw one (config.map_dim is 0); give "
@@ -269,7 +164,7 @@ class SPADEGenerator(Generator, family="spade"):
             checked_masks(masks_of_files(mask, range(1)), self.config.num_classes, self.config.image_size)
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
-        """Masks and styles, one for each image."""
+        """Prepare masks and styles, one for each image."""
         prepared = dict(options)
         if prepared.get("instances") is not None:
             if not self.config.instance_edges:
@@ -307,7 +202,7 @@ class SPADEGenerator(Generator, family="spade"):
         raise ValueError(f"style is {style!r}; give a label, a file, images, or the result of encode_style")
 
     def _read_image(self, path: str | Path) -> Tensor:
-        """An image file as training images are read, (C, H, W) in [0, 1]."""
+        """Read an image file as in training, (C, H, W) in [0, 1]."""
         from medgen.data.preprocessing import resized
         from medgen.data.readers import IntensityWindow, read_image
 
@@ -317,7 +212,7 @@ class SPADEGenerator(Generator, family="spade"):
         return torch.from_numpy(window.apply(replace(raw, pixels=pixels), str(path))).movedim(-1, 0)
 
     def _group(self, style: str) -> _Group | None:
-        """A class, or a finding alone, by its name; None if the text is a file's name."""
+        """Look up a class, or a finding alone, by its name; None for the name of a file."""
         space = self.label_space
         if space.kind in ("single", "multi") and style.casefold() in (name.casefold() for name in space.names):
             condition = space.resolve(style if space.kind == "single" else [[style]], 1)
@@ -346,57 +241,56 @@ class SPADEGenerator(Generator, family="spade"):
         mask: Tensor | str | None = None,
         style: Tensor | str | None = None,
         instances: Tensor | str | None = None,
-        truncation: float = 1.0,
+        truncation_psi: float = 1.0,
     ) -> Tensor:
-        """One batch of images.
+        """Draw one batch of images.
 
         Args:
-            label: Conditions of the images' maps and styles, (B,) or (B, K), or None.
+            label: Conditions of maps and styles, (B,) or (B, K), or None.
             noise: One random stream per image.
             mask: Label maps, (n, H, W) or one for all (H, W), or a file or folder of index PNGs that images take in
                 turn; None draws maps.
             style: Images (n, C, H, W) in [0, 1], an image file, the result of `encode_style`, or the name of a label
-                for its styles: those of a class's training images, or those that go with a finding and no other,
-                which follow from all training images as findings add up. None for the styles of the image's label.
+                whose styles are drawn: a class, or a finding with all others absent. None for the image's label.
             instances: Numbers of instances of given masks, (n, H, W) or one for all (H, W), or files, for generators
                 with instance edges; None takes the borders between classes, as training does.
-            truncation: How far drawn maps and styles may be from the mean one: 1 as far as training images are, 0 not.
+            truncation_psi: Scale of the distance of drawn maps and styles from the mean: 1 as in training images.
         """
         with torch.autocast(noise.device.type, enabled=False):  # codes and maps are the same in every precision
             # Always drawn, so that a seed has the same style whether its map is given or not.
             map_noise = noise.normal(self.config.map_dim)
-            masks = mask if isinstance(mask, Tensor) else self._draw_masks(label, map_noise, truncation)
-            codes = style if isinstance(style, Tensor) else self._draw_styles(label, style, noise, truncation)
+            masks = mask if isinstance(mask, Tensor) else self._draw_masks(label, map_noise, truncation_psi)
+            codes = style if isinstance(style, Tensor) else self._draw_styles(label, style, noise, truncation_psi)
         apart = instances if isinstance(instances, Tensor) else None
         return for_inference(self.synthesis)(self.semantic(masks, apart), codes)
 
-    def _draw_masks(self, label: Tensor | None, normal: Tensor, truncation: float) -> Tensor:
+    def _draw_masks(self, label: Tensor | None, normal: Tensor, psi: float) -> Tensor:
         vae, prior = self._maps()
         vectors = label_vector(label, self.label_space, len(normal), normal.device)
-        return vae.draw(prior.draw(vectors, truncation * normal))
+        return vae.draw(prior.draw(vectors, psi * normal))
 
-    def _draw_styles(self, label: Tensor | None, group: object, noise: NoiseSource, truncation: float) -> Tensor | None:
+    def _draw_styles(self, label: Tensor | None, group: object, noise: NoiseSource, psi: float) -> Tensor | None:
         if self.style_prior is None:
             return None
         vectors = label_vector(label, self.label_space, len(noise), noise.device)
         if isinstance(group, _Group):
             vectors = group.vector.to(noise.device).expand(len(noise), -1)
-        return self.style_prior.draw(vectors, truncation * noise.normal(self.config.style_dim))
+        return self.style_prior.draw(vectors, psi * noise.normal(self.config.style_dim))
 
 
 @dataclass(frozen=True)
 class _Group:
-    """The styles that go with a label, as its vector (1, K)."""
+    """A label whose styles are drawn, as its vector (1, K)."""
 
     vector: Tensor
 
 
 def build_style_encoder(config: SPADEConfig) -> StyleEncoder | InnerStyleEncoder | None:
-    """The style encoder of a config; None for generators without one."""
+    """Build the style encoder of a config; None for generators without one."""
     if config.style in ("none", "drawn"):
         return None
     if config.style == "inside":
-        return InnerStyleEncoder(config.shape)
+        return InnerStyleEncoder(config)
     return StyleEncoder(
         config.image_size,
         config.channels,
@@ -407,8 +301,13 @@ def build_style_encoder(config: SPADEConfig) -> StyleEncoder | InnerStyleEncoder
     )
 
 
+def build_map_vae(config: SPADEConfig) -> LabelMapVAE:
+    """Build the autoencoder of label maps of a config."""
+    return LabelMapVAE(config.num_classes, config.image_size, config.map_dim, config.map_width)
+
+
 def _one_each(values: Tensor, dims: int, n: int, name: str) -> Tensor:
-    """Values with `dims` dimensions for each of n images; one for all is repeated."""
+    """Give each of n images its value with `dims` dimensions; one for all is repeated."""
     if values.dim() == dims:
         values = values[None]
     if len(values) not in (1, n):

@@ -1,8 +1,8 @@
-"""SPADE's generator without gradients on a CPU: the same numbers up to rounding, with little computed twice.
+"""SPADE's generator without gradients on a CPU: equal up to rounding, with less computed twice.
 
-Most of what the network computes are scales and shifts, from the label map around each pixel. They are computed once
-for every different neighbourhood and looked up for each pixel (see `medgen.families.spade.windows`); where too many are
-different, by convolutions. Statistics of batch normalisation and singular values are part of the weights. Scales,
+Most of the work are scales and shifts, from the label map around each pixel. They are computed once for every different
+neighbourhood and looked up for each pixel (see `medgen.families.spade.windows`), or by convolutions where too many
+neighbourhoods differ. Statistics of batch normalisation and singular values are part of the weights. Scales,
 shifts and activations are applied to a piece of the image at a time that stays in the processor's cache; doubling an
 image in size is part of that.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medgen.families.spade.networks import SLOPE, SPADEBlock, SPADESynthesis, resized
+from medgen.families.spade.networks import SLOPE, SPADEBlock, SPADESynthesis, check_inputs, resized
 from medgen.families.spade.normalisation import ClassModulation, ModulatedNorm, SpatialModulation
 from medgen.families.spade.windows import Windows, find_windows
 from medgen.nn.inference import HasInferenceForm
@@ -26,7 +26,7 @@ _PIECE = 1 << 18
 
 
 class FastSynthesis(nn.Module):
-    """See `medgen.families.spade.networks.SPADESynthesis`, whose weights it has copies of.
+    """The inference form of `medgen.families.spade.networks.SPADESynthesis`, with copies of its weights.
 
     Args:
         synthesis: The network.
@@ -34,34 +34,34 @@ class FastSynthesis(nn.Module):
 
     def __init__(self, synthesis: SPADESynthesis) -> None:
         super().__init__()
-        self.shape = synthesis.shape
+        self.config = synthesis.config
         self.start = synthesis.start
         self.blocks = nn.ModuleList(FastBlock(cast("SPADEBlock", block)) for block in synthesis.blocks)
         self.to_image = synthesis.to_image
 
     def forward(self, semantic: Tensor, code: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] of a semantic map (B, K, H, W) and codes (B, style_dim) or None."""
-        shape = self.shape
-        shape.check_inputs(semantic, code)
-        height, width = shape.base
-        label_map = LabelMap(resized(semantic, shape.base), shape.kernel_size)
+        """Draw images (B, C, H, W) in [-1, 1] from a semantic map (B, K, H, W) and codes (B, code_dim) or None."""
+        config = self.config
+        check_inputs(config, semantic, code)
+        height, width = config.base
+        label_map = LabelMap(resized(semantic, config.base), config.kernel_size)
         # Codes come in float32 whatever the network is in.
         x: Tensor = self.start(label_map.semantic if code is None else code.to(semantic.dtype))
-        x = x.view(len(x), shape.base_width, height, width).contiguous(memory_format=torch.channels_last)
-        for block, stage in zip(self.blocks, shape.stages, strict=True):
-            if stage.doubles:
+        x = x.view(len(x), config.base_width, height, width).contiguous(memory_format=torch.channels_last)
+        for block, stage in zip(self.blocks, config.stages, strict=True):
+            if stage.upsamples:
                 height, width = 2 * height, 2 * width
-                label_map = LabelMap(resized(semantic, (height, width)), shape.kernel_size)
-            x = block(x, label_map, doubles=stage.doubles)
+                label_map = LabelMap(resized(semantic, (height, width)), config.kernel_size)
+            x = block(x, label_map, upsamples=stage.upsamples)
         return cast("Tensor", self.to_image(F.leaky_relu_(x, SLOPE))).tanh_()
 
 
 class LabelMap:
-    """A semantic map at one resolution, with what modulations need of it, found when it is needed.
+    """A semantic map at one resolution, with cached neighbourhoods and classes for the modulations.
 
     Args:
         semantic: (B, K, H, W).
-        kernel_size: Of SPADE's convolutions.
+        kernel_size: Kernel size of SPADE's convolutions.
     """
 
     def __init__(self, semantic: Tensor, kernel_size: int) -> None:
@@ -70,17 +70,17 @@ class LabelMap:
 
     @cached_property
     def windows(self) -> Windows | None:
-        """Its different neighbourhoods, if they are few."""
+        """Distinct neighbourhoods, if they are few."""
         return find_windows(self.semantic, self.kernel_size)
 
     @cached_property
     def classes(self) -> Tensor:
-        """The class of every pixel, (B, H, W)."""
+        """Class of every pixel, (B, H, W)."""
         return self.semantic.argmax(1)
 
 
 class FastBlock(nn.Module):
-    """A residual block that doubles its input in size on the way, if it is to.
+    """A residual block, with upsampling of its input.
 
     Args:
         block: The block.
@@ -96,19 +96,19 @@ class FastBlock(nn.Module):
             weight = _plain(block.skip).weight.detach()[:, :, 0, 0]
             self.skip = nn.Parameter(weight.T.contiguous(), requires_grad=False)
 
-    def forward(self, x: Tensor, label_map: LabelMap, *, doubles: bool) -> Tensor:
+    def forward(self, x: Tensor, label_map: LabelMap, *, upsamples: bool) -> Tensor:
         """(B, in, h, w), channels last, to (B, out, H, W)."""
         if self.skip_norm is not None:
-            skipped = self.skip_norm(x, label_map, doubles=doubles, weight=self.skip)
+            skipped = self.skip_norm(x, label_map, upsamples=upsamples, weight=self.skip)
         else:
-            skipped = F.interpolate(x, scale_factor=2.0) if doubles else x
-        x = self.first(self.first_norm(x, label_map, doubles=doubles, slope=SLOPE))
+            skipped = F.interpolate(x, scale_factor=2.0) if upsamples else x
+        x = self.first(self.first_norm(x, label_map, upsamples=upsamples, slope=SLOPE))
         x = self.second(self.second_norm(x, label_map, slope=SLOPE))
         return x.add_(skipped)
 
 
 def _plain(conv: nn.Module) -> nn.Conv2d:
-    """The convolution with its weights divided by their singular value, if they are to be."""
+    """Build a plain convolution, with spectral normalisation applied to its weights."""
     return cast("nn.Conv2d", conv.inference_form() if isinstance(conv, HasInferenceForm) else conv)
 
 
@@ -140,25 +140,25 @@ class FastNorm(nn.Module):
         x: Tensor,
         label_map: LabelMap,
         *,
-        doubles: bool = False,
+        upsamples: bool = False,
         slope: float = 1.0,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, h, w) normalised, modulated, activated and multiplied.
+        """Normalise, modulate, activate and multiply features (B, C, h, w).
 
         Args:
             x: Features, channels last.
-            label_map: At the resolution of the result.
-            doubles: Whether that is twice the one of `x`.
-            slope: Of the leaky ReLU; 1 for none.
-            weight: A matrix (C, D) that each pixel is multiplied with at last; None for none.
+            label_map: Label map at the resolution of the result.
+            upsamples: Whether that is twice the resolution of `x`.
+            slope: Slope of the leaky ReLU; 1 for none.
+            weight: Matrix (C, D) of a 1 x 1 convolution at the end; None for none.
 
         Returns:
             (B, C, H, W), or (B, D, H, W) with a matrix; channels last.
         """
         rows, numbers = self.rows(label_map)
         pixels = self.norm(x).permute(0, 2, 3, 1).contiguous()
-        step = 2 if doubles else 1
+        step = 2 if upsamples else 1
         batch, channels, height, width = len(x), x.shape[1], x.shape[2] * step, x.shape[3] * step
         pixels = pixels.flatten(0, 1)
         out: Tensor = pixels.new_empty(batch * height, width, channels if weight is None else weight.shape[1])
@@ -180,12 +180,12 @@ class FastNorm(nn.Module):
 
 
 class SpatialRows(nn.Module):
-    """Scales and shifts of SPADE.
+    """Scales and shifts of SPADE, with those of the norm before folded in.
 
     Args:
         modulation: The modulation.
-        scale: What features are multiplied with before, (C,); None for 1.
-        shift: What is added to them then, (C,); None for 0.
+        scale: Scale of the norm, (C,); None for 1.
+        shift: Shift of the norm, (C,); None for 0.
     """
 
     def __init__(self, modulation: SpatialModulation, scale: Tensor | None, shift: Tensor | None) -> None:
@@ -206,7 +206,7 @@ class SpatialRows(nn.Module):
         self.both_parts = _linear(parts.flatten(0, 1), biases.flatten())
 
     def forward(self, label_map: LabelMap) -> tuple[Tensor, Tensor | None]:
-        """Rows of scales and shifts (R, 2 C), and the row of each pixel (B, H, W); None if each has its own."""
+        """Compute rows of scales and shifts (R, 2 C), and the row of each pixel (B, H, W); None if each has its own."""
         if (windows := label_map.windows) is None:
             both = self.both(F.relu_(self.shared(label_map.semantic)))
             return both.permute(0, 2, 3, 1).contiguous().flatten(0, 2), None
@@ -218,12 +218,12 @@ class SpatialRows(nn.Module):
 
 
 class ClassRows(nn.Module):
-    """Scales and shifts of CLADE.
+    """Scales and shifts of CLADE, with those of the norm before folded in.
 
     Args:
         modulation: The modulation.
-        scale: What features are multiplied with before, (C,); None for 1.
-        shift: What is added to them then, (C,); None for 0.
+        scale: Scale of the norm, (C,); None for 1.
+        shift: Shift of the norm, (C,); None for 0.
     """
 
     def __init__(self, modulation: ClassModulation, scale: Tensor | None, shift: Tensor | None) -> None:
@@ -232,12 +232,12 @@ class ClassRows(nn.Module):
         self.rows = _frozen(rows.T.contiguous())
 
     def forward(self, label_map: LabelMap) -> tuple[Tensor, Tensor]:
-        """Rows of scales and shifts (K, 2 C), and the row of each pixel (B, H, W)."""
+        """Return rows of scales and shifts (K, 2 C), and the row of each pixel (B, H, W)."""
         return self.rows, label_map.classes
 
 
 def _folded(gamma: Tensor, beta: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """Scales and shifts (2 C, ...) that do what others (C, ...) do to features with a scale and a shift (C,) before."""
+    """Fold a scale and a shift (C,) into the scales and shifts (C, ...) after them, joined as (2 C, ...)."""
     if scale is None or shift is None:
         return torch.cat([gamma, beta])
     scale, shift = (values.view(-1, *[1] * (gamma.dim() - 1)) for values in (scale, shift))

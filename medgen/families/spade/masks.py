@@ -1,4 +1,4 @@
-"""Label maps as users give them: checked, and read from files."""
+"""Checks of label maps from users, and their reading from files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
 
 
 def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int, int], name: str = "mask") -> Tensor:
-    """Label maps, or maps of instances, (B, H, W) or (H, W) as int64.
+    """Check label maps, or maps of instances, and return them as int64 (B, H, W) or (H, W).
 
     Args:
-        masks: Numbers of classes or instances, of any whole-number type; an array of numpy will do.
-        num_classes: Numbers that are allowed, from 0 on; None for any, as instances have.
-        image_size: Height and width they must have.
-        name: What an error calls them.
+        masks: Numbers of classes or instances, of any integer type; a tensor or an array of numpy.
+        num_classes: Number of classes; None for any numbers, as of instances.
+        image_size: Height and width.
+        name: Name of the argument in errors.
 
     Raises:
         ValueError: If they are of another shape or type, or hold other numbers, which are named.
@@ -58,7 +58,7 @@ def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int,
 
 
 def masks_of_files(path: str | Path, indices: range) -> Tensor:
-    """The label maps (n, H, W) of images with these numbers, which take the files of a folder in turn.
+    """Read label maps (n, H, W) for images with these numbers, which take the files of a folder in turn.
 
     Args:
         path: An index image, or a folder of them.

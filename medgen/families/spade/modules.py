@@ -14,11 +14,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from medgen.data.base import Batch, ImageDataModule
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.discriminator import MultiscaleDiscriminator
 from medgen.families.spade.encoders import StyleEncoder
-from medgen.families.spade.generator import SPADEConfig, SPADEGenerator
-from medgen.families.spade.label_maps import LabelMapVAE
-from medgen.generator import load_strictly, part_of
+from medgen.families.spade.generator import SPADEGenerator, build_map_vae
 from medgen.loading import load
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.losses.divergence import kl_divergence
@@ -27,6 +26,7 @@ from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
+from medgen.published import load_strictly, part_of
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, LearningRateShape, ReproducibleModule
 from medgen.training.stages import discriminator_beside, load_parts, loss_networks, start_from
@@ -36,7 +36,7 @@ _FIELDS_OF_MAPS = ("map_dim", "map_width", "mask_names", "dont_care", "image_siz
 
 
 class LabelMapModule(ReproducibleModule):
-    """Trains the autoencoder of label maps; images are not looked at.
+    """Trains the autoencoder of label maps; images are not used.
 
     Args:
         config: What is trained; the same config goes into the next stage.
@@ -64,11 +64,11 @@ class LabelMapModule(ReproducibleModule):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        if config.map_shape is None:
+        if not config.map_dim:
             raise ValueError("config.map_dim is 0: there is no autoencoder of label maps to train; give it a length")
         self.save_hyperparameters()
         self.config = config
-        self.map_vae = LabelMapVAE(config.map_shape)
+        self.map_vae = build_map_vae(config)
 
     def setup(self, stage: str) -> None:
         """Check the data against the config."""
@@ -77,7 +77,7 @@ class LabelMapModule(ReproducibleModule):
             check_masks(self.config, self.datamodule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Nats per map: what the map costs given its code, and what the code costs."""
+        """Compute the loss in nats per map: cross-entropy given the code, and divergence of the code."""
         mean, log_variance = self.map_vae.encode(batch["mask"])
         code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         logits = self.map_vae.decode(code).float()
@@ -91,11 +91,11 @@ class LabelMapModule(ReproducibleModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Share of pixels of unseen maps that come back as they were, and Dice of all classes but the background."""
+        """Log accuracy and Dice, of all classes but the background, of unseen maps after encoding and decoding."""
         self._compare("val", batch["mask"])
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
+        """Log accuracy and Dice of the test split."""
         self._compare("test", batch["mask"])
 
     def _compare(self, split: str, masks: Tensor) -> None:
@@ -117,44 +117,42 @@ class LabelMapModule(ReproducibleModule):
 class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
     """Trains generator and style encoder against discriminators that see images beside their label maps.
 
-    Both sides of the game are played on the same drawn images.
+    Both steps use the same drawn images.
 
     Args:
         config: What is trained and published.
         label_maps: The stage before: a checkpoint written by `LabelMapModule`, or a SPADE checkpoint folder or zoo
             name; needed where the config has an autoencoder of label maps.
-        adversarial: Which game: ``hinge`` is published.
+        adversarial: Adversarial loss; ``hinge`` is published.
         feature_weight: Weight of feature matching.
         perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`; None for none. It must not be the one
             that judges the result. (Published is VGG19, whose weights are a download.)
-        perceptual_weight: Its weight.
-        perceptual_levels: How many of its resolutions to compare, from the finest on; None for all.
+        perceptual_weight: Weight of the perceptual loss.
+        perceptual_levels: Number of its resolutions to compare, from the finest on; None for all.
         kl_weight: Weight of the divergence of style codes from standard normal ones, which is summed over the batch, as
             published.
-        pixel_weight: Weight of the mean absolute error to the real image, which the style code describes; published for
+        pixel_weight: Weight of the mean absolute error to the real image that the style code is of; published for
             cardiac MR with a style encoder is 100, else 0.
-        mixed_weight: Weight of the adversarial loss of a second image of each map, in a style that no image has: each
-            entry of its code is that of another image of the batch. It asks that unseen styles leave the map alone as
-            well; published is 0, for none.
-        scales: Discriminators, each at half the resolution of the one before.
+        mixed_weight: Weight of the adversarial loss of a second image of each map, whose code mixes those of the batch,
+            so that unseen styles keep to the map, too; published is 0, for none.
+        scales: Number of discriminators, each at half the resolution of the one before.
         discriminator_width: Channels of their first layer.
         discriminator_layers: Layers of each.
-        lr: The generator's learning rate is half of it and the discriminators' twice, as published; both Adam.
-        betas: Adam's.
+        lr: Learning rate of Adam; the generator's is half of it and the discriminators' twice, as published.
+        betas: Decay rates of Adam.
         accumulate_batches: Batches whose gradients are added up before a step; batch norm still sees each for itself.
         clip_norm: Largest gradient norm; None does not clip.
-        ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n).
-        init_from: A SPADE checkpoint folder or zoo name to fine-tune: all its weights are the start, those of the
-            discriminators if they lie beside them. Labels may differ, classes, shape and image size may not: codes of
-            styles and of label maps are made of every pixel. Without both, the image size may differ, too.
+        ema_decay: Decay of the published average per step; early on it is (1 + n) / (10 + n), if that is less.
+        init_from: A SPADE checkpoint folder or zoo name to fine-tune, with the discriminators beside its weights, if
+            there are any. Labels may differ, and without codes of styles and label maps the image size; classes and
+            sizes of the networks may not.
         seed: Seed of the run.
 
     Raises:
         ValueError: If an argument is out of range.
 
-    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", appendix A; images that
-    only discriminators judge, of codes no image has, as in Zhu et al. 2017, "Toward multimodal image-to-image
-    translation", section 3.2.
+    Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", appendix A; images of
+    mixed codes, as of random ones in Zhu et al. 2017, "Toward multimodal image-to-image translation", section 3.2.
     """
 
     def __init__(
@@ -203,7 +201,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         if self.generator.map_vae is not None:
             self.generator.map_vae.requires_grad_(requires_grad=False)
         self.discriminator = MultiscaleDiscriminator(
-            config.shape.num_classes + config.channels,
+            config.semantic_channels + config.channels,
             width=discriminator_width,
             layers=discriminator_layers,
             scales=scales,
@@ -217,14 +215,14 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return bool(self.hparams["mixed_weight"])
 
     def setup(self, stage: str) -> None:
-        """Check the data, and how many images batch norm gets of them, against the config."""
+        """Check data and batch sizes against the config."""
         super().setup(stage)
         if stage == "fit":
             check_masks(self.generator.config, self.datamodule)
             check_batches(self.generator.config, self.datamodule, self.trainer.world_size)
 
     def on_fit_start(self) -> None:
-        """Load what training starts from, unless it has started already."""
+        """Load the weights that training starts from, unless it has started already."""
         if int(self.batches_seen) > 0:
             return
         source, maps = self.hparams["init_from"], self.hparams["label_maps"]
@@ -240,7 +238,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         self.published.about = self.generator.about
 
     def _load_discriminator(self, source: str) -> None:
-        """Take over the discriminators that came with the model to fine-tune."""
+        """Load the discriminators of the model to fine-tune."""
         if Path(source).suffix == ".ckpt":
             content = torch.load(source, map_location="cpu", weights_only=True)
             weights: Mapping[str, Tensor] | None = part_of(content["state_dict"], "discriminator.")
@@ -252,7 +250,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         load_strictly(self.discriminator, weights, where=source)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the generator, then one of the discriminators on the same images."""
+        """Make one step of the generator, then one of the discriminators on the same images."""
         g_opt, d_opt = cast("list[LightningOptimizer]", self.optimizers())
         semantic, real = self.generator.semantic(batch["mask"]), batch["image"] * 2 - 1
         with self.toggled_optimizer(g_opt):
@@ -265,7 +263,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
             self.descend(d_opt, self.discriminator_loss(semantic, fake.detach(), real, mixed))
 
     def styles_of(self, real: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Style codes of real images, and the summed divergence of these where they are distributions."""
+        """Encode the styles of real images, with the summed divergence where they are distributions."""
         encoder = self.generator.style_encoder
         if encoder is None:
             prior = self.generator.style_prior
@@ -279,7 +277,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
     def generator_loss(
         self, semantic: Tensor, fake: Tensor, real: Tensor, kl: Tensor | None, mixed: Tensor | None
     ) -> Tensor:
-        """What the generator and the style encoder minimise."""
+        """Loss of the generator and the style encoder."""
         hparams = self.hparams
         ours, theirs = self.compare(semantic, fake, real)
         terms = {"adversarial": self.adversarial_generator(ours)}
@@ -303,7 +301,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return loss
 
     def discriminator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor, mixed: Tensor | None) -> Tensor:
-        """What the discriminators minimise: the mean over their scales."""
+        """Loss of the discriminators: the mean over their scales."""
         ours, theirs = self.compare(semantic, fake, real)
         loss = self._game(ours, theirs)
         if mixed is not None:
@@ -319,7 +317,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return torch.stack(losses).mean()
 
     def adversarial_generator(self, features: list[list[Tensor]]) -> Tensor:
-        """The generator's side of the game, the mean over scales, of what the discriminators make of its images."""
+        """Adversarial loss of the generator, the mean over scales, from features of its images."""
         kind = self.hparams["adversarial"]
         game = ADVERSARIAL[kind].generator
         # Half of the squared distance, as Mao et al. write it; the published code takes the whole.
@@ -327,27 +325,27 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return scale * torch.stack([game(part[-1].float()).mean() for part in features]).mean()
 
     def compare(self, semantic: Tensor, fake: Tensor, real: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Features of drawn and of real images, for each scale; both in one batch, whose statistics they share."""
+        """Compute features of drawn and real images for each scale, in one batch with shared statistics."""
         pairs = torch.cat([torch.cat([semantic, images.to(semantic.dtype)], 1) for images in (fake, real)])
         features = self.discriminator(pairs)
         count = len(fake)
         return [[x[:count] for x in scale] for scale in features], [[x[count:] for x in scale] for scale in features]
 
     def on_validation_start(self) -> None:
-        """Measure the distributions that unseen labels are drawn from, which what follows may sample."""
+        """Measure the distributions of codes, which images in validation are drawn from."""
         if not self.trainer.sanity_checking:
             self._measure_codes()
 
     def on_train_epoch_end(self) -> None:
-        """Likewise in epochs without validation, for the checkpoint."""
+        """Measure the distributions of codes in epochs without validation, for the checkpoint."""
         self._measure_codes()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error of unseen images drawn again from their map and style."""
+        """Log the error of unseen images after reconstruction from map and style."""
         self._compare_unseen("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
+        """Log the error of reconstructions of the test split."""
         self._compare_unseen("test", batch)
 
     def _compare_unseen(self, split: str, batch: Batch) -> None:
@@ -360,7 +358,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
 
     @torch.no_grad()
     def _measure_codes(self) -> None:
-        """Fit the published priors to the codes of all training images, unless the weights have stood still since."""
+        """Fit the published priors to the codes of all training images, once for the same weights."""
         generator, seen = self.published, int(self.batches_seen)
         if self._measured == seen or not (generator.style_prior or generator.map_prior):
             return
@@ -371,7 +369,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
                 getattr(self.generator, name).load_state_dict(prior.state_dict())  # the average of equals stays
 
     def configure_optimizers(self) -> Any:
-        """Adam for both, the discriminators four times as fast.
+        """Adam for both, with four times the learning rate for the discriminators.
 
         Source: Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium".
         """
@@ -384,19 +382,19 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
 
 
 def mixed_codes(codes: Tensor) -> Tensor:
-    """Codes (B, dim) whose entries are each another of the batch: as unseen styles are drawn, which are independent."""
+    """Permute each entry of codes (B, dim) over the batch: entries become independent, as those of drawn styles."""
     order = torch.rand(codes.shape, device=codes.device).argsort(0)
     return codes.gather(0, order)
 
 
 @torch.no_grad()
 def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 0) -> None:
-    """Measure what codes the training images have, so that styles and label maps like theirs can be drawn.
+    """Fit the priors of styles and label maps to the codes of training images.
 
     Args:
-        generator: Its priors are set.
-        data: Its train split is taken, without augmentation; all processes take all of it.
-        seed: Seed of the draws from the codes' distributions.
+        generator: The generator whose priors are fitted.
+        data: The data; all processes use the whole train split, without augmentation.
+        seed: Seed of the draws from the distributions of codes.
     """
     dataset = data.dataset("train")
     dataset.augmentation = None
@@ -440,14 +438,12 @@ def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
 
 
 def check_batches(config: SPADEConfig, data: ImageDataModule, processes: int) -> None:
-    """Refuse batches that batch norm cannot work with: of one image, where the lowest resolution is a single pixel.
-
-    At more pixels it works with one image, but not as it will in sampling; a warning says so.
+    """Refuse batches of one image for batch norm at a lowest resolution of one pixel; warn of them at larger ones.
 
     Args:
-        config: The model's.
-        data: Its training split is counted.
-        processes: How many train together; the statistics are those of all.
+        config: Config of the model.
+        data: The data, whose training images are counted.
+        processes: Number of processes, which share the statistics.
 
     Raises:
         ValueError: Naming the setting that makes such a batch.
@@ -458,7 +454,7 @@ def check_batches(config: SPADEConfig, data: ImageDataModule, processes: int) ->
     cause = f"data.batch_size is {size}" if size == 1 else ""
     if not data.drop_last and images % size == 1:
         cause = f"data.drop_last is false, and batches of {size} leave 1 of {images} images"
-    if cause and config.shape.base == (1, 1):
+    if cause and config.base == (1, 1):
         raise ValueError(
             f"{cause}; the lowest resolution is a single pixel, so that batch norm would get one value per channel and "
             "make it 0. Raise data.batch_size to at least 2 and set data.drop_last to true, or use model.config.norm "

@@ -1,4 +1,4 @@
-"""The generator of SPADE, and the semantic maps it draws images of.
+"""The synthesis network of SPADE, and the semantic maps that it reads.
 
 Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", section 3 and
 appendix A.
@@ -7,160 +7,40 @@ appendix A.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, NamedTuple, cast, get_args
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medgen.families.spade.normalisation import ClassModulation, ModulatedNorm, Norm, SpatialModulation, norm_layer
+from medgen.families.spade.config import SPADEConfig
+from medgen.families.spade.normalisation import ClassModulation, ModulatedNorm, SpatialModulation, norm_layer
 from medgen.nn.spectral import SpectralConv2d
-
-Modulation = Literal["spade", "clade"]
-Style = Literal["none", "vae", "inside"]
 
 SLOPE = 0.2
 """Of the leaky ReLU, for negative numbers."""
-_DOUBLINGS = {"none": (4, 5, 6, 7), "vae": (4, 5, 6, 7), "inside": (4, 5)}
-
-
-class Stage(NamedTuple):
-    """A residual block of the generator.
-
-    Attributes:
-        in_channels: Channels it gets.
-        out_channels: Channels it gives.
-        doubles: Whether its input is doubled in size before.
-    """
-
-    in_channels: int
-    out_channels: int
-    doubles: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class SPADEShape:
-    """Sizes of the generator; the defaults are the published ones for 256 px.
-
-    Attributes:
-        image_size: Height and width, both divisible by 2 as often as `doublings` says.
-        channels: Channels of the images.
-        num_classes: Channels of the semantic map.
-        width: Channels at full resolution (``ngf``).
-        doublings: How often the lowest resolution is doubled: 4, 5, 6, 7 (published as ``few``, ``normal``, ``more``,
-            ``most``), where the seventh also halves the width; with style ``inside`` 4 or 5 (``few``, ``most``), where
-            the fifth makes the widest layers twice as wide and halves the width.
-        norm: What features are normalised by before they are modulated.
-        modulation: ``spade`` looks at the label map around a pixel, ``clade`` at the pixel's class only.
-        kernel_size: Of SPADE's convolutions, 3 or 1.
-        hidden: Width of SPADE's hidden layer.
-        style: What the lowest resolution is made of: ``none`` for the semantic map, ``vae`` for a code beside which a
-            `StyleEncoder` is trained, ``inside`` for the code of an `InnerStyleEncoder`.
-        style_dim: Length of the code; 0 without one.
-        spectral: Whether convolutions of the blocks are spectrally normalised.
-    """
-
-    image_size: tuple[int, int] = (256, 256)
-    channels: int = 3
-    num_classes: int
-    width: int = 64
-    doublings: int = 5
-    norm: Norm = "batch"
-    modulation: Modulation = "spade"
-    kernel_size: int = 3
-    hidden: int = 128
-    style: Style = "none"
-    style_dim: int = 0
-    spectral: bool = True
-
-    def __post_init__(self) -> None:
-        for name, choices in (("norm", Norm), ("modulation", Modulation), ("style", Style)):
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(get_args(choices))}")
-        for name in ("channels", "num_classes", "width", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; use at least 1")
-        if self.kernel_size not in (1, 3):
-            raise ValueError(f"kernel_size is {self.kernel_size}; SPADE's convolutions are 1 or 3 pixels wide")
-        if (self.style_dim > 0) == (self.style == "none") or self.style_dim < 0:
-            raise ValueError(
-                f"style_dim is {self.style_dim} with style {self.style!r}; give the length of the code, 0 for 'none'"
-            )
-        if self.doublings not in _DOUBLINGS[self.style]:
-            allowed = ", ".join(map(str, _DOUBLINGS[self.style]))
-            raise ValueError(f"doublings is {self.doublings}; with style {self.style!r} use one of {allowed}")
-        if any(side < 1 or side % (1 << self.doublings) for side in self.image_size):
-            raise ValueError(
-                f"image_size is {self.image_size}; with {self.doublings} doublings both sides must be divisible by "
-                f"{1 << self.doublings}"
-            )
-        if self.norm == "instance" and self.base == (1, 1):
-            raise ValueError(
-                f"norm is 'instance', but {self.doublings} doublings to an image of {self.image_size} start from a "
-                "single pixel, which it makes 0; use fewer doublings, or norm 'group'"
-            )
-        if self.stages[-1].out_channels < 1:
-            raise ValueError(f"width is {self.width}; {self.doublings} doublings halve it, so use at least 2")
-
-    @property
-    def base(self) -> tuple[int, int]:
-        """Height and width of the lowest resolution."""
-        return self.image_size[0] >> self.doublings, self.image_size[1] >> self.doublings
-
-    @property
-    def base_width(self) -> int:
-        """Channels of the lowest resolution."""
-        return self.stages[0].in_channels
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The residual blocks, coarse to fine."""
-        width, inside = self.width, self.style == "inside"
-        widest = 32 * width if inside and self.doublings == 5 else 16 * width
-        coarse = [False] + ([False] if inside or self.doublings == 4 else [True, self.doublings > 5])
-        fine = [widest, 8 * width, 4 * width, 2 * width, width]
-        if self.doublings == 7 or (inside and self.doublings == 5):
-            fine.append(width // 2)
-        return (
-            *(Stage(widest, widest, doubles) for doubles in coarse),
-            *(Stage(a, b, True) for a, b in pairwise(fine)),
-        )
-
-    def check_inputs(self, semantic: Tensor, code: Tensor | None) -> None:
-        """Refuse what is not for a generator of these sizes; see `SPADESynthesis.forward`."""
-        if tuple(semantic.shape[1:]) != (self.num_classes, *self.image_size):
-            expected = ", ".join(map(str, (self.num_classes, *self.image_size)))
-            raise ValueError(f"semantic has shape {tuple(semantic.shape)}; expected (B, {expected}), see semantic_map")
-        wanted = None if self.style == "none" else (len(semantic), self.style_dim)
-        found = None if code is None else tuple(code.shape)
-        if found != wanted:
-            raise ValueError(
-                f"code has shape {found}; with style {self.style!r} give "
-                + ("none" if wanted is None else f"one of shape {wanted}")
-            )
 
 
 class SPADEBlock(nn.Module):
-    """A residual block whose norms know the label map.
+    """A residual block whose norms are modulated by the label map.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output; where they differ, the skip connection has a convolution, too.
-        shape: Kinds of norm and modulation.
+        config: Kinds of norm and modulation.
+        spectral: Whether convolutions are spectrally normalised.
 
     Source: Park et al. 2019, section 3, "SPADE generator".
     """
 
-    def __init__(self, in_channels: int, out_channels: int, shape: SPADEShape) -> None:
+    def __init__(self, in_channels: int, out_channels: int, config: SPADEConfig, *, spectral: bool = True) -> None:
         super().__init__()
         inner = min(in_channels, out_channels)
-        self.first_norm, self.second_norm = _modulated_norm(in_channels, shape), _modulated_norm(inner, shape)
-        convolution = SpectralConv2d if shape.spectral else nn.Conv2d
+        self.first_norm, self.second_norm = _modulated_norm(in_channels, config), _modulated_norm(inner, config)
+        convolution = SpectralConv2d if spectral else nn.Conv2d
         self.first = convolution(in_channels, inner, 3, padding=1)
         self.second = convolution(inner, out_channels, 3, padding=1)
-        self.skip_norm = _modulated_norm(in_channels, shape) if in_channels != out_channels else None
+        self.skip_norm = _modulated_norm(in_channels, config) if in_channels != out_channels else None
         self.skip = convolution(in_channels, out_channels, 1, bias=False) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, semantic: Tensor) -> Tensor:
@@ -172,62 +52,81 @@ class SPADEBlock(nn.Module):
         return skipped + x
 
 
-def _modulated_norm(channels: int, shape: SPADEShape) -> ModulatedNorm:
+def _modulated_norm(channels: int, config: SPADEConfig) -> ModulatedNorm:
+    classes = config.semantic_channels
     modulation = (
-        ClassModulation(channels, shape.num_classes)
-        if shape.modulation == "clade"
-        else SpatialModulation(channels, shape.num_classes, hidden=shape.hidden, kernel_size=shape.kernel_size)
+        ClassModulation(channels, classes)
+        if config.modulation == "clade"
+        else SpatialModulation(channels, classes, hidden=config.hidden, kernel_size=config.kernel_size)
     )
-    return ModulatedNorm(norm_layer(shape.norm, channels, affine=False), modulation)
+    return ModulatedNorm(norm_layer(config.norm, channels, affine=False), modulation)
 
 
 class SPADESynthesis(nn.Module):
-    """From a semantic map, and a style code where there is one, to an image.
+    """Maps a semantic map, and a style code where there is one, to an image.
 
     Args:
-        shape: Sizes.
+        config: Sizes.
+        spectral: Whether convolutions of the blocks are spectrally normalised.
     """
 
-    def __init__(self, shape: SPADEShape) -> None:
+    def __init__(self, config: SPADEConfig, *, spectral: bool = True) -> None:
         super().__init__()
-        self.shape = shape
-        height, width = shape.base
+        self.config = config
+        height, width = config.base
         self.start: nn.Module = (
-            nn.Conv2d(shape.num_classes, shape.base_width, 3, padding=1)
-            if shape.style == "none"
-            else nn.Linear(shape.style_dim, shape.base_width * height * width)
+            nn.Linear(config.code_dim, config.base_width * height * width)
+            if config.code_dim
+            else nn.Conv2d(config.semantic_channels, config.base_width, 3, padding=1)
         )
-        self.blocks = nn.ModuleList(SPADEBlock(stage.in_channels, stage.out_channels, shape) for stage in shape.stages)
-        self.to_image = nn.Conv2d(shape.stages[-1].out_channels, shape.channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            SPADEBlock(stage.in_channels, stage.out_channels, config, spectral=spectral) for stage in config.stages
+        )
+        self.to_image = nn.Conv2d(config.stages[-1].out_channels, config.channels, 3, padding=1)
 
     def inference_form(self) -> nn.Module:
-        """The same without gradients, where what label maps repeat is computed once."""
+        """Build the form without gradients, which computes repeated parts of label maps once."""
         from medgen.families.spade.inference import FastSynthesis  # which is made of these networks
 
         return FastSynthesis(self)
 
     def forward(self, semantic: Tensor, code: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1].
+        """Draw images (B, C, H, W) in [-1, 1].
 
         Args:
-            semantic: (B, num_classes, H, W) float, see `semantic_map`.
-            code: (B, style_dim), or None without styles.
+            semantic: (B, semantic_channels, H, W) float, see `semantic_map`.
+            code: (B, code_dim), or None without styles.
 
         Raises:
             ValueError: If the map is of another size, or the code of another length, than the network's.
         """
-        self.shape.check_inputs(semantic, code)
-        x = self.start(resized(semantic, self.shape.base) if code is None else code)
-        x = x.view(len(x), self.shape.base_width, *self.shape.base)
-        for block, stage in zip(self.blocks, self.shape.stages, strict=True):
-            if stage.doubles:
+        config = self.config
+        check_inputs(config, semantic, code)
+        x = self.start(resized(semantic, config.base) if code is None else code)
+        x = x.view(len(x), config.base_width, *config.base)
+        for block, stage in zip(self.blocks, config.stages, strict=True):
+            if stage.upsamples:
                 x = F.interpolate(x, scale_factor=2.0)
             x = block(x, semantic)
         return cast("Tensor", self.to_image(F.leaky_relu(x, SLOPE))).tanh()
 
 
+def check_inputs(config: SPADEConfig, semantic: Tensor, code: Tensor | None) -> None:
+    """Refuse maps and codes of other sizes, see `SPADESynthesis.forward`."""
+    if tuple(semantic.shape[1:]) != (config.semantic_channels, *config.image_size):
+        expected = ", ".join(map(str, (config.semantic_channels, *config.image_size)))
+        raise ValueError(f"semantic has shape {tuple(semantic.shape)}; expected (B, {expected}), see semantic_map")
+    wanted = (len(semantic), config.code_dim) if config.code_dim else None
+    found = None if code is None else tuple(code.shape)
+    if found != wanted:
+        raise ValueError(
+            f"code has shape {found}; with style {config.style!r} give "
+            + ("none" if wanted is None else f"one of shape {wanted}")
+        )
+
+
 def resized(semantic: Tensor, size: Sequence[int]) -> Tensor:
-    """A semantic map at another height and width, by nearest neighbours."""
+    """Resize a semantic map by nearest neighbours."""
     if tuple(semantic.shape[2:]) == tuple(size):
         return semantic
     smaller: Tensor = F.interpolate(semantic, size=tuple(size))
@@ -235,13 +134,12 @@ def resized(semantic: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def semantic_map(masks: Tensor, num_classes: int, *, dont_care: bool = False, edges: Tensor | None = None) -> Tensor:
-    """What generator and discriminators read of label maps: for every class whether a pixel is of it.
+    """One-hot encode label maps, the input of generator and discriminators.
 
     Args:
         masks: Class numbers, (B, H, W) int64.
         num_classes: Number of classes.
-        dont_care: Whether there is one more number, `num_classes`, where nobody said what is there; it gets a channel
-            of its own.
+        dont_care: Whether unlabelled pixels, of number `num_classes`, get a channel of their own.
         edges: Borders between instances, (B, 1, H, W), see `instance_edges`; they become the last channel.
 
     Returns:
@@ -264,7 +162,7 @@ def semantic_map(masks: Tensor, num_classes: int, *, dont_care: bool = False, ed
 
 
 def instance_edges(instances: Tensor) -> Tensor:
-    """Pixels with a neighbour of another instance above, below, left or right.
+    """Mark pixels with a neighbour of another instance above, below, left or right.
 
     Args:
         instances: Numbers of instances, (B, H, W), of any type.

@@ -1,4 +1,4 @@
-"""Normalisation that says what is where: scales and shifts of features that depend on the label map."""
+"""Normalisation with scales and shifts that depend on the label map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_GROUPS, _SMALLEST_GROUP = 32, 4
 
 
 def norm_layer(kind: Norm, channels: int, *, affine: bool) -> nn.Module:
-    """A normalisation by its name.
+    """Build a normalisation by its name.
 
     Args:
         kind: ``batch`` over all processes, ``instance``, or ``group`` with up to 32 groups of at least four channels.
@@ -44,7 +44,7 @@ class SpatialModulation(nn.Module):
         channels: Channels that are modulated.
         num_classes: Channels of the semantic map.
         hidden: Width of the hidden layer.
-        kernel_size: Of both layers, 1 or 3.
+        kernel_size: Kernel size of both layers, 1 or 3.
 
     Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", eq. 1 and appendix A.
     """
@@ -57,7 +57,7 @@ class SpatialModulation(nn.Module):
         self.beta = nn.Conv2d(hidden, channels, kernel_size, padding=padding)
 
     def forward(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, each (B, channels, H, W), of a semantic map (B, num_classes, H, W)."""
+        """Compute scale and shift, each (B, channels, H, W), from a semantic map (B, num_classes, H, W)."""
         shared = F.relu(self.shared(semantic))
         return 1 + self.gamma(shared), self.beta(shared)
 
@@ -78,18 +78,18 @@ class ClassModulation(nn.Module):
         self.beta = nn.Parameter(torch.zeros(num_classes, channels))
 
     def forward(self, semantic: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, each (B, channels, H, W), of a semantic map (B, num_classes, H, W)."""
+        """Compute scale and shift, each (B, channels, H, W), from a semantic map (B, num_classes, H, W)."""
         classes = semantic.argmax(1)
         scale, shift = (F.embedding(classes, table).movedim(-1, 1) for table in (self.gamma, self.beta))
         return scale, shift
 
 
 class ModulatedNorm(nn.Module):
-    """Features are normalised and then scaled and shifted as the label map says.
+    """Normalises features, then scales and shifts them by the label map.
 
     Args:
-        norm: Normalises (B, C, H, W).
-        modulation: Gives scale and shift of a semantic map.
+        norm: Normalisation of (B, C, H, W).
+        modulation: Computes scale and shift from a semantic map.
     """
 
     def __init__(self, norm: nn.Module, modulation: SpatialModulation | ClassModulation) -> None:
@@ -98,7 +98,7 @@ class ModulatedNorm(nn.Module):
         self.modulation = modulation
 
     def forward(self, x: Tensor, semantic: Tensor) -> Tensor:
-        """(B, C, H, W) of features (B, C, H, W) and a semantic map (B, num_classes, H, W)."""
+        """Modulate features (B, C, H, W) by a semantic map (B, num_classes, H, W)."""
         scale, shift = self.modulation(semantic)
         return torch.addcmul(shift, self.norm(x), scale)
 
@@ -113,8 +113,8 @@ class NormalisedConv(nn.Module):
         norm: The norm, see `norm_layer`.
         stride: Step of the kernel.
         padding: Pixels added on each side.
-        slope: Of the leaky ReLU for negative numbers; 0 for a ReLU, 1 for no activation.
-        padding_mode: What the added pixels hold.
+        slope: Slope of the leaky ReLU for negative numbers; 0 for a ReLU, 1 for no activation.
+        padding_mode: Kind of padding.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The files of the official SPADE code and of its cardiac forks, as the config and weights of a `SPADEGenerator`.
+"""Conversion of the files of the official SPADE code and its cardiac forks to a `SPADEGenerator`.
 
-They hold weights only. Widths, channels, norms and the kind of style follow from their names and shapes; the size of
-the images, how often the image doubles, and what the last channels of the semantic map are have to be said.
+They hold weights only. Widths, channels, norms and the kind of style follow from their names and shapes; the image
+size, the number of upsamplings and the meaning of the last channels of the semantic map must be given.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 from medgen.checkpoint import CheckpointError
 from medgen.families.family import Converted
 from medgen.families.spade import convert
-from medgen.families.spade.generator import SPADEConfig, SPADEGenerator, Style
+from medgen.families.spade.config import SPADEConfig, Style
+from medgen.families.spade.generator import SPADEGenerator
 from medgen.foreign.file import ForeignFile
-from medgen.generator import load_strictly
+from medgen.published import load_strictly
 
 _PUBLISHED_SIZE = 256
-"""Pixels along each side that the official encoder brings images to."""
+"""Pixels along each side that the official encoder resizes images to."""
 
 
 def is_official(file: ForeignFile) -> bool:
@@ -36,20 +37,20 @@ def convert_checkpoint(
     *,
     encoder: str | Path | None = None,
     image_size: tuple[int, int] | None = None,
-    doublings: int | None = None,
+    num_upsamplings: int | None = None,
     dont_care: bool = False,
     instance_edges: bool = False,
     label_names: Sequence[str] = (),
 ) -> Converted:
-    """The generator that official files make up, read without running anything.
+    """Convert official files to a generator, without running code in them.
 
     Args:
         file: ``latest_net_G.pth``.
         encoder: ``latest_net_E.pth``; without it a generator of codes draws styles, but cannot read them from images.
         image_size: Height and width of the images; 256 x 256 if None.
-        doublings: 4 to 7 for ``num_upsampling_layers`` few, normal, more and most. None for what the weights tell,
-            which they do where there is a code or an eighth block, else 5.
-        dont_care: Whether the last class is where nobody said what is there (``contain_dontcare_label``).
+        num_upsamplings: 4 to 7 for ``num_upsampling_layers`` few, normal, more and most. None to infer it from the
+            weights, which works with a code or an eighth block; else 5.
+        dont_care: Whether the last class is that of unlabelled pixels (``contain_dontcare_label``).
         instance_edges: Whether the last channel has edges of instances (without ``no_instance``).
         label_names: Names of the classes of label maps; "class 0", ... by default.
 
@@ -60,7 +61,7 @@ def convert_checkpoint(
     """
     path, weights = file.path, _weights(file)
     size = image_size or (_PUBLISHED_SIZE, _PUBLISHED_SIZE)
-    config = _config(weights, path, size, doublings, dont_care, instance_edges)
+    config = _config(weights, path, size, num_upsamplings, dont_care, instance_edges)
     classes = len(config.mask_names)
     if label_names and len(label_names) != classes:
         raise ValueError(
@@ -74,7 +75,7 @@ def convert_checkpoint(
     with torch.device("meta"):  # a network without memory: it takes the file's tensors as they are
         generator = SPADEGenerator(config)
     try:
-        load_strictly(generator.synthesis, convert.synthesis_weights(weights, config.shape), where=str(path))
+        load_strictly(generator.synthesis, convert.synthesis_weights(weights, config), where=str(path))
         if config.style == "inside":
             convert.load_inner_style_encoder_weights(generator.style_encoder, weights)  # type: ignore[arg-type]
         elif encoder is not None:
@@ -104,7 +105,7 @@ def _config(
     weights: Mapping[str, Tensor],
     path: Path,
     image_size: tuple[int, int],
-    doublings: int | None,
+    num_upsamplings: int | None,
     dont_care: bool,
     instance_edges: bool,
 ) -> SPADEConfig:
@@ -122,9 +123,11 @@ def _config(
         raise ValueError(
             f"{path} has {channels} channels of label maps, too few for dont_care and instance_edges beside"
         )
-    told = _doublings(weights, style, image_size, widest, most)
-    if doublings is not None and told is not None and doublings != told:
-        raise ValueError(f"doublings is {doublings}, but the weights of {path} tell {told} for images of {image_size}")
+    told = _upsamplings(weights, style, image_size, widest, most)
+    if num_upsamplings is not None and told is not None and num_upsamplings != told:
+        raise ValueError(
+            f"num_upsamplings is {num_upsamplings}, but the weights of {path} tell {told} for images of {image_size}"
+        )
     return SPADEConfig(
         image_size=image_size,
         channels=int(image.shape[0]),
@@ -132,7 +135,7 @@ def _config(
         dont_care=dont_care,
         instance_edges=instance_edges,
         width=int(image.shape[1]) * (2 if most else 1),
-        doublings=doublings or told or 5,
+        num_upsamplings=num_upsamplings or told or 5,
         norm="batch" if "head_0.norm_0.param_free_norm.running_mean" in weights else "instance",
         modulation="clade" if clade else "spade",
         kernel_size=3 if clade else int(gamma.shape[-1]),
@@ -143,10 +146,10 @@ def _config(
     )
 
 
-def _doublings(
+def _upsamplings(
     weights: Mapping[str, Tensor], style: Style, image_size: tuple[int, int], widest: int, most: bool
 ) -> int | None:
-    """How often the image doubles, as far as the weights tell."""
+    """Infer the number of upsamplings from the weights; None where they do not tell."""
     if style == "none":
         return 7 if most else None
     pixels = int(weights["fc_img2.bias" if style == "inside" else "fc.bias"].numel()) // widest

@@ -1,8 +1,7 @@
-"""The different neighbourhoods in label maps, each once.
+"""Distinct neighbourhoods in label maps.
 
-What a convolution makes of a label map depends on the pixels around each pixel alone, and most pixels of a label map
-have the same around them as many others: their own class. What is computed once for each different neighbourhood can
-be looked up for all pixels.
+The output of a convolution at a pixel depends on its neighbourhood alone, and most neighbourhoods of a label map are
+equal: all of one class. Outputs are computed once for each distinct neighbourhood and looked up for all pixels.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _MOST_CHANNELS = 62
-"""So many bits fit into a number."""
+"""Most channels whose bits fit into a number."""
 _LARGEST_SHARE = 1 / 4
-"""Of different neighbourhoods in all pixels; with more, looking up is hardly faster than computing."""
+"""Largest share of distinct neighbourhoods in all pixels; above, looking up is hardly faster than computing."""
 
 
 class Windows(NamedTuple):
-    """What two convolutions in a row, of the same odd kernel size k, see of semantic maps.
+    """Distinct neighbourhoods for two convolutions in a row, of the same odd kernel size k.
 
     Attributes:
-        patches: The V different inputs of the first one, (V, K x k x k), 0 outside the image.
-        around: The U different inputs of the second one, (U, k x k) int64: each pixel's patch, from 1 on; 0 outside the
+        patches: The V distinct inputs of the first one, (V, K x k x k), 0 outside the image.
+        around: The U distinct inputs of the second one, (U, k x k) int64: numbers of patches from 1 on; 0 outside the
             image.
-        numbers: Which of the U inputs a pixel has, (B, H, W) int64, from 0 on.
+        numbers: Number of each pixel's input of the second one, (B, H, W) int64, from 0 on.
     """
 
     patches: Tensor
@@ -35,14 +34,14 @@ class Windows(NamedTuple):
 
 
 def find_windows(semantic: Tensor, kernel_size: int) -> Windows | None:
-    """The different neighbourhoods in semantic maps.
+    """Find the distinct neighbourhoods in semantic maps.
 
     Args:
         semantic: (B, K, H, W).
-        kernel_size: Of both convolutions, which add zeros around their inputs.
+        kernel_size: Kernel size of both convolutions, which pad their inputs with zeros.
 
     Returns:
-        None where they are of no use: if there are too many, or for values other than 0 and 1.
+        None if there are too many, or for values other than 0 and 1.
     """
     channels = semantic.shape[1]
     if channels > _MOST_CHANNELS or not bool(((semantic == 0) | (semantic == 1)).all()):
@@ -61,9 +60,9 @@ def find_windows(semantic: Tensor, kernel_size: int) -> Windows | None:
 
 
 def _neighbourhoods(numbers: Tensor, size: int) -> Tensor | None:
-    """Which neighbourhood of so many pixels a side a pixel has, of (B, H, W) numbers; outside differs from all numbers.
+    """Number the neighbourhoods, of `size` pixels along each side, in (B, H, W); None if 64 bits are too few.
 
-    None if they cannot be told apart in 64 bits.
+    Padding differs from all numbers.
     """
     numbers = F.pad(numbers + 1, [size // 2] * 4)
     for axis in (2, 1):
@@ -76,24 +75,24 @@ def _neighbourhoods(numbers: Tensor, size: int) -> Tensor | None:
 
 
 def _numbered(values: Tensor) -> Tensor:
-    """Equal values as equal numbers, from 0 on without gaps."""
+    """Replace values by numbers, from 0 on without gaps."""
     numbers: Tensor = torch.unique(values, return_inverse=True)[1]
     return numbers
 
 
 def _places(numbers: Tensor) -> Tensor:
-    """For each of the numbers in (B, H, W) a pixel that has it, (N,), counted over all images."""
+    """Find a pixel for each of N numbers in (B, H, W), as a flat index (N,)."""
     flat = numbers.flatten()
     places = torch.empty(int(flat.max()) + 1, dtype=torch.int64, device=flat.device)
     return places.scatter_(0, flat, torch.arange(len(flat), device=flat.device))
 
 
 def _unfolded(values: Tensor, size: int) -> Tensor:
-    """Each pixel with its neighbours: (..., H, W) to (..., H, W, size, size), 0 outside."""
+    """Unfold the neighbourhood of each pixel: (..., H, W) to (..., H, W, size, size), padded by 0."""
     return F.pad(values, [size // 2] * 4).unfold(-2, size, 1).unfold(-2, size, 1)
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:
-    """Values (B, H, W, ...) at places that are counted over all images."""
+    """Take values (B, H, W, ...) at flat indices."""
     _, height, width = values.shape[:3]
     return values[places // (height * width), places // width % height, places % width]

@@ -48,7 +48,7 @@ def walk(args: Sequence[str]) -> None:
         seeds=seeds,
         labels=labels,
         n=cfg.n,
-        truncation=cfg.truncation,
+        **_truncation(cfg),
         closed=cfg.closed,
     )
     images = _drawn(generator, styles.flatten(0, 1), cfg)
@@ -91,11 +91,11 @@ def mix(args: Sequence[str]) -> None:
     if len(labels) > 2:
         raise ValueError(f"labels has {len(labels)} parts; give one for all images, or two, for rows and for columns")
     coarse, fine = (
-        torch.cat([generator.styles(1, label, seed=seed, truncation=cfg.truncation) for seed in part])
+        torch.cat([generator.styles(1, label, seed=seed, **_truncation(cfg)) for seed in part])
         for part, label in zip(seeds, (labels[0], labels[-1]), strict=True)
     )
     layer = coarse.shape[1] // 2 if cfg.layer is None else cfg.layer
-    mixed = latents.mix(coarse[:, None], fine[None], layer)  # (rows, columns, num_styles, w_dim)
+    mixed = latents.mix(coarse[:, None], fine[None], layer)  # (rows, columns, num_ws, w_dim)
     images = _drawn(generator, torch.cat([fine, coarse, mixed.flatten(0, 1)]), cfg)
     top, left, inside = images.split([len(fine), len(coarse), len(fine) * len(coarse)])
     blank = torch.zeros_like(images[:1])
@@ -114,18 +114,26 @@ def mix(args: Sequence[str]) -> None:
 
 
 def _parser(verb: str, about: str) -> Any:
-    """A parser with the arguments that both verbs have."""
+    """Make a parser with the arguments that both verbs have."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog=f"medgen {verb}", description=about)
     parser.add_argument("name", help="a name of medgen list, a checkpoint folder, or org/repo[@revision]")
     parser.add_argument(
-        "--truncation", type=float, default=1.0, help="how far styles go from the average, 0 to 2: less is more typical"
+        "--truncation_psi",
+        type=float,
+        default=1.0,
+        help="scale of styles about the average, 0 to 2; less is more typical",
     )
+    parser.add_argument("--truncation", type=float | None, default=None, help="old name of truncation_psi")
     parser.add_argument("--batch_size", type=int, default=16, help="images drawn together")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
     return parser
+
+
+def _truncation(cfg: Any) -> dict[str, Any]:
+    return {"truncation_psi": cfg.truncation_psi} if cfg.truncation is None else {"truncation": cfg.truncation}
 
 
 def _seeds(name: str, text: str) -> list[int]:
@@ -148,7 +156,7 @@ def _load(cfg: Any) -> StyledGenerator:
 
 
 def _labels(generator: Generator, text: str | None) -> list[Label]:
-    """Each of the labels as `styles` takes it for all images; findings of one are joined by a bar."""
+    """Parse labels with commas; findings of one label are joined by a bar."""
     from medgen.sampling import labels_per_image
 
     if text is None:
@@ -167,7 +175,7 @@ def _caption(generator: Generator, seed: int, label: Label) -> str:
 
 
 def _drawn(generator: StyledGenerator, styles: Tensor, cfg: Any) -> Tensor:
-    """Images of styles, with the noise of the weights: new noise in every frame would flicker."""
+    """Draw images of styles with fixed noise, as new noise in every frame would flicker."""
     import torch
     from tqdm import tqdm
 
@@ -180,7 +188,7 @@ def _scale(images: Tensor) -> int:
 
 
 def _origin(generator: Generator, seeds: Sequence[int], labels: str | None) -> dict[str, str]:
-    """What the file says of itself, as those of ``medgen sample`` do."""
+    """Provenance in the file's comments, as in those of ``medgen sample``."""
     return {
         "SyntheticData": "YES",
         "Software": "medgen",

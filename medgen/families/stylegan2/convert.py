@@ -1,4 +1,4 @@
-"""Official StyleGAN2-ADA networks as ours: arguments of their constructors, names of their weights.
+"""Conversion of official StyleGAN2-ADA networks: arguments of their constructors, names of their weights.
 
 The official package is NVlabs/stylegan2-ada-pytorch. Its networks are ours under other names. How many resolutions run
 in half precision is decided where a network is used, and not read.
@@ -14,28 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from medgen.families.family import Component
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.config import StyleGAN2Config
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
 from medgen.foreign.network_pickles import PickledNetwork
-from medgen.generator import load_strictly
 from medgen.nn.resampling import separable_filter
+from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
 
-_SMALLEST = 4  # where both networks begin
+_SMALLEST = 4  # pixels along each side at the lowest resolution
 _WHOLE_BATCH = 1 << 30  # groups are no larger than the batch
 _NEEDED = ("c_dim", "img_resolution", "img_channels")
 _FIXED = {"lr_multiplier": 0.01, "use_noise": True, "activation": "lrelu"}
-"""Arguments that change what a network gives but no shape, with the values that ours stand for."""
+"""Arguments that change the output but no shape, with the values of our networks."""
 _WIDTHS = {"embed_features", "layer_features"}
-"""Widths within a mapping network; ours is that of its output, as None asks for, and no other would fit."""
+"""Widths within a mapping network; weights of other widths than that of the output do not fit."""
 _FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "resample_filter", "freeze_layers"}
-"""Arguments of any value: they change no weight, or weights that would not fit then."""
+"""Arguments whose value is not checked: they change no weight, or weights that then do not fit."""
 
 
 def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
-    """The config that the arguments of the official Generator describe.
+    """Build the config from the arguments of the official Generator.
 
     Args:
         arguments: Keyword arguments.
@@ -67,10 +68,10 @@ def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) ->
 
 
 def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
-    """The config of a generator in a ``.pkl``.
+    """Build the config of a generator in a ``.pkl``.
 
-    The code of StyleGAN3, which trains StyleGAN2 as well, has the arguments of synthesis beside the others, and a limit
-    of activations that it need not be given.
+    The code of StyleGAN3, which trains StyleGAN2 as well, has the arguments of synthesis beside the others, and a
+    default limit of activations.
 
     Args:
         network: The Generator of either code.
@@ -92,12 +93,12 @@ def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -
 
 
 def build_generator(arguments: Arguments) -> StyleGAN2Generator:
-    """The generator that the arguments of the official Generator describe."""
+    """Build the generator from the arguments of the official Generator."""
     return StyleGAN2Generator(generator_config(arguments))
 
 
 def build_discriminator(arguments: Arguments) -> Discriminator:
-    """The discriminator that the arguments of the official Discriminator describe.
+    """Build the discriminator from the arguments of the official Discriminator.
 
     Raises:
         ValueError: If an argument is missing, or asks for what our networks do not have.
@@ -120,11 +121,11 @@ def build_discriminator(arguments: Arguments) -> Discriminator:
     )
     group = last.get("mbstd_group_size", 4)
     group = _WHOLE_BATCH if group is None else group
-    return Discriminator(config.shape, group=group, mapping_layers=mapping.get("num_layers", 8))
+    return Discriminator(config, group=group, mapping_layers=mapping.get("num_layers", 8))
 
 
 def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of Generator under our names.
+    """Rename the weights of an official Generator.
 
     Raises:
         ValueError: If it resamples with another filter than ours.
@@ -133,7 +134,7 @@ def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of Discriminator under our names.
+    """Rename the weights of an official Discriminator.
 
     Raises:
         ValueError: If it resamples with another filter than ours.
@@ -142,17 +143,17 @@ def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official generator; see `load_strictly`."""
+    """Load an official generator, see `load_strictly`."""
     load_strictly(network, generator_weights(weights), where="the official generator")
 
 
 def load_discriminator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official discriminator; see `load_strictly`."""
+    """Load an official discriminator, see `load_strictly`."""
     load_strictly(network, discriminator_weights(weights), where="the official discriminator")
 
 
 def _generator_name(name: str) -> str:
-    name = name.replace("mapping.w_avg", "mean_style")
+    name = name.replace("mapping.w_avg", "w_avg")
     name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping.layers.\1.", name)
     name = re.sub(r"\.affine\.", ".style.", name)
     name = re.sub(r"\.noise_const$", ".fixed_noise", name)
@@ -184,12 +185,12 @@ def _discriminator_name(name: str) -> str:
 
 
 def _level(size: int) -> int:
-    """How often the smallest size is doubled."""
+    """Number of upsamplings from the smallest size."""
     return (size // _SMALLEST).bit_length() - 1
 
 
 def _without_filters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the filters of resampling, which are not learned."""
+    """Leave out the resampling filters, which are not learned."""
     ours = separable_filter()
     for name, value in weights.items():
         if name.endswith("resample_filter") and not (value.shape == ours.shape and torch.allclose(value.cpu(), ours)):

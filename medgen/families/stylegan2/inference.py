@@ -1,8 +1,8 @@
-"""Synthesis without gradients on a CPU: the same numbers up to rounding, with memory read as seldom as can be.
+"""Synthesis without gradients on a CPU: equal up to rounding, with fewer reads of memory.
 
 A convolution at a high resolution has few operations per pixel, so that everything around it matters: the length of the
 modulated weights, the bias, the noise, the activation and its limit are applied in place, to a piece of the image at a
-time that stays in the processor's cache. Scaled weights and their squared lengths are computed once.
+time that stays in the processor's cache. Scaled weights and their squared norms are computed once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from medgen.nn.equalised import GAIN, SLOPE, EqualisedLinear
 _PIECE = 1 << 18
 """Numbers that are worked on at a time: 1 MB in float32."""
 _TOGETHER = 1 << 22
-"""Numbers of a layer's output from which on images go through it in parts: coarse layers have many weights, which the
-images of a batch share, fine ones many pixels, which go from one layer to the next faster in small portions."""
+"""Size of a layer's output above which the batch is split: fine layers have many pixels and run faster in small parts;
+coarse layers have many weights, which a whole batch shares."""
 
 
 class FastSynthesis(nn.Module):
-    """See `medgen.families.stylegan2.networks.Synthesis`, whose weights it has copies of.
+    """The inference form of `medgen.families.stylegan2.networks.Synthesis`, with copies of its weights.
 
     Args:
         synthesis: The network.
@@ -38,7 +38,7 @@ class FastSynthesis(nn.Module):
         self.first = nn.ModuleList(FastStyledConv(cast("StyledConv", layer)) for layer in synthesis.first)
         self.second = nn.ModuleList(FastStyledConv(cast("StyledConv", layer)) for layer in synthesis.second)
         self.to_image = nn.ModuleList(FastToImage(cast("ToImage", layer)) for layer in synthesis.to_image)
-        channels = synthesis.shape.channels
+        channels = len(cast("ToImage", synthesis.to_image[0]).bias)
         # Layers are made without memory, as their weights come from the network; random ones would move torch's state.
         self.enlarge = nn.ConvTranspose2d(
             channels, channels, 4, stride=2, padding=1, groups=channels, bias=False, device="meta"
@@ -46,13 +46,13 @@ class FastSynthesis(nn.Module):
         self.enlarge.weight = nn.Parameter((4 * synthesis.kernel).expand(channels, 1, -1, -1).contiguous())
 
     def forward(self, styles: Tensor, *noise: Tensor | None) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1], of styles (B, num_styles, w_dim) and the noise of each convolution."""
+        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim) and the noise of each convolution."""
         x = self.start.expand(len(styles), -1, -1, -1)
         x = self.second[0](x, styles[:, 0], noise[0])
         return self._refine(1, x, self.to_image[0](x, styles[:, 1]), styles, noise)
 
     def _refine(self, level: int, x: Tensor, image: Tensor, styles: Tensor, noise: Sequence[Tensor | None]) -> Tensor:
-        """The resolutions from a level on, for as many images at a time as are worth it there."""
+        """Run the resolutions from a level on, in parts of the batch where layers are large."""
         for i in range(level, len(self.second)):
             numbers = cast("FastStyledConv", self.second[i]).bias.numel() * 4 * x.shape[2] * x.shape[3]
             count = max(1, _TOGETHER // numbers)
@@ -93,7 +93,7 @@ class FastStyledConv(nn.Module):
         self.register_buffer("lengths", weight.square().sum((2, 3)).T.contiguous())
         self.conv: nn.Module
         self.blur: nn.Module
-        if layer.doubles:
+        if layer.upsamples:
             doubled = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, bias=False, device="meta")
             doubled.weight = nn.Parameter(weight.transpose(0, 1).contiguous())
             blur = nn.Conv2d(out_channels, out_channels, 4, padding=1, groups=out_channels, bias=False, device="meta")
@@ -119,7 +119,7 @@ class FastStyledConv(nn.Module):
         return out
 
     def _finish(self, image: Tensor, factor: Tensor, noise: Tensor | None) -> None:
-        """Length, bias, noise and activation of one image (C, H, W), in place."""
+        """Apply scale, bias, noise and activation to one image (C, H, W), in place."""
         rows = max(1, _PIECE // (image.shape[0] * image.shape[2]))
         bias = self.bias.to(image.dtype)[:, None, None]
         for start in range(0, image.shape[1], rows):
@@ -133,7 +133,7 @@ class FastStyledConv(nn.Module):
 
 
 class FastToImage(nn.Module):
-    """What a resolution adds to the image, as one matrix product per image.
+    """The 1 x 1 convolution of `ToImage` as one matrix product per image.
 
     Args:
         layer: The layer.
@@ -158,7 +158,7 @@ class FastToImage(nn.Module):
 
 
 def _linear(layer: EqualisedLinear) -> nn.Module:
-    """A linear layer with the scale of its weights applied; in float32 always."""
+    """Apply the scale of the weights of a linear layer; it stays in float32."""
     scale = layer.rate / math.sqrt(layer.weight.shape[1])
     return _Styles(layer.weight.detach() * scale, layer.bias.detach() * layer.rate)
 

@@ -1,7 +1,7 @@
-"""What can be done with styles: mix those of two images, walk between them, move them along what a label changes.
+"""Operations on styles: mixing two images, walks between images, moves along the direction of a label.
 
-Styles are (..., num_styles, w_dim): one vector for every layer, coarse to fine, as `styles` of a generator gives and
-its `synthesize` takes them. What takes a generator needs no more of it than these two methods.
+Styles are (..., num_ws, w_dim): one vector for every layer, coarse to fine. Functions with a generator use its methods
+`styles` and `synthesize` only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from medgen.families.stylegan2.generator import StyledGenerator
 from medgen.generator import Generator
 from medgen.labels import Label
 from medgen.noise import stream_seed, whole_number
+from medgen.renamed import renamed_arguments
 
 _FEWEST_DRAWS = 20
-"""Below, a held-out quarter says nothing."""
+"""Fewest images for which a held-out quarter is of use."""
 
 
 def styled(generator: Generator) -> StyledGenerator:
-    """The generator, if it has styles.
+    """Check that a generator has styles, and return it.
 
     Raises:
         ValueError: If its family has none.
@@ -39,15 +40,15 @@ def styled(generator: Generator) -> StyledGenerator:
 
 
 def mix(coarse: Tensor, fine: Tensor, layer: int) -> Tensor:
-    """Styles of one image up to a layer, and of another from there on.
+    """Join the styles of one image up to a layer with those of another from there on.
 
-    Early layers say where things are, late ones how they look.
+    Early layers control layout, late ones texture.
 
     Args:
-        coarse: Styles (..., num_styles, w_dim) of the layers before.
-        fine: Styles of this layer and those after; its leading dimensions need only go with those of `coarse`, so that
+        coarse: Styles (..., num_ws, w_dim) of the layers before.
+        fine: Styles of this layer and those after; leading dimensions broadcast with those of `coarse`, so that
             (R, 1, ...) and (C, ...) give all R x C mixtures.
-        layer: The first layer that is taken from `fine`; 0 for all of `fine`, num_styles for all of `coarse`.
+        layer: The first layer that is taken from `fine`; 0 for all of `fine`, num_ws for all of `coarse`.
 
     Raises:
         ValueError: If styles are not of the same layers, or there is no such layer.
@@ -56,7 +57,7 @@ def mix(coarse: Tensor, fine: Tensor, layer: int) -> Tensor:
     """
     if coarse.dim() < 2 or coarse.shape[-2:] != fine.shape[-2:]:
         raise ValueError(
-            f"coarse has shape {tuple(coarse.shape)}, fine {tuple(fine.shape)}; give styles (..., num_styles, w_dim) "
+            f"coarse has shape {tuple(coarse.shape)}, fine {tuple(fine.shape)}; give styles (..., num_ws, w_dim) "
             "of the same generator"
         )
     count = coarse.shape[-2]
@@ -72,15 +73,15 @@ def mix(coarse: Tensor, fine: Tensor, layer: int) -> Tensor:
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Styles on the straight line from one to another, both included.
+    """Interpolate linearly between two styles, both included.
 
-    Lines are straight in the space of styles, which the mapping network makes so that steps of equal length change
-    images about equally; random vectors lie on a sphere, through which a straight line leads past all images.
+    In the space of styles, steps of equal length change images about equally. Random vectors lie on a sphere instead,
+    which a straight line leaves.
 
     Args:
         start: Styles (..., w_dim).
         end: Styles of the same shape.
-        steps: How many, both ends included.
+        steps: Number of styles, both ends included.
 
     Returns:
         (steps, ..., w_dim).
@@ -97,16 +98,16 @@ def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def tour(stations: Tensor, frames: int, *, closed: bool = True) -> Tensor:
-    """Styles on the way from station to station, and back to the first.
+    """Interpolate from station to station, and back to the first.
 
     Args:
         stations: Styles (K, ..., w_dim) to visit, two or more.
         frames: Steps from one station to the next.
-        closed: Whether the way leads back to the first station, so that an animation can be repeated without a jump.
+        closed: Whether to go back to the first station, so that an animation repeats without a jump.
 
     Returns:
-        (K * frames, ..., w_dim), the last of which is a step before the first; not closed ((K - 1) * frames + 1, ...),
-        which ends with the last station. Every `frames`-th is a station.
+        (K * frames, ..., w_dim), which ends one step before the first; if not closed ((K - 1) * frames + 1, ...), which
+        ends with the last station. Every `frames`-th is a station.
 
     Raises:
         ValueError: If there are fewer than two stations, or no frames.
@@ -120,6 +121,7 @@ def tour(stations: Tensor, frames: int, *, closed: bool = True) -> Tensor:
     return torch.cat(legs if closed else [*legs, stations[-1:]])
 
 
+@renamed_arguments(truncation="truncation_psi")
 def walk(
     generator: StyledGenerator,
     frames: int,
@@ -127,26 +129,24 @@ def walk(
     seeds: Sequence[int] = (0,),
     labels: Sequence[Label] = (None,),
     n: int = 1,
-    truncation: float = 1.0,
+    truncation_psi: float = 1.0,
     closed: bool = True,
 ) -> Tensor:
-    """Styles on the way between several seeds of a label, or between several labels of a seed.
+    """Interpolate styles between several seeds of a label, or between several labels of a seed.
 
-    Between labels, the way leads from the style that one label gives a random vector to the style that another label
-    gives it, not through label vectors in between: there is no such thing as half a class, and the mapping network has
-    never seen one, whereas both ends are what `sample` draws, whatever the kind of labels.
+    Between labels, styles are interpolated, not label vectors: the mapping network was never trained on half a class.
 
     Args:
-        generator: What draws.
+        generator: The generator.
         frames: Steps from one station to the next.
         seeds: Seeds to visit.
         labels: Labels to visit, each for all images; see `Generator.sample`.
-        n: Number of images, which walk side by side: image i visits image i of each seed and label.
-        truncation: See `StyledGenerator.styles`.
+        n: Number of images; image i visits image i of each seed and label.
+        truncation_psi: See `StyledGenerator.styles`.
         closed: See `tour`.
 
     Returns:
-        (F, n, num_styles, w_dim), F being the number of steps that `tour` gives.
+        (F, n, num_ws, w_dim), F being the number of steps that `tour` gives.
 
     Raises:
         ValueError: If there are several seeds and several labels, or one of each, or an argument is out of range.
@@ -159,7 +159,7 @@ def walk(
     if not seeds or not labels:
         raise ValueError(f"{'labels' if seeds else 'seeds'} is empty; give at least one")
     stations = [
-        generator.styles(n, label, seed=whole_number("seed", seed), truncation=truncation)
+        generator.styles(n, label, seed=whole_number("seed", seed), truncation_psi=truncation_psi)
         for seed in seeds
         for label in labels
     ]
@@ -168,14 +168,14 @@ def walk(
 
 @dataclass(frozen=True)
 class Direction:
-    """Where styles go as a score rises.
+    """A direction in the space of styles along which a score rises.
 
     Attributes:
-        vector: A step of length 1, (w_dim,).
-        spread: Standard deviation of styles along it, the measure of a step that is large but not out of the way.
-        correlation: Of the styles' position along it with their score, for images it was not fitted to.
-        auc: Area under the ROC curve of the same images: how surely the position tells a score above the mean from one
-            below; 0.5 is chance, 1 is perfect.
+        vector: Its unit vector, (w_dim,).
+        spread: Standard deviation of styles along it, the unit of `move`.
+        correlation: Correlation of the position along it with the score, for held-out images.
+        auc: Area under the ROC curve of the position, for held-out images with scores above and below the mean; 0.5 is
+            chance, 1 is perfect.
     """
 
     vector: Tensor
@@ -184,6 +184,7 @@ class Direction:
     auc: float
 
 
+@renamed_arguments(truncation="truncation_psi")
 @torch.no_grad()
 def label_direction(
     generator: StyledGenerator,
@@ -192,31 +193,30 @@ def label_direction(
     n: int = 1000,
     label: Label = None,
     seed: int = 0,
-    truncation: float = 1.0,
+    truncation_psi: float = 1.0,
     held_out: float = 0.25,
     batch_size: int = 16,
     progress: bool = False,
 ) -> Direction:
-    """The direction in which the score of a classifier rises, fitted to images that the generator draws.
+    """Fit the direction in which the score of a classifier rises, to images that the generator draws.
 
-    A linear model of the score from the style, by least squares with a ridge whose strength generalised
-    cross-validation chooses; its gradient is the direction. Scores count as they are, so logits are better than
-    probabilities, most of which are about 0 or 1.
+    The direction is the gradient of a linear model of the score, by ridge regression whose strength is chosen by
+    generalised cross-validation. Logits are better scores than probabilities, most of which are about 0 or 1.
 
     Args:
-        generator: What draws.
-        score: From images (B, C, H, W) in [0, 1], on the generator's device, to scores (B,), larger where the label is
-            more likely; a logit, a measurement, anything.
+        generator: The generator.
+        score: Maps images (B, C, H, W) in [0, 1], on the generator's device, to scores (B,), such as logits or
+            measurements.
         n: Number of images.
-        label: Labels of the images, see `Generator.sample`; one for all keeps the label's own direction out.
+        label: Labels of the images, see `Generator.sample`; one for all keeps the direction free of the label's own.
         seed: Seed of the images.
-        truncation: See `StyledGenerator.styles`.
-        held_out: Share of images that only say how well the direction tells.
+        truncation_psi: See `StyledGenerator.styles`.
+        held_out: Share of images that are not fitted, for `correlation` and `auc`.
         batch_size: Images drawn and scored together.
         progress: Whether to show a progress bar.
 
     Returns:
-        The direction, on the CPU. One whose `auc` is about 0.5 means nothing.
+        The direction, on the CPU. It is of no use where `auc` is about 0.5.
 
     Raises:
         ValueError: If an argument is out of range, or scores are not one finite number per image, or too much alike.
@@ -231,7 +231,7 @@ def label_direction(
         raise ValueError(f"held_out is {held_out}; use a share between 0 and 1 that leaves 2 images on both sides")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; use at least 1")
-    styles = generator.styles(n, label, seed=seed, truncation=truncation)
+    styles = generator.styles(n, label, seed=seed, truncation_psi=truncation_psi)
     scores = torch.cat(
         [
             _scores(score, generator.synthesize(part))
@@ -242,7 +242,7 @@ def label_direction(
     if not bool(scores.var() > 0):
         raise ValueError(f"score is {float(scores[0]):.4g} for all {n} images; nothing changes it")
     if not bool(x.var(0).sum() > 0):
-        raise ValueError(f"all {n} styles are the same; use a truncation above 0, not {truncation}")
+        raise ValueError(f"all {n} styles are the same; use a truncation_psi above 0, not {truncation_psi}")
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(stream_seed("held out", seed)))
     unseen, seen = shuffled[: round(n * held_out)], shuffled[round(n * held_out) :]
     for name, part in (("fitted", seen), ("held-out", unseen)):
@@ -269,7 +269,7 @@ def _scores(score: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def _ridge(x: Tensor, y: Tensor) -> Tensor:
-    """Slope (d,) of the linear model of (n,) from (n, d), its ridge chosen by generalised cross-validation."""
+    """Fit the slope (d,) of a linear model of (n,) from (n, d); generalised cross-validation chooses the ridge."""
     u, s, v = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     y = y - y.mean()
     along = u.T @ y
@@ -282,36 +282,36 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _area(position: Tensor, positive: Tensor) -> float:
-    """Share of pairs of a positive and a negative image that are in order; a tie is half a pair."""
+    """Area under the ROC curve: share of pairs of a positive and a negative image in order, ties counting half."""
     order = (position[positive][:, None] - position[~positive]).sign()
     return float(order.mean() / 2 + 0.5)
 
 
 def label_shift(generator: StyledGenerator, start: Label, end: Label) -> Tensor:
-    """What takes the average style of one label to that of another, (w_dim,); needs no classifier.
+    """Difference (w_dim,) of the average styles of two labels; needs no classifier.
 
-    Moved by 1, styles of the first label have the average of the second, and the same differences among each other.
+    Moved by 1, styles of the first label have the average of the second; differences between them stay.
 
     Args:
         generator: A generator with labels.
-        start: The one label, for an image; see `Generator.sample`.
-        end: The other.
+        start: The first label, see `Generator.sample`.
+        end: The second label.
 
     Raises:
         ValueError: If a label is unknown.
     """
-    means = [generator.styles(1, label, truncation=0.0)[0, 0] for label in (start, end)]
+    means = [generator.styles(1, label, truncation_psi=0.0)[0, 0] for label in (start, end)]
     return means[1] - means[0]
 
 
 def move(styles: Tensor, direction: Direction | Tensor, amount: float) -> Tensor:
-    """Styles moved along a direction.
+    """Move styles along a direction.
 
     Args:
-        styles: (..., num_styles, w_dim).
-        direction: What `label_direction` or `label_shift` gave, or any vector (w_dim,), or one per layer, (num_styles,
-            w_dim), which is 0 where layers are to stay as they are.
-        amount: How far, in lengths of the vector; of a `Direction` in its `spread`. Negative for the opposite.
+        styles: (..., num_ws, w_dim).
+        direction: A direction of `label_direction` or `label_shift`, or any vector (w_dim,), or one per layer, (num_ws,
+            w_dim), which is 0 for layers to leave alone.
+        amount: Factor of the vector; for a `Direction` in units of its `spread`. Negative for the opposite.
 
     Raises:
         ValueError: If the direction is not one of these styles.

@@ -12,11 +12,9 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from medgen.data.base import Batch
-from medgen.families.stylegan2.generator import (
-    StyleGAN2Config,
-    StyleGAN2Generator,
-    build_discriminator,
-)
+from medgen.families.stylegan2.config import StyleGAN2Config
+from medgen.families.stylegan2.generator import StyleGAN2Generator
+from medgen.families.stylegan2.networks import Discriminator
 from medgen.families.stylegan2.presets import auto_ema_kimg, auto_gamma
 from medgen.families.stylegan2.transfer import start_from
 from medgen.losses.adversarial import logistic_discriminator, logistic_generator
@@ -26,14 +24,14 @@ from medgen.training.ada import AugmentPipe
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, drop_labels
 
-_MEAN_STYLE_RATE = 0.005
+_W_AVG_RATE = 0.005
 _LARGEST_GRADIENT = 1e5
 
 
 class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
     """Trains a generator against a discriminator that sees augmented images only.
 
-    Both are regularised in every few batches only, with a weight that makes up for it ("lazily").
+    Both are regularised lazily: in every few batches, with a weight that makes up for it.
 
     Args:
         config: What is trained and published.
@@ -41,26 +39,25 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         gamma: Weight of R1; None for that of the published ``auto``, which is made for the image and batch size.
         r1_interval: Batches from one R1 step to the next.
         path_weight: Weight of path length regularisation; 0 for none.
-        path_interval: Batches from one of its steps to the next.
-        path_shrink: It takes one of so many images of the batch.
-        path_decay: How fast the average length follows.
-        style_mixing: Chance per batch that a second style takes over from a random layer on.
+        path_interval: Batches from one path length step to the next.
+        path_shrink: Path length steps take one of so many images of the batch.
+        path_decay: Rate at which the average length is updated.
+        style_mixing: Probability per batch that a second style replaces the first from a random layer on.
         noise_inputs: Whether convolutions get noise; without, its strengths are set to 0 for good. Small networks that
-            saw few images make grain of it in place of detail.
+            saw few images draw grain from it instead of detail.
         augment: Transforms by the name of one of `PIPES`, or their strengths by name.
-        augment_p: Chance of each transform per image at the start.
-        ada_target: Share of real images that the discriminator is to find real, as the mean sign of its logits; the
-            chance of augmentation follows it. None keeps the chance as it is.
-        ada_kimg: Thousands of images in which the chance could go from 0 to 1.
-        ada_interval: Batches from one change of the chance to the next.
-        ema_kimg: Thousands of images in which the published average forgets half; None for that of ``auto``.
-        ema_rampup: Early on it forgets half within this share of all images so far; None for no such time.
-        group: Images per group of minibatch deviation, which shows collapse; must divide the images that are passed
-            together.
+        augment_p: Probability of each transform per image at the start.
+        ada_target: Target of the mean sign of the discriminator's logits of real images, which adapts the probability
+            of augmentation. None keeps that as it is.
+        ada_kimg: Thousands of images in which the probability could go from 0 to 1.
+        ada_interval: Batches from one change of the probability to the next.
+        ema_kimg: Half-life of the published average, in thousands of images; None for that of ``auto``.
+        ema_rampup: Largest half-life as a share of all images so far; None for no limit.
+        group: Images per group of minibatch deviation; must divide the micro-batch.
         label_layers: Layers of the discriminator that read the label.
         label_dropout: Share of images trained without their label, real and drawn ones, so that the generator can draw
             without one.
-        micro_batch: Images that are passed together, to save memory; None for the whole batch.
+        micro_batch: Images that go through the networks together, to save memory; None for the whole batch.
         clip_norm: Largest gradient norm; None does not clip.
         kimg: Thousands of images to train for; None leaves the end to the trainer.
         init_from: A StyleGAN2 checkpoint folder or zoo name, or an official ``.pkl``, to fine-tune from; labels,
@@ -108,8 +105,8 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         frozen_layers: int = 0,
         seed: int = 0,
     ) -> None:
-        chances = {"style_mixing": style_mixing, "augment_p": augment_p, "label_dropout": label_dropout}
-        _check_range(chances, lambda value: 0 <= value <= 1, "it is a chance from 0 to 1")
+        probabilities = {"style_mixing": style_mixing, "augment_p": augment_p, "label_dropout": label_dropout}
+        _check_range(probabilities, lambda value: 0 <= value <= 1, "it is a probability from 0 to 1")
         _check_range({"path_decay": path_decay}, lambda value: 0 < value <= 1, "use a number above 0, at most 1")
         intervals = {"r1_interval": r1_interval, "path_interval": path_interval, "ada_interval": ada_interval}
         counts = {**intervals, "path_shrink": path_shrink, "group": group, "micro_batch": micro_batch}
@@ -134,7 +131,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             largest_gradient=_LARGEST_GRADIENT,
         )
         self.save_hyperparameters()
-        self.discriminator = build_discriminator(config, group=group, mapping_layers=label_layers)
+        self.discriminator = Discriminator(config, group=group, mapping_layers=label_layers)
         self.augment = AugmentPipe(augment)
         self.augment.p.fill_(augment_p)
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))  # a resumed run may have other batches
@@ -148,7 +145,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
 
     @property
     def images_per_step(self) -> int:
-        """Images of a batch over all processes."""
+        """Number of images in a batch over all processes."""
         return self.datamodule.batch_size * self.trainer.world_size
 
     def _ema_decay(self, _: int) -> float:
@@ -157,16 +154,16 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         return ema_decay(int(self.images_seen), images, kimg, self.hparams["ema_rampup"])
 
     def load_start(self) -> None:
-        """Put the model to fine-tune, if there is one, into the networks; see `transfer.start_from`."""
+        """Load the model to fine-tune, if there is one, see `transfer.start_from`."""
         if self.hparams["init_from"] is not None:
             start_from(self.generator, self.discriminator, self.hparams["init_from"])
             self.published.load_state_dict(self.generator.state_dict())
             self.published.about = self.generator.about
 
     def on_fit_start(self) -> None:
-        """Refuse what training cannot work with, and load the model to fine-tune.
+        """Check batch sizes and precision, and load the model to fine-tune.
 
-        Not in `setup`, which a resumed run goes through before its own weights are there; it needs no other model.
+        Not in `setup`, which a resumed run goes through before its own weights are loaded.
         """
         size, group = self.hparams["micro_batch"] or self.datamodule.batch_size, self.hparams["group"]
         if self.datamodule.batch_size % size:
@@ -187,7 +184,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
                 network.synthesis.silence()
 
     def on_train_start(self) -> None:
-        """Train no more where a run that had seen enough images is resumed."""
+        """Stop a resumed run that has seen enough images."""
         self._stop_when_done()
         if self.trainer.should_stop:
             seen = int(self.images_seen) / 1000
@@ -196,7 +193,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """The four phases: generator, path length, discriminator, R1; the second and the last not in every batch."""
+        """Run the phases generator, path length, discriminator and R1; the second and the last not in every batch."""
         hparams, step = self.hparams, int(self.batches_seen)
         generator, discriminator = self.optimizer_pair()
         assert discriminator is not None
@@ -220,14 +217,14 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         return label_vector(drop_labels(label, dropout) if dropout else label, space, len(label), label.device)
 
     def styles(self, z: Tensor, vector: Tensor | None) -> Tensor:
-        """Styles (B, num_styles, w_dim) of random vectors (B, z_dim), which move the average style."""
+        """Map random vectors (B, z_dim) to styles (B, num_ws, w_dim), and update the average style."""
         w: Tensor = self.generator.mapping(z, vector)
         mean = _mean_over_processes(w.detach().mean(0))
-        self.generator.mean_style.lerp_(mean.to(self.generator.mean_style.dtype), _MEAN_STYLE_RATE)
-        return w[:, None].expand(-1, self.generator.config.shape.num_styles, -1)
+        self.generator.w_avg.lerp_(mean.to(self.generator.w_avg.dtype), _W_AVG_RATE)
+        return w[:, None].expand(-1, self.generator.num_ws, -1)
 
     def generate(self, n: int, vector: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images (n, C, H, W) and their styles, drawn from torch's global random state."""
+        """Draw images (n, C, H, W) and their styles from torch's global random state."""
         generator = self.generator
         z = torch.randn(n, generator.config.z_dim, device=self.device)
         styles = self.styles(z, vector)
@@ -236,10 +233,10 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             first = int(torch.randint(1, layers, ()))
             other = generator.mapping(torch.randn_like(z), vector)[:, None].expand_as(styles)
             styles = torch.cat([styles[:, :first], other[:, first:]], dim=1)
-        return generator.synthesis(styles, *self.layer_noise(n)), styles
+        return generator.synthesis(styles, *self.noise(n)), styles
 
-    def layer_noise(self, n: int) -> list[Tensor | None]:
-        """New noise for every convolution of n images, or none."""
+    def noise(self, n: int) -> list[Tensor | None]:
+        """Draw noise for every convolution of n images; None for each without noise inputs."""
         if not self.hparams["noise_inputs"]:
             return [None] * len(self.generator.synthesis.noise_sizes())
         return [torch.randn(n, 1, *size, device=self.device) for size in self.generator.synthesis.noise_sizes()]
@@ -252,13 +249,13 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         return loss
 
     def path_length_loss(self, n: int, vector: Tensor | None) -> Tensor:
-        """How far lengths of paths are from their average, which this moves."""
+        """Path length penalty of n images, which updates the average length."""
         count = max(1, n // self.hparams["path_shrink"])
         images, styles = self.generate(count, None if vector is None else vector[:count])
         return self.path_penalty(path_lengths(images, styles, torch.randn_like(images)))
 
     def path_penalty(self, lengths: Tensor) -> Tensor:
-        """Their squared distance from the average of lengths (B,), times the weight."""
+        """Weighted squared distance of lengths (B,) from their average, which is updated."""
         mean = self.path_mean.lerp(lengths.mean(), self.hparams["path_decay"])  # as published, with its gradient
         self.path_mean.copy_(_mean_over_processes(mean.detach()))
         self.log("train/path_length", self.path_mean)
@@ -313,7 +310,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         self.signs.zero_()
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
-        """Move the average, and stop once enough images were seen."""
+        """Update the average, and stop once enough images were seen."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         self.images_seen += self.images_per_step
         self.log("train/kimg", self.images_seen / 1000)
@@ -324,11 +321,11 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Logits of unseen real images; where they fall below those of training, the discriminator overfits."""
+        """Log the logits of unseen real images; where they fall below those of training, the discriminator overfits."""
         self._log_unseen("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
+        """Log the logits of the test split."""
         self._log_unseen("test", batch)
 
     def _log_unseen(self, split: str, batch: Batch) -> None:
@@ -340,7 +337,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             self.log(f"{split}/logit_real", logits.float().mean(), batch_size=whole, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam, with the rate and the decays that make up for the steps that regularisation adds."""
+        """Adam, with rates and decays corrected for the steps that lazy regularisation adds."""
         lazily = {
             "generator": (self.generator, self.hparams["path_interval"] if self.hparams["path_weight"] else None),
             "discriminator": (self.discriminator, self.hparams["r1_interval"]),
@@ -358,7 +355,7 @@ def _check_range(arguments: Mapping[str, float | None], fits: Callable[[float], 
 
 
 def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:
-    """Settings of Adam for a network that takes one more step in every so many.
+    """Settings of Adam for a network with one regularisation step more in every `interval` batches.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", appendix B.
     """
@@ -367,13 +364,13 @@ def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:
 
 
 def ema_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | None) -> float:
-    """Share of the average that stays in one step.
+    """Decay of the average in one step.
 
     Args:
         images_seen: Images before the step.
         batch_size: Images of the step, over all processes.
-        kimg: Thousands of images in which the average forgets half.
-        rampup: It forgets half within this share of all images so far, if that is less; None for no such limit.
+        kimg: Half-life of the average, in thousands of images.
+        rampup: Largest half-life as a share of all images so far; None for no limit.
 
     Source: Karras et al. 2020, "Training generative adversarial networks with limited data", appendix C.
     """
@@ -382,16 +379,16 @@ def ema_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | No
 
 
 def adapted(p: Tensor, sign: Tensor, target: float, most: float) -> Tensor:
-    """The chance of augmentation, moved by `most` toward what makes the mean sign of real logits the target; in [0, 1].
+    """Move the probability of augmentation by `most`: up if the mean sign of real logits is above the target.
 
     Source: Karras et al. 2020, "Training generative adversarial networks with limited data", section 3.2. There it may
-    pass 1, where nothing of the images is left to learn from.
+    pass 1, where images are destroyed.
     """
     return (p + (sign - target).sign() * most).clamp(0, 1)
 
 
 def _mean_over_processes(value: Tensor) -> Tensor:
-    """The mean of a tensor over all processes."""
+    """Average a tensor over all processes."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         value = value.clone()
         torch.distributed.all_reduce(value)

@@ -7,12 +7,12 @@ Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleG
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from medgen.families.stylegan2.config import StyleGAN2Config
 from medgen.nn.equalised import (
     GAIN,
     EqualisedConv,
@@ -26,68 +26,15 @@ from medgen.nn.layout import training_layout
 from medgen.nn.resampling import separable_filter, upsample
 
 
-@dataclass(frozen=True, kw_only=True)
-class StyleGAN2Shape:
-    """Sizes of all networks; the defaults are those of the published ``paper256``.
-
-    Attributes:
-        image_size: Height and width, both `base` times the same power of two.
-        base: Height and width at which synthesis starts.
-        channels: Channels of the images.
-        z_dim: Length of the random vector.
-        w_dim: Length of the style vector.
-        num_labels: Length of the label vector; 0 for none.
-        mapping_layers: Layers of the mapping network.
-        channel_base: Width times image size, of each resolution.
-        channel_max: Largest width.
-        clamp: Largest absolute value of activations; None for any.
-    """
-
-    image_size: tuple[int, int] = (256, 256)
-    base: tuple[int, int] = (4, 4)
-    channels: int = 3
-    z_dim: int = 512
-    w_dim: int = 512
-    num_labels: int = 0
-    mapping_layers: int = 8
-    channel_base: int = 16384
-    channel_max: int = 512
-    clamp: float | None = 256.0
-
-    @property
-    def doublings(self) -> int:
-        """How often the base is doubled.
-
-        Raises:
-            ValueError: If the image size is not the base times a power of two.
-        """
-        times = self.image_size[0] // self.base[0]
-        found = max(times, 1).bit_length() - 1
-        if self.image_size != (self.base[0] << found, self.base[1] << found):
-            raise ValueError(
-                f"image_size is {self.image_size}; both sides must be those of base, {self.base}, times the same power "
-                "of two"
-            )
-        return found
-
-    def width(self, level: int) -> int:
-        """Channels after so many doublings of the base."""
-        return min(self.channel_base // (4 << level), self.channel_max)
-
-    @property
-    def num_styles(self) -> int:
-        """Layers that take a style vector: two for every resolution."""
-        return 2 * (self.doublings + 1)
-
-
 class Mapping(nn.Module):
-    """From a random vector and a label to a style vector.
+    """Maps a random vector and a label to a style vector.
 
     Args:
         z_dim: Length of the random vector; 0 for none, as in the discriminator.
         label_dim: Length of the label vector; 0 for none.
         width: Length of the output and of all layers.
         layers: Number of layers.
+        rate: Learning rate of the layers by that of the others.
     """
 
     def __init__(self, z_dim: int, label_dim: int, width: int, layers: int, rate: float = 0.01) -> None:
@@ -99,7 +46,7 @@ class Mapping(nn.Module):
         )
 
     def forward(self, z: Tensor | None, label: Tensor | None) -> Tensor:
-        """(B, width) of (B, z_dim) and (B, label_dim)."""
+        """Map (B, z_dim) and (B, label_dim) to (B, width)."""
         parts = [] if z is None else [_unit(z.float())]
         if self.embed is not None and label is not None:
             parts.append(_unit(self.embed(label.float())))
@@ -108,7 +55,7 @@ class Mapping(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Vectors whose numbers have a mean square of 1."""
+    """Scale vectors to a mean square of 1."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
@@ -120,7 +67,7 @@ class StyledConv(nn.Module):
         out_channels: Channels of the output.
         w_dim: Length of the style vector.
         size: Height and width of the output.
-        doubles: Whether it has twice the size of the input.
+        upsamples: Whether it has twice the size of the input.
         clamp: Largest absolute value of the output.
     """
 
@@ -134,7 +81,7 @@ class StyledConv(nn.Module):
         w_dim: int,
         size: tuple[int, int],
         *,
-        doubles: bool,
+        upsamples: bool,
         clamp: float | None,
     ) -> None:
         super().__init__()
@@ -142,7 +89,7 @@ class StyledConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.doubles, self.clamp = doubles, clamp
+        self.upsamples, self.clamp = upsamples, clamp
         self.register_buffer("fixed_noise", torch.randn(size))
         self.register_buffer("kernel", separable_filter(), persistent=False)
 
@@ -150,7 +97,7 @@ class StyledConv(nn.Module):
         """(B, in, H, W) with styles (B, w_dim) and noise (B or 1, 1, H', W') or None to (B, out, H', W')."""
         weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
         styles = self.style(w)
-        out = modulated(x, weight, styles, self.kernel, resampling="up" if self.doubles else "none")
+        out = modulated(x, weight, styles, self.kernel, resampling="up" if self.upsamples else "none")
         scale = (demodulation(weight, styles) * GAIN).to(out.dtype)[:, :, None, None]
         out = torch.addcmul((self.bias * GAIN).to(out.dtype)[:, None, None], out, scale)
         if noise is not None:
@@ -159,7 +106,7 @@ class StyledConv(nn.Module):
 
 
 class ToImage(nn.Module):
-    """What a resolution adds to the image."""
+    """A modulated 1 x 1 convolution: the share of a resolution in the image."""
 
     kernel: Tensor
 
@@ -179,38 +126,40 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """From style vectors, one for each layer, to an image, which each resolution adds to."""
+    """Maps style vectors, one for each layer, to an image, as a sum over resolutions.
+
+    Args:
+        config: Sizes.
+    """
 
     kernel: Tensor
 
-    def __init__(self, shape: StyleGAN2Shape) -> None:
+    def __init__(self, config: StyleGAN2Config) -> None:
         super().__init__()
-        self.shape = shape
-        levels = range(shape.doublings + 1)
-        sizes = [(shape.base[0] << level, shape.base[1] << level) for level in levels]
-        widths = [shape.width(level) for level in levels]
-        self.start = nn.Parameter(torch.randn(widths[0], *shape.base))
+        levels = range(config.num_upsamplings + 1)
+        sizes, widths = [config.size(level) for level in levels], [config.width(level) for level in levels]
+        w_dim, clamp = config.w_dim, config.clamp
+        self.start = nn.Parameter(torch.randn(widths[0], *sizes[0]))
         self.first = nn.ModuleList(  # to twice the size
-            StyledConv(widths[i - 1], widths[i], shape.w_dim, sizes[i], doubles=True, clamp=shape.clamp)
-            for i in levels[1:]
+            StyledConv(widths[i - 1], widths[i], w_dim, sizes[i], upsamples=True, clamp=clamp) for i in levels[1:]
         )
         self.second = nn.ModuleList(
-            StyledConv(widths[i], widths[i], shape.w_dim, sizes[i], doubles=False, clamp=shape.clamp) for i in levels
+            StyledConv(widths[i], widths[i], w_dim, sizes[i], upsamples=False, clamp=clamp) for i in levels
         )
-        self.to_image = nn.ModuleList(ToImage(widths[i], shape.channels, shape.w_dim, shape.clamp) for i in levels)
+        self.to_image = nn.ModuleList(ToImage(widths[i], config.channels, w_dim, clamp) for i in levels)
         self.register_buffer("kernel", separable_filter(), persistent=False)
 
     def inference_form(self) -> nn.Module:
-        """The same without gradients, with memory read less often."""
+        """Build the form without gradients, which reads memory less often."""
         from medgen.families.stylegan2.inference import FastSynthesis  # which is made of these networks
 
         return FastSynthesis(self)
 
     def forward(self, styles: Tensor, *noise: Tensor | None) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1], of styles (B, num_styles, w_dim) and the noise of each convolution.
+        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim) and the noise of each convolution.
 
         Args:
-            styles: A style vector for every layer; a resolution's last one is the next one's first, too.
+            styles: A style vector for every layer; the last one of a resolution is also the first of the next.
             *noise: For each of the convolutions, coarse to fine, (B or 1, 1, h, w) or None.
         """
         # Convolutions and everything around them keep this layout, in which they run faster; weights have their own.
@@ -225,7 +174,7 @@ class Synthesis(nn.Module):
         return image
 
     def fixed_noise(self) -> list[Tensor | None]:
-        """The noise that comes with the weights, the same for all images."""
+        """Noise that is stored with the weights, equal for all images."""
         return [layer.fixed_noise[None, None] for layer in self._convolutions()]
 
     def silence(self) -> None:
@@ -243,7 +192,7 @@ class Synthesis(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """To half the size, with a skip connection."""
+    """A residual block that halves height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, clamp: float | None) -> None:
         super().__init__()
@@ -259,31 +208,29 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Whether images are real, as a logit; with labels, whether they are real ones of that label (projection).
+    """Predicts the logit of an image being real; with labels, of being real and of that label (projection).
 
     Args:
-        shape: Sizes.
+        config: The generator's, whose sizes it has.
         group: Images per group of minibatch deviation.
         mapping_layers: Layers that read the label.
     """
 
-    def __init__(self, shape: StyleGAN2Shape, *, group: int = 4, mapping_layers: int = 8) -> None:
+    def __init__(self, config: StyleGAN2Config, *, group: int = 4, mapping_layers: int = 8) -> None:
         super().__init__()
-        self.shape = shape
-        finest = shape.doublings
-        coarsest = shape.width(0)
-        self.from_image = EqualisedConv(shape.channels, shape.width(finest), 1, clamp=shape.clamp)
+        finest, coarsest, clamp = config.num_upsamplings, config.width(0), config.clamp
+        self.from_image = EqualisedConv(config.channels, config.width(finest), 1, clamp=clamp)
         self.blocks = nn.ModuleList(  # coarse to fine, so that a number means the same at every image size
-            DiscriminatorBlock(shape.width(i), shape.width(i - 1), shape.clamp) for i in range(1, finest + 1)
+            DiscriminatorBlock(config.width(i), config.width(i - 1), clamp) for i in range(1, finest + 1)
         )
         self.deviation = MinibatchDeviation(group)
-        self.last = EqualisedConv(coarsest + 1, coarsest, 3, clamp=shape.clamp)
-        self.dense = EqualisedLinear(coarsest * math.prod(shape.base), coarsest, active=True)
-        self.out = EqualisedLinear(coarsest, coarsest if shape.num_labels else 1)
-        self.label = Mapping(0, shape.num_labels, coarsest, mapping_layers) if shape.num_labels else None
+        self.last = EqualisedConv(coarsest + 1, coarsest, 3, clamp=clamp)
+        self.dense = EqualisedLinear(coarsest * math.prod(config.size(0)), coarsest, active=True)
+        self.out = EqualisedLinear(coarsest, coarsest if config.label_dim else 1)
+        self.label = Mapping(0, config.label_dim, coarsest, mapping_layers) if config.label_dim else None
 
     def forward(self, images: Tensor, label: Tensor | None = None) -> Tensor:
-        """Logits (B,) of images (B, C, H, W) in [-1, 1] and label vectors (B, num_labels)."""
+        """Logits (B,) of images (B, C, H, W) in [-1, 1] and label vectors (B, label_dim)."""
         x = self.from_image(images).contiguous(memory_format=training_layout(images.device))  # as in synthesis
         for block in reversed(self.blocks):
             x = block(x)

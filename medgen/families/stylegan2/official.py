@@ -20,7 +20,8 @@ from medgen.families.stylegan2.convert import (
 from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.network_pickles import PickledNetwork
-from medgen.generator import Generator, GeneratorConfig, load_strictly
+from medgen.generator import Generator, GeneratorConfig
+from medgen.published import load_strictly
 
 _logger = logging.getLogger(__name__)
 

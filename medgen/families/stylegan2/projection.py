@@ -1,4 +1,4 @@
-"""Styles of real images: what a generator would have to be given to draw them."""
+"""Projection of real images: the styles from which a generator draws them most closely."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, whole_number
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""From two batches of images (B, C, H, W) in [-1, 1] to one distance per image, (B,)."""
+"""Maps two batches of images (B, C, H, W) in [-1, 1] to one distance per image, (B,)."""
 
 _SPREAD_DRAWS = 256
-"""Styles whose mean distance from the average one is the measure of noise."""
+"""Number of styles whose mean distance from the average one is the unit of noise."""
 _RISE, _FALL, _NOISY = 0.05, 0.25, 0.75
 """Shares of the steps in which the learning rate rises, in which it falls, and in which there is noise."""
 _ROUNDING = 1e-3
-"""How far outside [0, 1] resizing and arithmetic may bring an image."""
+"""Largest distance from [0, 1] that rounding may bring an image to."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """The nearest that a generator comes to images.
+    """Styles of real images, and how close their reconstructions are.
 
     Attributes:
-        styles: (B, num_styles, w_dim), for `synthesize`, `mix` and all the rest.
-        reconstructions: What the generator makes of them, (B, C, H, W) in [0, 1].
+        styles: (B, num_ws, w_dim), for `synthesize` and `medgen.families.stylegan2.latents`.
+        reconstructions: Images drawn from the styles, (B, C, H, W) in [0, 1].
         mse: Mean square error of each image, (B,).
         psnr: Peak signal-to-noise ratio in dB, (B,); infinite for an exact copy.
         ssim: Structural similarity, (B,); 1 for an exact copy.
@@ -63,26 +63,25 @@ def project(
     batch_size: int = 8,
     progress: bool = False,
 ) -> Projection:
-    """Find styles from which the generator makes given images, one style for every layer.
+    """Find styles from which the generator draws given images, one style for every layer.
 
-    Starts at the average style of the label and follows the gradient of the distance to the image; noise on the styles,
-    which fades, leads past the nearest poor solutions. Noise of the layers is that of the weights and stays, other than
-    in the paper: styles alone then say what the image is, while noise that was fitted, too, would hold much of what the
-    generator cannot draw.
+    Gradient descent on the distance to the image starts at the average style of the label; fading noise on the styles
+    leads past poor local minima. The noise of the layers is that stored with the weights and is not fitted, other than
+    in the paper: it would hold what the generator cannot draw.
 
     Args:
-        generator: What draws; its weights, modes and gradients stay as they are.
+        generator: The generator; its weights, modes and gradients stay as they are.
         images: Real images, (B, C, H, W) in [0, 1], of the generator's size.
-        label: What they show, see `Generator.sample`; sets where the search begins.
+        label: Their labels, see `Generator.sample`; they set where the search begins.
         steps: Steps of Adam.
         lr: Its largest learning rate.
-        perceptual: Network of `FeaturePerceptualLoss` or a distance of one's own. The default one is installed with the
+        perceptual: Network of `FeaturePerceptualLoss`, or a distance function. The default one is installed with the
             extras ``train`` and ``eval`` and works offline.
-        perceptual_weight: Weight of this distance; 0 to leave it out, and its network unloaded.
+        perceptual_weight: Weight of this distance; 0 leaves it out, and its network is not loaded.
         pixel_weight: Weight of the mean square error of images in [-1, 1].
         noise: Standard deviation of the noise on styles at the start, by their mean distance from the average.
         seed: Seed of this noise.
-        batch_size: Images searched for together; changes memory and speed, not what is found.
+        batch_size: Images projected together; changes memory and speed, not the result.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -109,7 +108,7 @@ def project(
         if perceptual_weight > 0:
             found = FeaturePerceptualLoss(perceptual).to(device) if isinstance(perceptual, str) else perceptual
             distances.append((perceptual_weight, found))
-        starts = generator.styles(len(images), label, truncation=0.0)
+        starts = generator.styles(len(images), label, truncation_psi=0.0)
         scale = noise * _spread(generator, label, starts)[:, None, None]
         parts = []
         for first in range(0, len(images), batch_size):
@@ -166,7 +165,7 @@ def _pixel_distance(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _spread(generator: StyledGenerator, label: Label, means: Tensor) -> Tensor:
-    """Root mean square distance of styles of each image's label from their average, (B,)."""
+    """Root mean square distance of styles from the average, for the label of each image, (B,)."""
     condition = generator.label_space.resolve(label, len(means))
     if condition is None:
         kinds: list[Tensor | None] = [None]
@@ -193,7 +192,7 @@ def _search(
     source: NoiseSource,
     bar: tqdm[None],
 ) -> Tensor:
-    """Styles (B, num_styles, w_dim) of a batch; losses are summed, so that images do not know of one another."""
+    """Optimise the styles (B, num_ws, w_dim) of a batch; losses are summed, so that images are independent."""
     styles = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([styles], lr=lr)
     target = images * 2 - 1
@@ -210,6 +209,6 @@ def _search(
 
 
 def _pace(time: float) -> float:
-    """Learning rate by its largest, at a time from 0 to 1: up in a line, down as a cosine."""
+    """Learning rate by its largest, at a time from 0 to 1: a linear rise and a cosine fall."""
     left = min(1.0, (1 - time) / _FALL)
     return min(1.0, time / _RISE) * (0.5 - 0.5 * math.cos(math.pi * left))

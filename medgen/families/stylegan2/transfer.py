@@ -1,8 +1,8 @@
 """Fine-tuning StyleGAN2 from a model of other labels, channels or image size.
 
-What both models have is taken over. What differs starts so that the first images are as close to those of the model as
-can be: a resolution that is added contributes nothing to the image yet, a class of the same name keeps its column, a
-new class is the mean of the old ones, and colours are averaged or repeated.
+Weights that both models have are copied. Others start so that the first images are close to those of the model: an
+added resolution contributes nothing to the image yet, a class of the same name keeps its column, a new class is the
+mean of the old ones, and colours are averaged or repeated.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from medgen.checkpoint import About
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator
+from medgen.families.stylegan2.config import StyleGAN2Config
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
-from medgen.generator import part_of
+from medgen.published import part_of
 from medgen.training.stages import check_shape, discriminator_beside, inherited
 
 _SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
@@ -34,7 +35,7 @@ class Pretrained(NamedTuple):
         config: Its config.
         generator: Weights of the generator.
         discriminator: Weights of the discriminator; None where there are none.
-        about: What is known of it.
+        about: Its licence, data and intended use.
     """
 
     config: StyleGAN2Config
@@ -44,11 +45,11 @@ class Pretrained(NamedTuple):
 
 
 def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str) -> None:
-    """Put the weights of a trained model into the networks, and say which had none to start from.
+    """Load the weights of a trained model into the networks, and log which layers start anew.
 
     Args:
-        generator: What to load into.
-        discriminator: Likewise; layers that need no gradient are frozen, and must come with the model.
+        generator: The generator to train.
+        discriminator: The discriminator to train; its frozen layers, without gradients, must come with the model.
         source: A checkpoint folder or zoo name, a ``.ckpt`` of a medgen training run, or an official ``.pkl``.
 
     Raises:
@@ -79,7 +80,7 @@ def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, sour
 
 
 def read_pretrained(source: str) -> Pretrained:
-    """What fine-tuning starts from; see `start_from`."""
+    """Read the model to fine-tune, see `start_from`."""
     if Path(source).suffix == ".ckpt":
         from medgen.training.stages import read_trained
 
@@ -104,7 +105,7 @@ def read_pretrained(source: str) -> Pretrained:
 def _take_over(
     network: nn.Module, state: Mapping[str, Tensor], old: StyleGAN2Config, new: StyleGAN2Config
 ) -> list[str]:
-    """Load what fits; returns the names of what starts anew."""
+    """Load the weights that fit; returns the names of those that start anew."""
     own = network.state_dict()
     taken: dict[str, Tensor] = {}
     fresh = []
@@ -120,7 +121,7 @@ def _take_over(
 def _fitted(
     name: str, theirs: Tensor | None, mine: Tensor, old: StyleGAN2Config, new: StyleGAN2Config
 ) -> Tensor | None:
-    """A weight brought to our shape; None where there is nothing to start from."""
+    """Bring a weight to our shape; None where there is none to start from."""
     if theirs is None:
         # A resolution that is added leaves the image as it was until it has learned something.
         return torch.zeros_like(mine) if name.startswith("synthesis.to_image.") and ".style." not in name else None
@@ -136,9 +137,9 @@ def _fitted(
 
 
 def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
-    """Columns of an embedding in the order of new names; the mean of all for a name that was not there.
+    """Put the columns of an embedding in the order of new names; a new name gets the mean of all.
 
-    They are scaled by the number of labels where they are used.
+    The layer scales them by the number of labels.
     """
     places = {name.casefold(): i for i, name in enumerate(old)}
     mean = weight.mean(1)
@@ -147,19 +148,19 @@ def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> T
 
 
 def _label_layers(discriminator: Mapping[str, Tensor]) -> int:
-    """Layers that read the label."""
+    """Number of layers that read the label."""
     return sum(name.startswith("label.layers.") and name.endswith(".weight") for name in discriminator)
 
 
 def _recoloured_output(theirs: Tensor, mine: Tensor) -> Tensor | None:
-    """What makes an image's channels, (channels, ...)."""
+    """Fit weights whose outputs are the image's channels, (channels, ...)."""
     if len(mine) == 1:
         return theirs.mean(0, keepdim=True)
     return theirs.expand_as(mine) if len(theirs) == 1 else None
 
 
 def _recoloured_input(theirs: Tensor, mine: Tensor) -> Tensor | None:
-    """What reads an image's channels, (out, channels, 1, 1); scaled by the number of inputs where it is used."""
+    """Fit weights that read the image's channels, (out, channels, 1, 1); the layer scales by the number of inputs."""
     if theirs.shape[0] != mine.shape[0]:
         return None
     rescaled = math.sqrt(mine.shape[1] / theirs.shape[1])
@@ -169,14 +170,14 @@ def _recoloured_input(theirs: Tensor, mine: Tensor) -> Tensor | None:
 
 
 def _first_mapping(theirs: Tensor, mine: Tensor) -> Tensor | None:
-    """The mapping network's first layer, (w_dim, z_dim [+ w_dim of the label]); new labels have no effect at first."""
+    """Fit the first layer of mapping, (w_dim, z_dim [+ w_dim of the label]); new labels have no effect at first."""
     rescaled = math.sqrt(mine.shape[1] / theirs.shape[1])
     more = mine.shape[1] - theirs.shape[1]
     return F.pad(theirs, (0, more)) * rescaled  # cuts off where it is negative
 
 
 def _resized_start(theirs: Tensor, mine: Tensor) -> Tensor | None:
-    """Where synthesis starts, (channels, height, width), for images of other proportions."""
+    """Fit the start of synthesis, (channels, height, width), to images of other proportions."""
     if theirs.shape[0] != mine.shape[0]:
         return None
     return F.interpolate(theirs[None], mine.shape[1:], mode="bilinear", antialias=True)[0]

@@ -1,4 +1,4 @@
-"""Official StyleGAN3 generators as ours: arguments of their constructor, names of their weights.
+"""Conversion of official StyleGAN3 generators: arguments of their constructor, names of their weights.
 
 The official package is NVlabs/stylegan3. How many layers run in half precision is decided where a network is used, and
 not read.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from medgen.families.family import Component
-from medgen.families.stylegan3.generator import StyleGAN3Config, StyleGAN3Generator
+from medgen.families.stylegan3.config import StyleGAN3Config
+from medgen.families.stylegan3.generator import StyleGAN3Generator
 from medgen.families.stylegan3.networks import AliasFreeLayer
 from medgen.foreign.network_pickles import PickledNetwork
-from medgen.generator import load_strictly
+from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
@@ -47,7 +48,7 @@ _FREE = {"num_fp16_res", "magnitude_ema_beta", "class_name"}
 
 
 def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
-    """The config that the arguments of the official Generator describe.
+    """Build the config from the arguments of the official Generator.
 
     Args:
         arguments: Keyword arguments.
@@ -82,24 +83,24 @@ def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) ->
 
 
 def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
-    """The config of a generator in a ``.pkl``; see `generator_config`."""
+    """Build the config of a generator in a ``.pkl``, see `generator_config`."""
     return generator_config(network.arguments, label_names)
 
 
 def build_generator(arguments: Arguments) -> StyleGAN3Generator:
-    """The generator that the arguments of the official Generator describe."""
+    """Build the generator from the arguments of the official Generator."""
     return StyleGAN3Generator(generator_config(arguments))
 
 
 def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of Generator under our names, without the filters, which are not learned."""
+    """Rename the weights of an official Generator, and leave out the filters, which are not learned."""
     numbers = [int(found[1]) for name in weights if (found := re.match(r"synthesis\.L(\d+)_", name))]
     last = max(numbers, default=-1)
     return {_name(name, last): value for name, value in weights.items() if not name.endswith("_filter")}
 
 
 def _name(name: str, last: int) -> str:
-    name = name.replace("mapping.w_avg", "mean_style")
+    name = name.replace("mapping.w_avg", "w_avg")
     name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping.layers.\1.", name)
     name = re.sub(r"^synthesis\.input\.affine\.", "synthesis.start.placement.", name)
     name = re.sub(r"^synthesis\.input\.freqs$", "synthesis.start.frequencies", name)
@@ -111,7 +112,7 @@ def _name(name: str, last: int) -> str:
 
 
 def check_filters(network: StyleGAN3Generator, weights: Mapping[str, Tensor]) -> None:
-    """Nothing, where the filters of an official state dict are those that our layers compute.
+    """Check that the filters of an official state dict are those that our layers compute.
 
     Raises:
         ValueError: Naming one that is not.
@@ -127,7 +128,7 @@ def check_filters(network: StyleGAN3Generator, weights: Mapping[str, Tensor]) ->
 
 
 def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official generator; see `load_strictly`.
+    """Load an official generator, see `load_strictly`.
 
     Raises:
         ValueError: If weights or filters do not fit.

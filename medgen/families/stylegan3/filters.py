@@ -1,4 +1,4 @@
-"""Low-pass filters, and a nonlinearity between two of them that makes no frequencies that pixels cannot hold.
+"""Low-pass filters, and a nonlinearity between two of them that does not alias.
 
 Source: Karras et al. 2021, "Alias-free generative adversarial networks", section 3 and appendix C; the window goes back
 to Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
@@ -18,17 +18,17 @@ from medgen.nn.equalised import GAIN, activate
 
 
 def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: bool = False) -> Tensor:
-    """A filter that keeps frequencies below a cut-off; its entries add up to 1.
+    """Compute a low-pass filter whose entries add up to 1.
 
     Args:
         taps: Its length.
-        cutoff: Where about half the amplitude is left, in cycles per unit of length, as all frequencies here.
-        width: Of the band from full amplitude to none.
+        cutoff: Frequency at which about half the amplitude is left, in cycles per unit of length, as all frequencies.
+        width: Width of the transition band.
         rate: Samples per unit of length.
-        radial: Whether the cut-off is the same in all directions, for images; not where the filter is one tap.
+        radial: Whether the filter is radially symmetric; one tap never is.
 
     Returns:
-        (taps,), for each side in turn, or (taps, taps) if radial.
+        (taps,), to be applied along each side, or (taps, taps) if radial.
     """
     if taps == 1:
         return torch.from_numpy(np.ones(1, np.float32))
@@ -45,7 +45,7 @@ def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: boo
 
 
 def _window_shape(taps: int, width: float) -> float:
-    """Kaiser's beta for a band of this width, by half the sampling rate."""
+    """Compute Kaiser's beta for a transition band of this width, by half the sampling rate."""
     attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95  # in decibels, of what is stopped
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
@@ -55,14 +55,14 @@ def _window_shape(taps: int, width: float) -> float:
 
 
 def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int) -> Tensor:
-    """What gives a line `factor` times the pixels: zeros between them, then the filter, as a matrix (size, pixels).
+    """Build the matrix (size, pixels) that upsamples a line: zeros between pixels, then the filter.
 
     Args:
         taps: The filter, (taps,).
-        factor: Pixels for one.
-        start: Zeros before the first pixel that the filter passes over; negative to begin later.
-        pixels: Of the line.
-        size: Of the result.
+        factor: Factor of the sampling rate.
+        start: Zeros before the first pixel; negative to crop.
+        pixels: Length of the line.
+        size: Length of the result.
     """
     line = taps.numpy() * factor
     tap = np.arange(pixels) * factor + start - np.arange(size)[:, None]
@@ -70,14 +70,12 @@ def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int)
 
 
 def downsampling(taps: Tensor, factor: int, *, size: int) -> Tensor:
-    """What takes every `factor`-th pixel of a line after a filter, as a matrix (size, pixels).
-
-    The line has as many pixels as the filter reaches.
+    """Build the matrix (size, pixels) that filters a line and takes every `factor`-th pixel, without padding.
 
     Args:
         taps: The filter, (taps,).
-        factor: Pixels for one.
-        size: Of the result.
+        factor: Divisor of the sampling rate.
+        size: Length of the result.
     """
     line = taps.numpy()
     tap = np.arange((size - 1) * factor + len(line)) - np.arange(size)[:, None] * factor
@@ -85,21 +83,21 @@ def downsampling(taps: Tensor, factor: int, *, size: int) -> Tensor:
 
 
 def _matrix(line: NDArray[np.float32], tap: NDArray[np.int_]) -> Tensor:
-    """The taps of these numbers, and zero where there is none of that number."""
+    """Look up taps by their numbers; 0 for numbers out of range."""
     inside = (tap >= 0) & (tap < len(line))
     return torch.from_numpy(np.where(inside, line[tap.clip(0, len(line) - 1)], np.float32(0)))
 
 
 class FilteredActivation(nn.Module):
-    """Leaky ReLU at a higher sampling rate, about the middle of the images.
+    """Leaky ReLU at a higher sampling rate, cropped to the middle of the images.
 
-    Filters along a side are products with matrices: convolutions of single channels are several times slower.
+    Filters are matrix products along each side: convolutions of single channels are several times slower.
 
     Args:
-        up: The filter before, (taps,).
-        up_factor: How much higher the rate is.
-        down: The filter after, (taps,) or (taps, taps).
-        down_factor: How much lower the rate of the result is than that.
+        up: Filter of upsampling, (taps,).
+        up_factor: Factor of upsampling.
+        down: Filter of downsampling, (taps,) or (taps, taps).
+        down_factor: Factor of downsampling.
         before: Height and width of the images.
         after: Height and width of the result.
         clamp: Largest absolute value before the second filter; None for any.
@@ -136,7 +134,7 @@ class FilteredActivation(nn.Module):
                 self.register_buffer(f"down_{side}", downsampling(down, down_factor, size=size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *before), zero outside, to (B, C, *after) float32."""
+        """(B, C, *before), padded by zeros, to (B, C, *after) float32."""
         with torch.autocast(x.device.type, enabled=False):  # taps in bfloat16 would not add up to 1
             high = activate(_both_sides(GAIN * x.float(), self.up_rows, self.up_columns), self.clamp)
             if self.down.dim() == 1:

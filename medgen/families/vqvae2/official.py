@@ -21,9 +21,9 @@ from medgen.families.vqvae2.convert import autoencoder_weights, prior_weights, w
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.pickles import Record
-from medgen.generator import load_strictly
 from medgen.nn.pixelsnail import PixelSNAILConfig
 from medgen.nn.vqvae2 import TOP_STRIDE, VQVAE2AutoencoderConfig
+from medgen.published import load_strictly
 
 _MEANING = {
     "autoencoder": "the autoencoder",

@@ -1,6 +1,7 @@
 """Beyond the contract: images of given maps in given styles, drawn maps, codes of anatomies, bad input."""
 
 import csv
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +49,7 @@ def far(a, b):
     "changes",
     [
         {"style": "none", "map_dim": 0},
-        {"style": "inside", "style_dim": 64, "image_size": (32, 32), "doublings": 4},
+        {"style": "inside", "style_dim": 64, "image_size": (32, 32), "num_upsamplings": 4},
         {"norm": "instance", "image_size": (32, 32)},
         {"norm": "group"},
         {"modulation": "clade"},
@@ -88,9 +89,9 @@ def test_masks_for_gives_back_given_maps(model, masks):
 
 
 def test_no_truncation_is_the_mean_map_and_style(model):
-    first, second = model.sample(2, "ill", seed=0, truncation=0.0)
+    first, second = model.sample(2, "ill", seed=0, truncation_psi=0.0)
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
-    assert torch.equal(*model.sample_masks(2, "ill", seed=0, truncation=0.0))
+    assert torch.equal(*model.sample_masks(2, "ill", seed=0, truncation_psi=0.0))
 
 
 def test_the_label_moves_maps_and_styles(model, masks):
@@ -136,10 +137,10 @@ def test_styles_between_two_lie_between_them(model, masks, images):
 
 @pytest.mark.parametrize("truncation", [-0.1, 2.1])
 def test_a_truncation_out_of_range_is_refused_before_anything_is_drawn(model, truncation):
-    message = f"truncation is {truncation}; use 0"
+    message = f"truncation_psi is {truncation}; use 0"
     for refuse in (model.check_options, lambda options: model.sample_masks(1, **options)):
         with pytest.raises(ValueError, match=message):
-            refuse({"truncation": truncation})
+            refuse({"truncation_psi": truncation})
 
 
 def test_styles_of_another_checkpoint_are_refused(model, masks, images):
@@ -328,8 +329,11 @@ def test_codes_of_maps_can_be_decoded_moved_and_blended(model, masks):
         ({"style": "outside"}, "style is 'outside'; use one of none, vae, inside, drawn"),
         ({"style_dim": 0}, "style_dim is 0 with style 'vae'"),
         ({"map_dim": -1}, "map_dim is -1"),
-        ({"doublings": 3}, "doublings is 3"),
-        ({"image_size": (24, 16)}, r"image_size is \(24, 16\); with 4 doublings both sides must be divisible by 16"),
+        ({"num_upsamplings": 3}, "num_upsamplings is 3"),
+        (
+            {"image_size": (24, 16)},
+            r"image_size is \(24, 16\); with num_upsamplings 4 both sides must be divisible by 16",
+        ),
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(changes, message):
@@ -341,3 +345,29 @@ def test_codes_are_bound_to_the_weights_of_their_encoder(model, images):
     codes = model.encode_style(images)
     assert isinstance(codes, StyleCodes)
     assert codes.encoder == model.encode_style(images[:1]).encoder != model_of(seed=1).encode_style(images).encoder
+
+
+# Old names
+
+
+def test_the_old_name_of_truncation_works(model):
+    expected = model.sample(2, "ill", seed=0, truncation_psi=0.5)
+    with pytest.warns(FutureWarning, match="truncation is now truncation_psi"):
+        assert torch.equal(model.sample(2, "ill", seed=0, truncation=0.5), expected)
+    for draw in (model.sample_masks, model.masks_for):
+        with pytest.warns(FutureWarning, match="truncation is now truncation_psi"):
+            masks = draw(2, "ill", seed=0, truncation=0.5)
+        assert torch.equal(masks, model.sample_masks(2, "ill", seed=0, truncation_psi=0.5))
+
+
+def test_a_config_of_an_old_training_run_loads(tmp_path, monkeypatch):
+    config, module = SPADEConfig.tiny(), "medgen.families.spade.generator"
+    old = {name: value for name, value in vars(config).items() if name != "num_upsamplings"} | {"doublings": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(SPADEConfig, "__module__", module)
+        patch.setattr(SPADEConfig, "__getstate__", lambda self: old, raising=False)
+        torch.save({"config": config}, tmp_path / "run.ckpt")
+    with zipfile.ZipFile(tmp_path / "run.ckpt") as file:
+        assert all(text.encode() in file.read("run/data.pkl") for text in (f"{module}\nSPADEConfig", "doublings"))
+    assert torch.load(tmp_path / "run.ckpt", weights_only=True)["config"] == config
+    assert SPADEConfig.from_dict(old) == config

@@ -9,30 +9,34 @@ import torch
 from torch import nn
 
 from medgen.families.spade import inference
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.inference import FastSynthesis
-from medgen.families.spade.networks import SPADEShape, SPADESynthesis, semantic_map
+from medgen.families.spade.networks import SPADESynthesis, semantic_map
 from medgen.families.spade.windows import find_windows
 from medgen.nn.inference import PreparedNetwork, for_inference
 
-TINY = SPADEShape(image_size=(32, 32), channels=1, num_classes=4, width=2, doublings=4, hidden=4)
+CLASSES = ("background", "wall", "cavity", "vein")
+TINY = SPADEConfig(
+    image_size=(32, 32), channels=1, mask_names=CLASSES, width=2, num_upsamplings=4, hidden=4, style="none"
+)
 OPTIONS = [
     {},
-    {"image_size": (32, 96), "doublings": 5, "channels": 3},
+    {"image_size": (32, 96), "num_upsamplings": 5, "channels": 3},
     {"kernel_size": 1},
     {"norm": "instance"},
     {"norm": "group", "style": "vae", "style_dim": 6},
     {"norm": "instance", "modulation": "clade", "image_size": (48, 64)},
     {"modulation": "clade", "style": "inside", "style_dim": 32},
-    {"style": "inside", "doublings": 5, "style_dim": 64, "norm": "group", "kernel_size": 1},
-    {"image_size": (64, 64), "doublings": 6, "spectral": False},
-    {"image_size": (128, 128), "doublings": 7, "norm": "group"},
+    {"style": "inside", "num_upsamplings": 5, "style_dim": 64, "norm": "group", "kernel_size": 1},
+    {"image_size": (64, 64), "num_upsamplings": 6, "spectral": False},
+    {"image_size": (128, 128), "num_upsamplings": 7, "norm": "group"},
 ]
 
 
 @cache
-def network(**changes):
+def network(*, spectral=True, **changes):
     torch.manual_seed(0)
-    synthesis = SPADESynthesis(replace(TINY, **changes)).eval()
+    synthesis = SPADESynthesis(replace(TINY, **changes), spectral=spectral).eval()
     for layer in synthesis.modules():
         if isinstance(layer, nn.BatchNorm2d):  # a new one's statistics change nothing
             layer.running_mean.normal_()
@@ -57,10 +61,10 @@ def noise(batch, size):
     return torch.randint(4, (batch, *size))
 
 
-def inputs(shape, masks, batch=2):
+def inputs(config, masks, batch=2):
     torch.manual_seed(0)
-    semantic = semantic_map(masks(batch, shape.image_size), shape.num_classes)
-    return semantic, torch.randn(batch, shape.style_dim) if shape.style_dim else None
+    semantic = semantic_map(masks(batch, config.image_size), config.num_classes)
+    return semantic, torch.randn(batch, config.code_dim) if config.code_dim else None
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +84,8 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_images_are_those_of_the_network(options, batch, masks):
     synthesis = network(**options)
-    given = inputs(synthesis.shape, masks, batch)
-    assert masks is noise or find_windows(given[0], synthesis.shape.kernel_size) is not None
+    given = inputs(synthesis.config, masks, batch)
+    assert masks is noise or find_windows(given[0], synthesis.config.kernel_size) is not None
     prepared = for_inference(synthesis)
     assert isinstance(prepared, PreparedNetwork)
     assert_same(prepared(*given), synthesis(*given))
@@ -92,13 +96,13 @@ def test_images_are_those_of_the_network(options, batch, masks):
 def test_images_are_the_same_in_pieces_of_any_size(monkeypatch, masks, piece):
     monkeypatch.setattr(inference, "_PIECE", piece)
     synthesis = network()
-    given = inputs(synthesis.shape, masks, 3)
+    given = inputs(synthesis.config, masks, 3)
     assert_same(FastSynthesis(synthesis)(*given), synthesis(*given))
 
 
 def test_maps_between_classes_are_drawn_as_well():
     synthesis = network()
-    semantic, _ = inputs(synthesis.shape, discs)
+    semantic, _ = inputs(synthesis.config, discs)
     semantic = 0.6 * semantic + 0.4 * semantic.flip(0)
     assert find_windows(semantic, 3) is None
     assert_same(FastSynthesis(synthesis)(semantic), synthesis(semantic))
@@ -108,7 +112,7 @@ def test_maps_between_classes_are_drawn_as_well():
 @pytest.mark.parametrize("options", [{}, {"modulation": "clade", "style": "vae", "style_dim": 3}], ids=str)
 def test_bfloat16_only_rounds(options, masks):
     synthesis = network(**options)
-    given = inputs(synthesis.shape, masks)
+    given = inputs(synthesis.config, masks)
     expected = synthesis(*given)
     rough = copy.deepcopy(FastSynthesis(synthesis)).bfloat16()(given[0].bfloat16(), given[1])
     assert rough.dtype == torch.bfloat16

@@ -2,14 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medgen.families.spade.label_maps import LabelMapShape, LabelMapVAE
+from medgen.families.spade.label_maps import LabelMapVAE
 
 
 def vae(**changes):
     torch.manual_seed(0)
-    return LabelMapVAE(
-        LabelMapShape(**({"num_classes": 3, "image_size": (16, 24), "width": 4, "code_dim": 5} | changes))
-    )
+    return LabelMapVAE(**({"num_classes": 3, "image_size": (16, 24), "width": 4, "code_dim": 5} | changes))
 
 
 @pytest.mark.parametrize(

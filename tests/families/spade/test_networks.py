@@ -4,34 +4,38 @@ import pytest
 import torch
 from torch import nn
 
+from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.discriminator import MultiscaleDiscriminator, spectral_discriminator
 from medgen.families.spade.encoders import InnerStyleEncoder, StyleEncoder
-from medgen.families.spade.networks import SPADEShape, SPADESynthesis, instance_edges, resized, semantic_map
+from medgen.families.spade.networks import SPADESynthesis, instance_edges, resized, semantic_map
 from medgen.families.spade.normalisation import ClassModulation, ModulatedNorm, SpatialModulation, norm_layer
 
-TINY = SPADEShape(image_size=(32, 48), channels=1, num_classes=3, width=2, doublings=4, hidden=4)
+CLASSES = ("background", "wall", "cavity")
+TINY = SPADEConfig(
+    image_size=(32, 48), channels=1, mask_names=CLASSES, width=2, num_upsamplings=4, hidden=4, style="none"
+)
 OPTIONS = [
     {},
     {"style": "vae", "style_dim": 5, "channels": 3},
     {"style": "inside", "style_dim": 32},
-    {"style": "inside", "style_dim": 7, "doublings": 5, "image_size": (64, 32)},
-    {"doublings": 5, "image_size": (32, 64), "norm": "group"},
-    {"doublings": 6, "image_size": (64, 64)},
-    {"doublings": 7, "image_size": (128, 128), "norm": "group"},
+    {"style": "inside", "style_dim": 7, "num_upsamplings": 5, "image_size": (64, 32)},
+    {"num_upsamplings": 5, "image_size": (32, 64), "norm": "group"},
+    {"num_upsamplings": 6, "image_size": (64, 64)},
+    {"num_upsamplings": 7, "image_size": (128, 128), "norm": "group"},
     {"norm": "instance", "kernel_size": 1},
     {"modulation": "clade", "spectral": False},
 ]
 
 
-def network(**changes):
+def network(*, spectral=True, **changes):
     torch.manual_seed(0)
-    return SPADESynthesis(replace(TINY, **changes))
+    return SPADESynthesis(replace(TINY, **changes), spectral=spectral)
 
 
-def inputs(shape, batch=2):
+def inputs(config, batch=2):
     torch.manual_seed(1)
-    masks = torch.randint(shape.num_classes, (batch, *shape.image_size))
-    return semantic_map(masks, shape.num_classes), torch.randn(batch, shape.style_dim) if shape.style_dim else None
+    masks = torch.randint(config.num_classes, (batch, *config.image_size))
+    return semantic_map(masks, config.num_classes), torch.randn(batch, config.code_dim) if config.code_dim else None
 
 
 # The generator
@@ -41,9 +45,9 @@ def inputs(shape, batch=2):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_images_have_the_size_of_the_map_and_every_weight_shapes_them(options):
     synthesis = network(**options).train()
-    shape = synthesis.shape
-    images = synthesis(*inputs(shape))
-    assert images.shape == (2, shape.channels, *shape.image_size)
+    config = synthesis.config
+    images = synthesis(*inputs(config))
+    assert images.shape == (2, config.channels, *config.image_size)
     assert images.abs().max() <= 1
     (images * torch.randn_like(images)).sum().backward()
     assert [name for name, weight in synthesis.named_parameters() if weight.grad is None] == []
@@ -51,7 +55,7 @@ def test_images_have_the_size_of_the_map_and_every_weight_shapes_them(options):
 
 
 @pytest.mark.parametrize(
-    ("style", "doublings", "widths", "doubled"),
+    ("style", "num_upsamplings", "widths", "upsampled"),
     [
         ("none", 4, (16, 16, 16, 8, 4, 2, 1), (0, 0, 1, 1, 1, 1)),
         ("vae", 5, (16, 16, 16, 16, 8, 4, 2, 1), (0, 1, 0, 1, 1, 1, 1)),
@@ -61,20 +65,20 @@ def test_images_have_the_size_of_the_map_and_every_weight_shapes_them(options):
         ("inside", 5, (32, 32, 32, 8, 4, 2, 1, 0.5), (0, 0, 1, 1, 1, 1, 1)),
     ],
 )
-def test_blocks_are_as_wide_as_published(style, doublings, widths, doubled):
-    shape = SPADEShape(
+def test_blocks_are_as_wide_as_published(style, num_upsamplings, widths, upsampled):
+    config = SPADEConfig(
         image_size=(256, 256),
-        num_classes=3,
+        mask_names=CLASSES,
         width=64,
-        doublings=doublings,
+        num_upsamplings=num_upsamplings,
         style=style,
-        style_dim=0 if style == "none" else 8,
+        style_dim=8,
     )
-    assert [stage.in_channels for stage in shape.stages] == [64 * width for width in widths[:-1]]
-    assert [stage.out_channels for stage in shape.stages] == [64 * width for width in widths[1:]]
-    assert [stage.doubles for stage in shape.stages] == list(map(bool, doubled))
-    assert shape.base == (256 >> doublings,) * 2
-    assert sum(doubled) == doublings
+    assert [stage.in_channels for stage in config.stages] == [64 * width for width in widths[:-1]]
+    assert [stage.out_channels for stage in config.stages] == [64 * width for width in widths[1:]]
+    assert [stage.upsamples for stage in config.stages] == list(map(bool, upsampled))
+    assert config.base == (256 >> num_upsamplings,) * 2
+    assert sum(upsampled) == num_upsamplings
 
 
 def test_a_change_of_the_map_changes_the_image_there_most():
@@ -90,14 +94,14 @@ def test_a_change_of_the_map_changes_the_image_there_most():
 
 def test_a_code_changes_the_image():
     synthesis = network(style="vae", style_dim=5).eval()
-    semantic, code = inputs(synthesis.shape)
+    semantic, code = inputs(synthesis.config)
     with torch.no_grad():
         assert (synthesis(semantic, code) - synthesis(semantic, -code)).abs().max() > 1e-3
 
 
 def test_images_of_a_batch_do_not_depend_on_each_other_in_evaluation():
     synthesis = network().eval()
-    semantic, _ = inputs(synthesis.shape)
+    semantic, _ = inputs(synthesis.config)
     with torch.no_grad():
         torch.testing.assert_close(synthesis(semantic)[1:], synthesis(semantic[1:]), rtol=0, atol=1e-6)
 
@@ -105,8 +109,8 @@ def test_images_of_a_batch_do_not_depend_on_each_other_in_evaluation():
 def test_a_batch_of_one_from_a_single_pixel_names_the_way_out():
     synthesis = network(image_size=(16, 16)).train()
     with pytest.raises(ValueError, match="raise batch_size to at least 2"):
-        synthesis(*inputs(synthesis.shape, 1))
-    network(image_size=(16, 16), norm="group").train()(*inputs(synthesis.shape, 1))
+        synthesis(*inputs(synthesis.config, 1))
+    network(image_size=(16, 16), norm="group").train()(*inputs(synthesis.config, 1))
 
 
 @pytest.mark.parametrize(
@@ -115,15 +119,19 @@ def test_a_batch_of_one_from_a_single_pixel_names_the_way_out():
         ({"norm": "layer"}, "norm is 'layer'; use one of batch, instance, group"),
         ({"modulation": "film"}, "modulation is 'film'"),
         ({"style": "outside"}, "style is 'outside'"),
-        ({"num_classes": 0}, "num_classes is 0; use at least 1"),
+        ({"mask_names": ()}, "give at least two classes"),
         ({"kernel_size": 5}, "kernel_size is 5"),
-        ({"style": "vae"}, "style_dim is 0 with style 'vae'"),
-        ({"style_dim": 4}, "style_dim is 4 with style 'none'"),
-        ({"doublings": 3}, "doublings is 3; with style 'none' use one of 4, 5, 6, 7"),
-        ({"style": "inside", "style_dim": 4, "doublings": 6}, "with style 'inside' use one of 4, 5"),
-        ({"image_size": (32, 40)}, r"image_size is \(32, 40\); with 4 doublings both sides must be divisible by 16"),
+        ({"style": "vae", "style_dim": 0}, "style_dim is 0 with style 'vae'"),
+        ({"width": 0}, "width is 0; use at least 1"),
+        ({"map_width": 0}, "map_width is 0; use at least 1"),
+        ({"num_upsamplings": 3}, "num_upsamplings is 3; with style 'none' use one of 4, 5, 6, 7"),
+        ({"style": "inside", "style_dim": 4, "num_upsamplings": 6}, "with style 'inside' use one of 4, 5"),
+        (
+            {"image_size": (32, 40)},
+            r"image_size is \(32, 40\); with num_upsamplings 4 both sides must be divisible by 16",
+        ),
         ({"image_size": (16, 16), "norm": "instance"}, "a single pixel"),
-        ({"image_size": (128, 128), "doublings": 7, "width": 1}, "width is 1"),
+        ({"image_size": (128, 128), "num_upsamplings": 7, "width": 1}, "width is 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(changes, message):
@@ -256,10 +264,10 @@ def test_images_too_small_for_a_style_encoder_are_refused():
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group"])
 def test_an_inner_style_encoder_gives_codes_as_long_as_the_generator_takes(norm):
-    shape = replace(TINY, style="inside", style_dim=32, norm=norm)
-    encoder = InnerStyleEncoder(shape).train()
+    config = replace(TINY, style="inside", style_dim=32, norm=norm)
+    encoder = InnerStyleEncoder(config).train()
     code = encoder(torch.randn(2, 1, 32, 48))
-    assert SPADESynthesis(shape)(inputs(shape)[0], code).shape == (2, 1, 32, 48)
+    assert SPADESynthesis(config)(inputs(config)[0], code).shape == (2, 1, 32, 48)
     code.sum().backward()
     assert all(weight.grad is not None for weight in encoder.parameters())
 
@@ -279,13 +287,13 @@ def test_each_scale_sees_half_the_size_and_gives_all_its_features():
     found = discriminator(x)
     assert [[layer.shape[1] for layer in scale] for scale in found] == [[3, 6, 12, 1]] * 3
     assert [tuple(scale[0].shape[2:]) for scale in found] == [(33, 25), (17, 13), (9, 7)]
-    torch.testing.assert_close(found[0], discriminator.scales[0](x))
+    torch.testing.assert_close(found[0], discriminator.scales[0].features(x))
 
 
 def test_pixels_outside_do_not_darken_the_border_of_a_smaller_scale():
     seen = []
     discriminator = MultiscaleDiscriminator(1, width=2, layers=2, scales=2).eval()
-    discriminator.scales[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    discriminator.scales[1].first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     discriminator(torch.ones(1, 1, 16, 16))
     assert torch.equal(seen[0], torch.ones(1, 1, 8, 8))
 

@@ -1,5 +1,6 @@
 """The recipes of published settings hold these and can be trained from; so does the one that fine-tunes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,8 @@ def test_the_recipe_for_256_px_has_the_published_settings():
 def test_the_recipe_for_cardiac_mr_has_the_published_settings():
     arguments = arguments_of("spade-cardiac128")
     config = SPADEConfig(**arguments["config"])
-    assert (config.image_size, config.channels, config.width, config.doublings) == ((128, 128), 1, 32, 4)
-    assert (config.style, config.style_dim) == ("inside", config.shape.base_width)
+    assert (config.image_size, config.channels, config.width, config.num_upsamplings) == ((128, 128), 1, 32, 4)
+    assert (config.style, config.style_dim) == ("inside", config.base_width)
     assert arguments["pixel_weight"] == 100
     assert (arguments["lr"], arguments["feature_weight"]) == (2e-4, 10)
 
@@ -58,12 +59,12 @@ def test_a_recipe_trains_with_data_of_ones_own(name, table, tmp_path):
     options += ["--trainer.precision", "32-true", "--trainer.enable_progress_bar", "false"]
     options += ["--trainer.default_root_dir", str(tmp_path / "run")]
     folder = fit(recipe, "--data", str(tmp_path / "data.yaml"), *options)
-    assert medgen.load(folder / "published").config.shape.width == 2
+    assert medgen.load(folder / "published").config.width == 2
 
 
 def test_the_fine_tuning_recipe_has_the_shape_of_the_bundled_model():
     arguments = arguments_of("fine-tune-spade")
     config, start = SPADEConfig(**arguments["config"]), medgen.load(arguments["init_from"]).config
-    assert (config.shape, config.map_shape) == (start.shape, start.map_shape)
-    assert config.mask_names == start.mask_names
+    free = ("label_kind", "label_names", "intensity_window", "intensity_unit")  # see `start_from`
+    assert config == replace(start, **{name: getattr(config, name) for name in free})
     SPADEModule(config, **{name: value for name, value in arguments.items() if name != "config"})

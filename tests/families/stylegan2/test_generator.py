@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from medgen.families.stylegan2.generator import StyleGAN2Config, StyleGAN2Generator, smallest_base
+from medgen.families.stylegan2.config import StyleGAN2Config, smallest_base
+from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.labels import LabelSpace
 from medgen.nn.label_vector import label_vector
 from tests.tiny import NAMES, nudge
@@ -27,11 +28,11 @@ def model():
 
 def test_without_truncation_nothing_is_pulled(model):
     plain = model.styles(4, "ill", seed=0)
-    assert torch.equal(model.styles(4, "ill", seed=0, truncation=1.0, truncation_layers=2), plain)
+    assert torch.equal(model.styles(4, "ill", seed=0, truncation_psi=1.0, truncation_cutoff=2), plain)
 
 
-def test_full_truncation_is_the_mean_style_of_the_label(model):
-    found = {label: model.styles(2, label, seed=0, truncation=0.0) for label in ("healthy", "ill")}
+def test_full_truncation_is_the_average_style_of_the_label(model):
+    found = {label: model.styles(2, label, seed=0, truncation_psi=0.0) for label in ("healthy", "ill")}
     for number, label in enumerate(found):
         assert torch.allclose(found[label], found[label][:1, :1].expand_as(found[label]))
         z = torch.randn(20_000, 16)
@@ -41,36 +42,36 @@ def test_full_truncation_is_the_mean_style_of_the_label(model):
 
 
 def test_truncation_is_a_share_of_the_way_of_the_layers_it_is_for(model):
-    plain, mean = model.styles(3, "ill", seed=1), model.styles(3, "ill", seed=1, truncation=0.0)
-    some = model.styles(3, "ill", seed=1, truncation=0.5, truncation_layers=2)
+    plain, mean = model.styles(3, "ill", seed=1), model.styles(3, "ill", seed=1, truncation_psi=0.0)
+    some = model.styles(3, "ill", seed=1, truncation_psi=0.5, truncation_cutoff=2)
     torch.testing.assert_close(some[:, :2], (plain + mean)[:, :2] / 2)
     assert torch.equal(some[:, 2:], plain[:, 2:])
 
 
 def test_without_labels_truncation_pulls_to_the_average_of_training():
     model = generator("none")
-    model.mean_style.normal_()
+    model.w_avg.normal_()
     for center in ("label", "all"):
-        styles = model.styles(2, seed=0, truncation=0.0, center=center)
-        torch.testing.assert_close(styles, model.mean_style.expand_as(styles))
+        styles = model.styles(2, seed=0, truncation_psi=0.0, center=center)
+        torch.testing.assert_close(styles, model.w_avg.expand_as(styles))
 
 
 def test_labels_may_be_pulled_to_the_average_of_training_as_published(model):
-    plain, mean = model.styles(2, "ill", seed=0), model.mean_style
-    styles = model.styles(2, "ill", seed=0, truncation=0.7, center="published")
+    plain, mean = model.styles(2, "ill", seed=0), model.w_avg
+    styles = model.styles(2, "ill", seed=0, truncation_psi=0.7, center="published")
     torch.testing.assert_close(styles, mean + 0.7 * (plain - mean))
 
 
 def test_one_sample_has_the_style_it_says(model):
-    styles = model.styles(3, ["ill", "healthy", "ill"], seed=4, first_index=2, truncation=0.7)
+    styles = model.styles(3, ["ill", "healthy", "ill"], seed=4, first_index=2, truncation_psi=0.7)
     images = model.sample(
-        3, ["ill", "healthy", "ill"], seed=4, first_index=2, truncation=0.7, layer_noise="fixed", batch_size=2
+        3, ["ill", "healthy", "ill"], seed=4, first_index=2, truncation_psi=0.7, noise_mode="fixed", batch_size=2
     )
     torch.testing.assert_close(model.synthesize(styles), images)
 
 
 def test_every_kind_of_noise_gives_other_images(model):
-    images = {kind: model.sample(2, "ill", seed=0, layer_noise=kind) for kind in ("random", "fixed", "none")}
+    images = {kind: model.sample(2, "ill", seed=0, noise_mode=kind) for kind in ("random", "fixed", "none")}
     assert (images["random"] - images["fixed"]).abs().max() > 1e-3
     assert (images["fixed"] - images["none"]).abs().max() > 1e-3
 
@@ -112,7 +113,7 @@ def test_numbers_of_one_sign_differ_from_the_start():
 )
 def test_synthesis_starts_as_small_as_can_be(size, base):
     assert smallest_base(size) == base
-    assert config(image_size=size).shape.base == base
+    assert config(image_size=size).size(0) == base
 
 
 @pytest.mark.parametrize(
@@ -135,13 +136,13 @@ def test_sizes_that_cannot_be_are_refused(changes, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"truncation": -0.1}, "truncation is -0.1; use 0"),
-        ({"truncation": 3.0}, "truncation is 3.0; use 0"),
-        ({"truncation_layers": 7}, "truncation_layers is 7; use 0 to 6"),
+        ({"truncation_psi": -0.1}, "truncation_psi is -0.1; use 0"),
+        ({"truncation_psi": 3.0}, "truncation_psi is 3.0; use 0"),
+        ({"truncation_cutoff": 7}, "truncation_cutoff is 7; use 0 to 6"),
         ({"center": "mean"}, "center is 'mean'; use 'label', 'all' or 'published'"),
-        ({"truncation": 0.7, "center": "all"}, "center is 'all', but there are labels"),
-        ({"layer_noise": "const"}, "layer_noise is 'const'; use one of random, fixed, none"),
-        ({"psi": 0.7}, "sampling option psi is unknown to stylegan2; it has truncation"),
+        ({"truncation_psi": 0.7, "center": "all"}, "center is 'all', but there are labels"),
+        ({"noise_mode": "const"}, "noise_mode is 'const'; use one of random, fixed, none"),
+        ({"psi": 0.7}, "sampling option psi is unknown to stylegan2; it has truncation_psi"),
     ],
 )
 def test_options_out_of_range_are_refused(model, options, text):
@@ -151,12 +152,12 @@ def test_options_out_of_range_are_refused(model, options, text):
 
 
 def test_styles_do_not_depend_on_the_noise_of_layers(model):
-    assert torch.equal(model.styles(2, "ill", seed=1, layer_noise="none"), model.styles(2, "ill", seed=1))
+    assert torch.equal(model.styles(2, "ill", seed=1, noise_mode="none"), model.styles(2, "ill", seed=1))
 
 
 def test_images_of_styles_have_noise_that_there_is(model):
-    with pytest.raises(ValueError, match="layer_noise is 'const'; use one of random, fixed, none"):
-        model.synthesize(torch.zeros(1, 6, 16), layer_noise="const")
+    with pytest.raises(ValueError, match="noise_mode is 'const'; use one of random, fixed, none"):
+        model.synthesize(torch.zeros(1, 6, 16), noise_mode="const")
 
 
 def test_styles_of_another_shape_are_refused(model):

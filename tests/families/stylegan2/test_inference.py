@@ -28,7 +28,7 @@ def generator(**changes):
 )
 def test_images_are_those_of_the_network(batch, changes, noise):
     model = generator(**changes)
-    styles = torch.randn(batch, model.config.shape.num_styles, model.config.w_dim)
+    styles = torch.randn(batch, model.config.num_ws, model.config.w_dim)
     sizes = model.synthesis.noise_sizes()
     parts = {
         "fixed": model.synthesis.fixed_noise(),
@@ -45,6 +45,6 @@ def test_images_are_those_of_the_network(batch, changes, noise):
 
 def test_bfloat16_is_close():
     model = generator(image_size=(64, 64), channel_base=1024, channel_max=64)
-    images = model.sample(4, "finding", seed=0, layer_noise="fixed")
-    rough = model.sample(4, "finding", seed=0, layer_noise="fixed", precision="bf16")
+    images = model.sample(4, "finding", seed=0, noise_mode="fixed")
+    rough = model.sample(4, "finding", seed=0, noise_mode="fixed", precision="bf16")
     assert 0 < (rough - images).abs().mean() < 0.01

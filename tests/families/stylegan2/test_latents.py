@@ -22,7 +22,7 @@ from medgen.families.stylegan2.latents import (
 from tests.tiny import generator as medfusion
 
 CONFIG = StyleGAN2Config.tiny()
-COUNT, WIDTH = CONFIG.shape.num_styles, CONFIG.w_dim
+COUNT, WIDTH = CONFIG.num_ws, CONFIG.w_dim
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +132,10 @@ def test_tours_to_nowhere_are_refused():
 
 
 def test_a_walk_between_seeds_visits_what_sample_draws(model):
-    styles = walk(model, 3, seeds=[5, 6], labels=["finding"], n=2, truncation=0.8)
+    styles = walk(model, 3, seeds=[5, 6], labels=["finding"], n=2, truncation_psi=0.8)
     assert styles.shape == (6, 2, COUNT, WIDTH)
     for place, seed in ((0, 5), (3, 6)):
-        expected = model.sample(2, "finding", seed=seed, truncation=0.8, layer_noise="fixed")
+        expected = model.sample(2, "finding", seed=seed, truncation_psi=0.8, noise_mode="fixed")
         torch.testing.assert_close(model.synthesize(styles[place]), expected, rtol=0, atol=1e-5)
 
 
@@ -157,7 +157,7 @@ def test_a_walk_between_labels_keeps_the_seed(model):
         ({"seeds": [1.5, 2]}, "seed is 1.5; use a whole number"),
         ({"labels": ["sick", 0]}, "label 'sick' is unknown"),
         ({"seeds": [1, 2], "n": 0}, "n is 0"),
-        ({"seeds": [1, 2], "truncation": 3.0}, "truncation is 3.0"),
+        ({"seeds": [1, 2], "truncation_psi": 3.0}, "truncation_psi is 3.0"),
     ],
 )
 def test_walks_without_a_way_are_refused(model, options, message):
@@ -171,8 +171,8 @@ def test_walks_without_a_way_are_refused(model, options, message):
 class Linear:
     """A generator whose images are its styles, four numbers wide."""
 
-    def styles(self, n, label=None, *, seed=0, truncation=1.0):
-        stretch = truncation * torch.tensor([1.0, 2.0, 3.0, 1.0])
+    def styles(self, n, label=None, *, seed=0, truncation_psi=1.0):
+        stretch = truncation_psi * torch.tensor([1.0, 2.0, 3.0, 1.0])
         return (torch.randn(n, 1, 4, generator=torch.Generator().manual_seed(seed)) * stretch).repeat(1, 2, 1)
 
     def synthesize(self, styles):
@@ -237,7 +237,7 @@ def test_the_seed_decides_the_direction_and_batches_do_not(model):
         ({"held_out": 1.0}, "held_out is 1.0"),
         ({"held_out": 0.01}, "held_out is 0.01"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"truncation": 0.0}, "all 40 styles are the same; use a truncation above 0, not 0.0"),
+        ({"truncation_psi": 0.0}, "all 40 styles are the same; use a truncation_psi above 0, not 0.0"),
         ({"score": lambda images: torch.ones(len(images))}, "score is 1 for all 40 images; nothing changes it"),
         ({"score": lambda images: images.mean()}, r"score gives \(\) for 16 images; expected \(16,\)"),
         ({"score": lambda images: brightness(images) / 0}, "score gives numbers that are not finite"),
@@ -261,7 +261,7 @@ def test_a_score_that_stands_out_once_cannot_be_both_fitted_and_checked():
 
 def test_a_label_shift_leads_from_average_to_average(model):
     shift = label_shift(model, "no finding", "finding")
-    means = [model.styles(1, label, truncation=0)[0] for label in ("no finding", "finding")]
+    means = [model.styles(1, label, truncation_psi=0)[0] for label in ("no finding", "finding")]
     torch.testing.assert_close(move(means[0], shift, 1), means[1])
     torch.testing.assert_close(move(means[1], shift, -1), means[0])
     assert shift.norm() > 1e-2

@@ -233,7 +233,7 @@ def test_without_noise_inputs_nothing_of_an_image_is_noise(table, tmp_path):
     assert len(state) == 2 * 5  # of the generator and of its average
     assert not any(value.any() for value in state.values())
     with torch.random.fork_rng():
-        assert torch.equal(module.published.sample(2, seed=0), module.published.sample(2, seed=0, layer_noise="none"))
+        assert torch.equal(module.published.sample(2, seed=0), module.published.sample(2, seed=0, noise_mode="none"))
 
 
 @pytest.mark.slow
@@ -243,7 +243,7 @@ def test_the_average_style_follows_the_styles():
     w = module.generator.mapping(z, None)
     for _ in range(2000):
         module.styles(z, None)
-    torch.testing.assert_close(module.generator.mean_style, w.mean(0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(module.generator.w_avg, w.mean(0), rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -304,9 +304,9 @@ def test_the_discriminator_is_published_beside_the_generator(finished):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"style_mixing": 1.5}, "style_mixing is 1.5; it is a chance"),
-        ({"augment_p": -0.1}, "augment_p is -0.1; it is a chance"),
-        ({"label_dropout": 2.0}, "label_dropout is 2.0; it is a chance"),
+        ({"style_mixing": 1.5}, "style_mixing is 1.5; it is a probability"),
+        ({"augment_p": -0.1}, "augment_p is -0.1; it is a probability"),
+        ({"label_dropout": 2.0}, "label_dropout is 2.0; it is a probability"),
         ({"r1_interval": 0}, "r1_interval is 0; use at least 1"),
         ({"group": 0}, "group is 0; use at least 1"),
         ({"micro_batch": -4}, "micro_batch is -4; use at least 1"),

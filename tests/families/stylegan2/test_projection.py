@@ -28,7 +28,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def images(model):
-    return model.sample(2, "finding", seed=1, layer_noise="fixed")
+    return model.sample(2, "finding", seed=1, noise_mode="fixed")
 
 
 def error(images, others):
@@ -42,13 +42,13 @@ def found(model, images):
 
 @pytest.mark.slow
 def test_images_that_the_generator_drew_are_found_again(model, images, found):
-    average = model.synthesize(model.styles(2, "finding", truncation=0))
+    average = model.synthesize(model.styles(2, "finding", truncation_psi=0))
     assert (found.mse < 0.2 * error(average, images)).all()
 
 
 @pytest.mark.slow
 def test_styles_give_the_reconstructions_and_these_the_numbers(model, images, found):
-    assert found.styles.shape == (2, model.config.shape.num_styles, model.config.w_dim)
+    assert found.styles.shape == (2, model.config.num_ws, model.config.w_dim)
     torch.testing.assert_close(model.synthesize(found.styles), found.reconstructions, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.mse, error(found.reconstructions, images))
     torch.testing.assert_close(found.psnr, -10 * found.mse.log10())
@@ -63,7 +63,7 @@ def test_the_distance_decides_what_is_found(model, images):
 
     target = images * 0.5 + 0.25
     found = project(model, target, "finding", perceptual=by_brightness, pixel_weight=0, steps=40)
-    start = model.synthesize(model.styles(2, "finding", truncation=0))
+    start = model.synthesize(model.styles(2, "finding", truncation_psi=0))
     off = (found.reconstructions.mean((1, 2, 3)) - target.mean((1, 2, 3))).abs()
     assert (off < 0.05).all()
     assert ((start.mean((1, 2, 3)) - target.mean((1, 2, 3))).abs().max()) > 0.05
@@ -80,7 +80,7 @@ def test_the_default_network_is_there_and_counts(model, images):
 def test_the_search_begins_at_the_average_style_of_each_label(model, images):
     label = ["no finding", "finding"]
     found = project(model, images, label, lr=1e-9, **PIXELS)
-    torch.testing.assert_close(found.styles, model.styles(2, label, truncation=0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.styles, model.styles(2, label, truncation_psi=0), rtol=0, atol=1e-6)
     assert (found.styles[0] - found.styles[1]).abs().max() > 1e-2
 
 
@@ -103,7 +103,7 @@ def test_noise_begins_at_the_spread_of_styles_and_is_gone_in_the_end(model, imag
     seen, draw = [], model.draw
     monkeypatch.setattr(model, "draw", lambda styles: seen.append(styles.detach()) or draw(styles))
     project(model, images, "finding", perceptual_weight=0, steps=40, lr=1e-9, noise=0.1)
-    mean = model.styles(2, "finding", truncation=0)
+    mean = model.styles(2, "finding", truncation_psi=0)
     scale = (model.styles(256, "finding")[:, 0] - mean[0, 0]).square().sum(1).mean().sqrt()
     levels = [float((styles - mean).std()) for styles in seen]
     assert levels[0] == pytest.approx(0.1 * float(scale), rel=0.2)
@@ -113,9 +113,9 @@ def test_noise_begins_at_the_spread_of_styles_and_is_gone_in_the_end(model, imag
 
 def test_the_spread_of_styles_is_that_of_each_images_label(model):
     label = ["finding", "no finding", "finding"]
-    found = projection._spread(model, label, model.styles(3, label, truncation=0))
+    found = projection._spread(model, label, model.styles(3, label, truncation_psi=0))
     for name, spread in zip(label, found, strict=True):
-        styles, mean = model.styles(256, name)[:, 0], model.styles(1, name, truncation=0)[0, 0]
+        styles, mean = model.styles(256, name)[:, 0], model.styles(1, name, truncation_psi=0)[0, 0]
         torch.testing.assert_close(spread, (styles - mean).square().sum(1).mean().sqrt())
     assert (found[0] - found[1]).abs() > 1e-2
 
@@ -166,8 +166,8 @@ def test_the_generator_is_left_as_it_was(images):
 )
 def test_images_with_every_kind_of_label_are_found(changes, label):
     model = generator(**changes)
-    images = model.sample(2, label, seed=1, layer_noise="fixed")
-    start = model.synthesize(model.styles(2, label, truncation=0))
+    images = model.sample(2, label, seed=1, noise_mode="fixed")
+    start = model.synthesize(model.styles(2, label, truncation_psi=0))
     found = project(model, images, label, perceptual_weight=0, steps=20)
     assert (found.mse < error(start, images)).all()
 
@@ -177,7 +177,7 @@ def test_a_generator_without_noise_will_do():
     model = nudge(StyleGAN3Generator(StyleGAN3Config.tiny())).eval()
     label = model.label_space.names[0]
     images = model.synthesize(model.styles(1, label, seed=1))
-    start = model.synthesize(model.styles(1, label, truncation=0))
+    start = model.synthesize(model.styles(1, label, truncation_psi=0))
     found = project(model, images, label, perceptual_weight=0, steps=20)
     assert (found.mse < 0.7 * error(start, images)).all()
 

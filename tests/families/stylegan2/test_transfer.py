@@ -34,7 +34,7 @@ def started(source, kind="single", config_changes=None, **options):
 
 
 def images_of(generator, label="ill", n=3):
-    return generator.sample(n, label, seed=0, layer_noise="none")
+    return generator.sample(n, label, seed=0, noise_mode="none")
 
 
 def logits(module, images, vector):

@@ -9,19 +9,18 @@ import torch
 
 from medgen.families.stylegan3.convert import generator_config
 from medgen.families.stylegan3.generator import StyleGAN3Config, StyleGAN3Generator
-from medgen.families.stylegan3.networks import StyleGAN3Shape
 from tests.tiny import nudge
 
 
 def generator(**changes: Any) -> StyleGAN3Generator:
     torch.manual_seed(0)
     made = nudge(StyleGAN3Generator(replace(StyleGAN3Config.tiny(), **changes))).eval()
-    made.mean_style.normal_()
+    made.w_avg.normal_()
     return made
 
 
 def test_cutoffs_and_pixels_of_the_published_networks() -> None:
-    bands = StyleGAN3Shape().bands()
+    bands = StyleGAN3Config().bands()
     assert [band.size[0] for band in bands] == [36, 36, 36, 52, 52, 84, 84, 148, 148, 148, 276, 276, 276, 256, 256]
     assert [band.rate for band in bands] == [16, 16, 16, 32, 32, 64, 64, 128, 128, 128, 256, 256, 256, 256, 256]
     assert (bands[0].cutoff, bands[12].cutoff, bands[14].cutoff) == (2, 128, 128)
@@ -29,7 +28,7 @@ def test_cutoffs_and_pixels_of_the_published_networks() -> None:
 
 
 def test_an_oblong_image_has_square_pixels_and_the_same_margins() -> None:
-    square, oblong = (StyleGAN3Shape(image_size=size).bands() for size in ((64, 64), (64, 96)))
+    square, oblong = (StyleGAN3Config(image_size=size).bands() for size in ((64, 64), (64, 96)))
     for one, other in zip(square[:-2], oblong[:-2], strict=True):
         assert (other.rate, other.cutoff, other.size[0]) == (one.rate, one.cutoff, one.size[0])
         assert other.size[1] - 20 == (one.size[1] - 20) * 3 // 2
@@ -80,7 +79,7 @@ def test_a_moved_start_moves_the_image_even_by_part_of_a_pixel(radial: bool) -> 
 
 def test_styles_are_those_of_the_sample() -> None:
     made = generator()
-    options = {"truncation": 0.5, "truncation_layers": 3}
+    options = {"truncation_psi": 0.5, "truncation_cutoff": 3}
     images = made.synthesize(made.styles(3, 1, seed=4, **options))
     torch.testing.assert_close(made.sample(3, 1, seed=4, batch_size=2, **options), images, rtol=0, atol=1e-5)
 
@@ -95,17 +94,17 @@ def test_one_style_is_taken_for_every_layer() -> None:
 
 def test_truncation_to_nothing_gives_the_average_image_of_the_label() -> None:
     made = generator()
-    images = made.sample(2, ["no finding", "finding"], seed=0, truncation=0.0)
-    again = made.sample(1, "no finding", seed=9, truncation=0.0)
+    images = made.sample(2, ["no finding", "finding"], seed=0, truncation_psi=0.0)
+    again = made.sample(1, "no finding", seed=9, truncation_psi=0.0)
     torch.testing.assert_close(images[:1], again, rtol=0, atol=1e-5)
     assert not torch.allclose(images[0], images[1], atol=1e-4)
-    average = made.sample(1, seed=3, truncation=0.0, center="all")
-    torch.testing.assert_close(average, made.synthesize(made.mean_style[None]))
+    average = made.sample(1, seed=3, truncation_psi=0.0, center="all")
+    torch.testing.assert_close(average, made.synthesize(made.w_avg[None]))
 
 
 def test_truncation_of_some_layers_leaves_the_others() -> None:
     made = generator()
-    full, part = (made.styles(2, 0, seed=0, truncation=psi, truncation_layers=2) for psi in (1.0, 0.5))
+    full, part = (made.styles(2, 0, seed=0, truncation_psi=psi, truncation_cutoff=2) for psi in (1.0, 0.5))
     assert not torch.allclose(part[:, :2], full[:, :2])
     assert torch.equal(part[:, 2:], full[:, 2:])
 
@@ -113,11 +112,11 @@ def test_truncation_of_some_layers_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"truncation": -0.1}, r"truncation is -0\.1; use 0"),
-        ({"truncation_layers": 8, "truncation": 0.5}, "truncation_layers is 8; use 0 to 7, or None for all"),
+        ({"truncation_psi": -0.1}, r"truncation_psi is -0\.1; use 0"),
+        ({"truncation_cutoff": 8, "truncation_psi": 0.5}, "truncation_cutoff is 8; use 0 to 7, or None for all"),
         ({"center": "middle"}, "center is 'middle'; use 'label', 'all' or 'published'"),
-        ({"center": "all", "truncation": 0.5, "label": 0}, "center is 'all', but there are labels"),
-        ({"layer_noise": "fixed"}, "sampling option layer_noise is unknown to stylegan3; it has truncation"),
+        ({"center": "all", "truncation_psi": 0.5, "label": 0}, "center is 'all', but there are labels"),
+        ({"noise_mode": "fixed"}, "sampling option noise_mode is unknown to stylegan3; it has truncation_psi"),
     ],
 )
 def test_options_are_refused_with_the_way_out(options: dict[str, Any], message: str) -> None:

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 import medgen
-from medgen.cli import USAGE, VERBS, main, split_options
+from medgen.commands.arguments import split_options
+from medgen.commands.main import USAGE, VERBS, main
 from medgen.zoo import ZOO
 from tests.parity.conftest import PARITY
 from tests.test_hub import hub  # noqa: F401  a fixture

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+
+from medgen.commands.arguments import move_to_device, parser_of, process
 
 
 def main(args: Sequence[str]) -> None:
     """Run ``medgen translate`` with its arguments."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="medgen translate",
-        description="Show every image of a folder as one of another domain; resumes if run again.",
-    )
+    parser = parser_of("translate", "Show every image of a folder as one of another domain; resumes if run again.")
     parser.add_argument("model", help="a checkpoint folder, or org/repo[@revision]")
     parser.add_argument("folder", help="folder or zip archive of PNG, JPEG, TIFF or DICOM files")
     parser.add_argument("--to", type=str, required=True, help="domain to translate to; medgen info MODEL names them")
@@ -26,12 +22,11 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
     cfg = parser.parse_args(list(args))
 
-    from medgen.cli import move_to_device
     from medgen.loading import load_translator
     from medgen.run_folder import write_grid
     from medgen.translation import translate_folder
 
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = process()
     translator = load_translator(cfg.model)
     move_to_device(translator, cfg.device)
     table = translate_folder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from medgen.families import cyclegan, medfusion, spade, stylegan2, stylegan3, vqvae2
+from medgen.families import cyclegan, ddpm, medfusion, spade, stylegan2, stylegan3, vqvae2
 from medgen.families.family import Family, Makes
 
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, Family] = {
     "medfusion": medfusion.FAMILY,
+    "ddpm": ddpm.FAMILY,
     "spade": spade.FAMILY,
     "stylegan2": stylegan2.FAMILY,
     "stylegan3": stylegan3.FAMILY,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import medgen
-from medgen.cli import VERBS
+from medgen.commands.main import VERBS
 from medgen.families import FAMILIES, family_class, family_names, find_family
 from medgen.families.family import Component, imported
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from medgen.data.base import Batch
-from medgen.data.latents import LatentStore
-from medgen.diffusion.objective import DiffusionLoss, Distance, diffusion_loss
+from medgen.diffusion.objective import Distance
 from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
 from medgen.losses.adversarial import AdversarialKind
 from medgen.losses.autoencoder import AutoencoderLoss, PixelLoss, Reduction
@@ -17,11 +16,11 @@ from medgen.losses.divergence import kl_divergence
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.autoencoder import KLAutoencoder, make_autoencoder
 from medgen.nn.patch_discriminator import unit_discriminator
-from medgen.noise import stream_seed
 from medgen.training.adversarial import AdversarialModule
-from medgen.training.base import LearningRateShape, drop_labels
+from medgen.training.base import LearningRateShape
+from medgen.training.diffusion import LatentStageModule
 from medgen.training.ema import ema_decay as published_decay
-from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
+from medgen.training.stages import FirstStageModule, load_parts, start_from
 
 
 class AutoencoderModule(FirstStageModule, AdversarialModule):
@@ -153,7 +152,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         ]
 
 
-class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
+class LatentDiffusionModule(LatentStageModule[MedfusionGenerator]):
     """Trains the UNet on latents of a frozen autoencoder, which are encoded once and read from the cache.
 
     Args:
@@ -179,8 +178,6 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
     ``distance`` and ``label_dropout`` (which it applies to whole batches).
     """
 
-    latents: LatentStore
-
     def __init__(
         self,
         config: MedfusionConfig,
@@ -197,14 +194,22 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
         normalise_latents: bool = True,
         seed: int = 0,
     ) -> None:
-        decay = published_decay if ema_decay == "published" else ema_decay
-        super().__init__(MedfusionGenerator(config), seed=seed, ema_decay=decay)
         if (autoencoder is None) == (init_from is None):
             raise ValueError(f"give either autoencoder ({autoencoder!r}) or init_from ({init_from!r}), and not both")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is {label_dropout}; it is a probability from 0 to 1")
+        super().__init__(
+            MedfusionGenerator(config),
+            latent_variants=latent_variants,
+            normalise_latents=normalise_latents,
+            distance=distance,
+            label_dropout=label_dropout,
+            lr=lr,
+            weight_decay=weight_decay,
+            lr_shape=lr_shape,
+            warmup=warmup,
+            ema_decay=published_decay if ema_decay == "published" else ema_decay,
+            seed=seed,
+        )
         self.save_hyperparameters()
-        self.generator.autoencoder.requires_grad_(requires_grad=False)
 
     def load_start(self) -> None:
         """The autoencoder, or a whole model."""
@@ -220,80 +225,6 @@ class LatentDiffusionModule(LaterStageModule[MedfusionGenerator]):
                 fields={"channels", "autoencoder"},
                 free=_DROPOUT,
             )
-
-    def on_fit_start(self) -> None:
-        """Encode the training set, unless the cache has it, and measure the latents."""
-        super().on_fit_start()
-        generator = self.generator
-        self.latents = LatentStore(
-            generator.autoencoder,
-            self.datamodule,
-            latent_shape=generator.config.latent_shape,
-            variants=self.hparams["latent_variants"],
-            device=self.device,
-        )
-        if self.hparams["normalise_latents"] and int(self.batches_seen) == 0 and self.hparams["init_from"] is None:
-            mean, std = self.latents.statistics()
-            for target in (generator, self.published):
-                target.latent_mean.copy_(mean)
-                target.latent_std.copy_(std)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The diffusion loss of one batch of latents."""
-        latent = self.latents.draw(batch["index"], self.current_epoch).to(self.device)
-        label = (
-            drop_labels(batch["label"], self.hparams["label_dropout"])
-            if self.generator.config.label_kind != "none"
-            else None
-        )
-        t = torch.randint(len(self.generator.schedule), (len(latent),), device=self.device)
-        loss = self._loss(self.generator, latent, label, t, torch.randn_like(latent))
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        return loss.total
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The averaged model's loss on unseen images; beside ``train/loss`` it shows overfitting."""
-        self._log_unseen("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The averaged model's loss on the test split."""
-        self._log_unseen("test", batch, batch_idx)
-
-    def _log_unseen(self, split: str, batch: Batch, batch_idx: int) -> None:
-        """Loss at times spread evenly over the schedule, with the same noise at every call."""
-        generator = self.published
-        latent = generator.autoencoder.encode_mean(batch["image"] * 2 - 1)
-        label = batch["label"] if generator.config.label_kind != "none" else None
-        t = torch.linspace(0, len(generator.schedule) - 1, len(latent)).round().long()
-        stream = torch.Generator().manual_seed(stream_seed("unseen", self.seed, self.global_rank, batch_idx))
-        eps = torch.randn(latent.shape, generator=stream).to(latent)
-        loss = self._loss(generator, latent, label, t.to(latent.device), eps)
-        self.log(f"{split}/loss", loss.total, batch_size=len(latent), sync_dist=True)
-
-    def _loss(
-        self, generator: MedfusionGenerator, latent: Tensor, label: Tensor | None, t: Tensor, eps: Tensor
-    ) -> DiffusionLoss:
-        """The loss of a generator on latents as the autoencoder gives them."""
-        config = generator.config
-        return diffusion_loss(
-            lambda x_t, t, x_0: generator.unet.multiscale(x_t, t, label, x_0),
-            (latent - generator.latent_mean) / generator.latent_std,
-            t,
-            eps,
-            generator.schedule,
-            prediction_type=config.prediction_type,
-            distance=self.hparams["distance"],
-            clip=config.clip,
-            self_conditioning=config.unet.self_conditioning,
-        )
-
-    def configure_optimizers(self) -> Any:
-        """AdamW on the UNet."""
-        optimizer = torch.optim.AdamW(
-            self.generator.unet.parameters(), lr=self.hparams["lr"], weight_decay=self.hparams["weight_decay"]
-        )
-        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
 _DROPOUT = ("autoencoder.dropout", "unet.dropout")

@@ -17,12 +17,12 @@ FAMILY = Family(
         "walk": Verb(
             arguments="NAME --out FILE",
             help="an animation between seeds or labels, GIF or MP4; StyleGAN only",
-            run="medgen.families.stylegan2.command:walk",
+            run="medgen.families.stylegan2.commands:walk",
         ),
         "mix": Verb(
             arguments="NAME --out FILE",
             help="a grid of images with styles of two; StyleGAN only",
-            run="medgen.families.stylegan2.command:mix",
+            run="medgen.families.stylegan2.commands:mix",
         ),
     },
 )

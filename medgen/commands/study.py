@@ -36,7 +36,7 @@ def main(args: Sequence[str]) -> None:
 def _make(args: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
-    from medgen.cli import split_options
+    from medgen.commands.arguments import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.run import check_size, opened
     from medgen.evaluation.sets import RealImages, StoredImages, open_source

@@ -16,7 +16,7 @@ def main(args: Sequence[str]) -> None:
     """Run ``medgen evaluate`` with its arguments."""
     from jsonargparse import ArgumentParser
 
-    from medgen.cli import split_options
+    from medgen.commands.arguments import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.judges.segmentation import SegmenterRecipe
     from medgen.evaluation.report.report import report

@@ -144,7 +144,7 @@ def _seeds(name: str, text: str) -> list[int]:
 
 
 def _load(cfg: Any) -> StyledGenerator:
-    from medgen.cli import move_to_device
+    from medgen.commands.arguments import move_to_device
     from medgen.families.stylegan2.latents import styled
     from medgen.loading import load
 

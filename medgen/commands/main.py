@@ -1,0 +1,122 @@
+"""The command line: ``medgen VERB ...``. Help and ``medgen list`` answer without importing torch."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import medgen
+from medgen.families import FAMILIES
+from medgen.families.family import Verb
+
+VERBS: Mapping[str, Verb] = {
+    "list": Verb(arguments="", help="the checkpoints medgen knows by name", run="medgen.commands.info:show_list"),
+    "info": Verb(arguments="NAME", help="what a checkpoint is, and its licence", run="medgen.commands.info:show_info"),
+    "sample": Verb(
+        arguments="NAME -n N --out DIR",
+        help="write synthetic images as PNG with a table; resumes if run again",
+        run="medgen.commands.sample:main",
+    ),
+    "translate": Verb(
+        arguments="NAME FOLDER",
+        help="show every image of a folder as one of another domain; --to DOMAIN --out DIR",
+        run="medgen.commands.translate:main",
+    ),
+    **{name: verb for family in FAMILIES.values() for name, verb in family.verbs.items()},
+    "evaluate": Verb(
+        arguments="NAME --data FILE",
+        help="measure synthetic images against real ones",
+        run="medgen.commands.evaluate:main",
+    ),
+    "study": Verb(
+        arguments="make | serve | score",
+        help="let people tell synthetic images from real ones",
+        run="medgen.commands.study:main",
+    ),
+    "convert": Verb(
+        arguments="CKPT DIR",
+        help="turn an official or a training checkpoint into a medgen checkpoint",
+        run="medgen.commands.convert:main",
+    ),
+    "push": Verb(
+        arguments="DIR ORG/NAME",
+        help="publish a checkpoint folder on the Hugging Face Hub",
+        run="medgen.commands.push:main",
+    ),
+}
+_LINES = {f"{name} {verb.arguments}": verb.help for name, verb in VERBS.items()} | {
+    "fit --config FILE": "train from a recipe; --ckpt_path last goes on where it stopped",
+    "validate, test": "the loss of a trained recipe on the val or test split; --ckpt_path last",
+}
+USAGE = f"""\
+usage: medgen VERB [arguments]
+
+Generative models for 2-D medical images.
+
+{"".join(f"  {left:27}  {right}{chr(10)}" for left, right in _LINES.items())}
+medgen VERB --help shows the arguments of a verb; medgen --version the version.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(medgen.__version__)
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb in ("fit", "validate", "test"):
+        return _train(verb, rest)
+    if verb not in VERBS:
+        print(f"medgen: no verb {verb!r}; see medgen --help", file=sys.stderr)
+        return 2
+    try:
+        VERBS[verb](rest)
+    except _USER_ERRORS as error:
+        return _fail(verb, error)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+_USER_ERRORS = (ValueError, OSError, ImportError)
+
+
+def _fail(verb: str, error: BaseException) -> int:
+    """Say what was wrong in one line; returns the exit status."""
+    print(f"medgen {verb}: {error}", file=sys.stderr)
+    return 1
+
+
+def _train(verb: str, args: Sequence[str]) -> int:
+    from medgen.training.recipes import run
+
+    try:
+        run(verb, args)
+    except ArgumentError as error:
+        print(f"medgen {verb}: {error}\n`medgen {verb} --help` lists all arguments", file=sys.stderr)
+        return 2
+    except _USER_ERRORS as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise  # gone wrong deep in another library: the trace is needed
+        return _fail(verb, refusal)
+    return 0
+
+
+def _refusal(error: BaseException | None) -> BaseException | None:
+    """The error with which medgen itself refused something; what builds the parts of a recipe wraps it in its own."""
+    while error is not None:
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        where = Path(frame.tb_frame.f_code.co_filename) if frame else Path()
+        if isinstance(error, _USER_ERRORS) and where.is_relative_to(Path(medgen.__file__).parent):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

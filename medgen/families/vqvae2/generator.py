@@ -13,6 +13,7 @@ from torch import Tensor
 from medgen.config import Moved
 from medgen.data.encoded import weights_hash
 from medgen.generator import Generator, GeneratorConfig
+from medgen.images import check_images
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.modes import evaluating
@@ -140,12 +141,8 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         Raises:
             ValueError: If they are not of the config's size and channels, or have values outside [0, 1].
         """
-        channels, (height, width) = self.config.channels, self.config.image_size
-        if images.shape[1:] != (channels, height, width):
-            raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, {channels}, {height}, {width})")
-        inside = images.is_floating_point() and bool(((images >= -1e-3) & (images <= 1 + 1e-3)).all())
-        if not inside:  # of another scale they would get codes all the same, and likely ones
-            raise ValueError(f"images are {images.dtype} with values outside [0, 1]; divide by the largest grey level")
+        # Images of another scale would get codes all the same, and likely ones.
+        check_images(images, channels=self.config.channels, size=self.config.image_size)
         with evaluating(self.autoencoder):  # in training, looking at images would move the codebooks
             return self.autoencoder.encode(images.to(self.device, torch.float32) * 2 - 1).codes
 
@@ -256,16 +253,10 @@ class VQVAE2Generator(Generator, family="vqvae2"):
     def _partly(
         self, label: Label, n: int, seed: int, first_index: int, options: dict[str, Any], known: _Known
     ) -> Tensor:
-        if n < 1:
-            raise ValueError("there are no images; give at least one")
-        if first_index < 0:
-            raise ValueError(f"first_index is {first_index}; images are numbered from 0")
         self.check_options(options)
-        condition = self.label_space.resolve(label, n)
-        noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
-        condition = None if condition is None else condition.to(self.device)
-        with evaluating(self):
-            return (self._sample(condition, noise, known, **options).clamp(-1, 1).cpu() + 1) / 2
+        with self.session(n, label, seed=seed, first_index=first_index) as session:
+            images = self._sample(session.condition, session.noise, known, **options)
+        return (images.clamp(-1, 1).cpu() + 1) / 2
 
     def _decoded(self, codes: Codes) -> Tensor:
         autoencoder = self.autoencoder

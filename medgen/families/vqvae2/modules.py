@@ -16,7 +16,7 @@ from medgen.data.encoded import EncodedSet
 from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits_per_dimension
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.vqvae2 import VQVAE2, Codes
-from medgen.training.base import LearningRateShape, drop_labels
+from medgen.training.base import LearningRateShape, LossModule, drop_labels
 from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class VQVAE2AutoencoderModule(FirstStageModule):
         return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
-class PriorModule(LaterStageModule[VQVAE2Generator]):
+class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]):
     """Trains the prior of the top map on codes of a trained autoencoder, then, in a second run, that of the bottom map.
 
     The second run ends in a checkpoint folder of the whole model. Codes are encoded once and read from the cache.
@@ -128,6 +128,8 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2 and algorithm 2.
     """
 
+    headline = "bits"
+
     def __init__(
         self,
         config: VQVAE2Config,
@@ -152,7 +154,13 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share from 0 to 1")
         super().__init__(
-            VQVAE2Generator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
+            VQVAE2Generator(config),
+            lr=lr,
+            weight_decay=weight_decay,
+            lr_shape=lr_shape,
+            warmup=warmup,
+            seed=seed,
+            ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step)),
         )
         self.save_hyperparameters()
         self.level = level
@@ -187,41 +195,17 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
             return cast("Tensor", generator.top(codes.top, None, label))
         return cast("Tensor", generator.bottom(codes.bottom, codes.top, label))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch of codes, in bits per code on the log."""
-        codes = self._codes("train", batch["index"], self.current_epoch)
-        label = drop_labels(batch["label"], self.hparams["label_dropout"]) if self._labelled else None
-        logits = self.logits(self.generator, codes, label)
-        target = getattr(codes, self.level)
-        self.log("train/bits", bits_per_dimension(logits.detach(), target).mean(), prog_bar=True)
-        return F.cross_entropy(logits.float(), target, label_smoothing=self.hparams["label_smoothing"])
-
-    @property
-    def _labelled(self) -> bool:
-        return self.generator.config.label_kind != "none"
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The averaged prior's bits per code of unseen images; beside ``train/bits`` it shows overfitting."""
-        self._log_unseen("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The averaged prior's bits per code on the test split."""
-        self._log_unseen("test", batch)
-
-    def _log_unseen(self, split: Split, batch: Batch) -> None:
-        codes = self._codes(split, batch["index"])
-        label = batch["label"] if self._labelled else None
-        bits = bits_per_dimension(self.logits(self.published, codes, label), getattr(codes, self.level))
-        self.log(f"{split}/bits", bits.mean(), batch_size=len(bits), sync_dist=True)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW on the prior."""
-        optimizer = torch.optim.AdamW(
-            getattr(self.generator, self.level).parameters(),
-            lr=self.hparams["lr"],
-            weight_decay=self.hparams["weight_decay"],
-        )
-        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+    def loss(self, generator: VQVAE2Generator, batch: Batch, split: Split) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of a batch of codes; bits per code on the log."""
+        training = split == "train"
+        codes = self._codes(split, batch["index"], self.current_epoch if training else 0)
+        label = None if generator.config.label_kind == "none" else batch["label"]
+        if label is not None and training:
+            label = drop_labels(label, self.hparams["label_dropout"])
+        logits, target = self.logits(generator, codes, label), getattr(codes, self.level)
+        smoothing = self.hparams["label_smoothing"] if training else 0.0
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+        return loss, {"bits": bits_per_dimension(logits.detach(), target).mean()}
 
     def load_start(self) -> None:
         """A whole model, the parts that earlier stages trained, or both."""

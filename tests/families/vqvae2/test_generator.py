@@ -184,7 +184,7 @@ def test_what_is_no_pair_of_maps_is_refused(model, codes):
 
 @pytest.mark.parametrize("scale", [255.0, float("nan"), -1.0])
 def test_images_of_another_scale_have_no_codes(model, scale):
-    with pytest.raises(ValueError, match=r"with values outside \[0, 1\]; divide by the largest grey level"):
+    with pytest.raises(ValueError, match=r"expected floating point in \[0, 1\]|NaN or infinite values; give numbers in \[0, 1\]"):
         model.bits_of(pictures(1, model.config) * scale)
 
 
@@ -390,7 +390,7 @@ def test_top_maps_that_do_not_fit_are_refused(model, top, message):
 
 
 def test_parts_of_no_image_and_of_images_before_the_first_are_refused(model):
-    with pytest.raises(ValueError, match="there are no images; give at least one"):
+    with pytest.raises(ValueError, match="n is 0; ask for at least one image"):
         model.complete(pictures(1, model.config)[:0], 8)
     with pytest.raises(ValueError, match="first_index is -1; images are numbered from 0"):
         model.complete(pictures(1, model.config), 8, first_index=-1)

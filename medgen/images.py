@@ -58,7 +58,7 @@ def check_images(
     """
     sides = f"{size[0]}, {size[1]}" if size else "H, W"
     allowed = (1, 3) if channels is None else (channels,)
-    expected = " or ".join(f"(n, {count}, {sides})" for count in allowed)
+    expected = " or ".join(f"(B, {count}, {sides})" for count in allowed)
     if not isinstance(images, Tensor):
         raise ValueError(f"{name} are {images!r:.80}; give a tensor {expected} in [0, 1]")
     if images.dim() != 4 or images.shape[1] not in allowed or size not in (None, tuple(images.shape[2:])):

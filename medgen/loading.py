@@ -89,6 +89,12 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Publi
     return model
 
 
+def from_name(name: str | Path) -> Generator | Translator:
+    """`load` for code that takes either kind of model."""
+    model: Generator | Translator = load(name)
+    return model
+
+
 def load_generator(name: str | Path, *, revision: str | None = None) -> Generator:
     """`load` where only a generator will do.
 

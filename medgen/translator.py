@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
@@ -47,6 +48,15 @@ class Translator(PublishedModel):
     @abstractmethod
     def _translate(self, images: Tensor, to: int) -> Tensor:
         """One batch of images (B, C, H, W) in [-1, 1], shown as those of a domain."""
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Refuse sampling options, which are for generators.
+
+        Raises:
+            ValueError: Naming them.
+        """
+        if options:
+            raise ValueError(f"sampling options {', '.join(options)} are for generators; {self.family} translates")
 
     @torch.no_grad()
     def translate(

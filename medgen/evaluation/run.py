@@ -24,6 +24,7 @@ from medgen.evaluation.sets import (
     Picked,
     RealImages,
     Source,
+    TranslatedImages,
     batches,
     matched_labels,
     open_source,
@@ -31,6 +32,8 @@ from medgen.evaluation.sets import (
     translated_labels,
 )
 from medgen.generator import Generator
+from medgen.published import PublishedModel
+from medgen.translator import Translator
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
@@ -47,7 +50,11 @@ class Opened:
         images: The images.
         labels: Their labels in the data's label space, or None.
         n: Number of images.
-        generator: The generator; None for given images.
+        generator: The generator; None for given and for translated images.
+        translator: The translator; None for others.
+        target: Class of the data that all images were translated to, with whose real images they are compared; None for
+            other images.
+        n_real: Number of real images to compare with.
     """
 
     name: str
@@ -55,6 +62,14 @@ class Opened:
     labels: Tensor | None
     n: int
     generator: Generator | None = None
+    translator: Translator | None = None
+    target: int | None = None
+    n_real: int
+
+    @property
+    def model(self) -> Generator | Translator | None:
+        """The model that makes the images; None for given ones."""
+        return self.generator or self.translator
 
     def conditions(self, rows: slice) -> Tensor | None:
         """Conditions of some rows in the generator's label space; None without conditions."""
@@ -107,7 +122,11 @@ def compare(
     generated = FeatureSet(
         name=name or found.name, images=found.images, features=features, labels=found.labels, n=found.n, rows=rows
     )
-    return generated, real_features(real, networks, batch_size=batch_size)
+    known = real_features(real, networks, batch_size=batch_size)
+    if found.target is not None and real.labels is not None:
+        rows_of_target = (real.labels == found.target).nonzero()[:, 0]
+        known = known.subset(rows_of_target, f"{split}:{datamodule.label_space.names[found.target]}")
+    return generated, known
 
 
 def check_size(images: Tensor, datamodule: ImageDataModule, name: str) -> None:
@@ -156,23 +175,48 @@ def opened(
             labels = matched_labels(real.labels, n)
             conditions = translated_labels(labels, datamodule.label_space, source.label_space)
         drawn = GeneratedImages(source, n, conditions, seed=seed, options=options or {})
-        return Opened(name=source.source or type(source).__name__, images=drawn, labels=labels, n=n, generator=source)
+        name = source.source or type(source).__name__
+        return Opened(name=name, images=drawn, labels=labels, n=n, generator=source, n_real=len(real))
     if options:
         raise ValueError(f"sampling options {', '.join(options)} are for generators, but images were given")
-    if n is not None and n > len(source):
-        raise ValueError(f"n is {n}, but there are {len(source)} images; leave n out to take all")
-    total, n = len(source), len(source) if n is None else n
-    if n < 2:
-        raise ValueError(f"there is {n} image; statistics need at least two")
-    name, labels = "images", None
+    name, labels, translator, target, n_real = "images", None, None, None, len(real)
+    if isinstance(source, Translator):
+        name, translator = source.source or type(source).__name__, source
+        images: ImageSet = (translated := TranslatedImages(source, real))
+        labels = translated.labels
+    else:
+        images = source
     if isinstance(source, ImageFolder):
         name = _apart(str(source.folder), real.split)
         labels = source.labels(datamodule.label_space)
-    if n == total:
-        return Opened(name=name, images=source, labels=labels, n=n)
-    # At random: the first ones of a folder may be of one class.
-    rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].sort().values
-    return Opened(name=name, images=Picked(source, rows), labels=None if labels is None else labels[rows], n=n)
+        if source.target is not None:
+            target, n_real = _target(source.target, real)
+    total = len(images)
+    if n is not None and n > total:
+        raise ValueError(f"n is {n}, but there are {total} images; leave n out to take all")
+    n = total if n is None else n
+    if n < 2:
+        raise ValueError(f"there is {n} image; statistics need at least two")
+    if n < total:  # at random: the first ones of a folder may be of one class
+        rows = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:n].sort().values
+        images, labels = Picked(images, rows), None if labels is None else labels[rows]
+    return Opened(name=name, images=images, labels=labels, n=n, translator=translator, target=target, n_real=n_real)
+
+
+def _target(domain: str, real: RealImages) -> tuple[int, int]:
+    """The class of the data that a folder was translated to, and its number of real images."""
+    space = real.datamodule.label_space
+    if space.kind != "single" or domain not in space.names or real.labels is None:
+        raise ValueError(
+            f"the images were translated to {domain}, which is no class of the data "
+            f"({', '.join(space.names) or 'none'}); set label_kind to single and label_names of the data to the domains "
+            "of the translator"
+        )
+    number = space.index(domain)
+    count = int((real.labels == number).sum())
+    if count < 2:
+        raise ValueError(f"{real.split} has {count} real images of {domain}; statistics need at least two")
+    return number, count
 
 
 def _apart(folder: str, split: str) -> str:
@@ -273,7 +317,7 @@ def evaluate(
     """
     check_metrics(metrics or ())
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network)
-    if isinstance(source, Generator):
+    if isinstance(source, PublishedModel):
         judge = judge.to(source.device)
     warn_of_bias(judge.name, trained_with)
     sets = compare(source, datamodule, [judge], n=n, split=split, seed=seed, batch_size=batch_size, options=options)

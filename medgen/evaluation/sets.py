@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,11 +22,12 @@ from medgen.data.image_table import SPLITS, Split
 from medgen.data.readers import RASTER_SUFFIXES, read_image
 from medgen.evaluation.judges.features import FeatureNetwork, check_images
 from medgen.images import from_uint8, to_uint8
-from medgen.run_folder import TABLE_FILE
+from medgen.run_folder import RUN_FILE, TABLE_FILE
 
 if TYPE_CHECKING:
     from medgen.generator import Generator
     from medgen.labels import LabelSpace
+    from medgen.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class ImageSet(Protocol):
         """Images of a slice, (B, C, H, W) float32 in [0, 1]."""
 
 
-Source: TypeAlias = "Generator | ImageSet | Tensor | str | Path"
+Source: TypeAlias = "Generator | Translator | ImageSet | Tensor | str | Path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,41 @@ class GeneratedImages:
         )
 
 
+class TranslatedImages:
+    """Real images translated to the other domain: every image with a known domain, in order.
+
+    Args:
+        translator: The model that translates.
+        real: The images, of a data module whose classes are the domains.
+
+    Raises:
+        ValueError: If the data are not of the translator's domains.
+    """
+
+    def __init__(self, translator: Translator, real: RealImages) -> None:
+        space = real.datamodule.label_space
+        if space.kind != "single" or space.names != translator.domains or real.labels is None:
+            raise ValueError(
+                f"the data have the labels {', '.join(space.names) or 'none'}, and the model translates between "
+                f"{' and '.join(translator.domains)}; set label_kind to single and label_names of the data to these"
+            )
+        known = (real.labels >= 0).nonzero()[:, 0]
+        self.translator = translator
+        self.originals = Picked(real, known)
+        self.labels = (real.labels[known] + 1) % len(translator.domains)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        images, labels = self.originals[rows], self.labels[rows]
+        translated = torch.empty_like(images)
+        for domain in labels.unique().tolist():
+            chosen = labels == domain
+            translated[chosen] = self.translator.translate(images[chosen], domain, batch_size=len(images))
+        return translated
+
+
 class ImageFolder:
     """Images in a folder: the rows of ``samples.csv``, as `medgen sample` writes it, or else all picture files by name.
 
@@ -215,6 +252,8 @@ class ImageFolder:
         self.folder = Path(folder)
         self.channels = channels
         self._label_texts: list[str] = []
+        run = self.folder / RUN_FILE
+        self.target: str | None = json.loads(run.read_text()).get("to") if run.is_file() else None
         table = self.folder / TABLE_FILE
         if table.is_file():
             with table.open(newline="") as handle:
@@ -300,18 +339,18 @@ def batches(images: ImageSet | Tensor, rows: range, batch_size: int) -> Iterator
         yield images[start : min(start + batch_size, rows.stop)]
 
 
-def open_source(source: str | Path, *, channels: int) -> Generator | ImageFolder:
+def open_source(source: str | Path, *, channels: int) -> Generator | Translator | ImageFolder:
     """Open a checkpoint folder, a name of the zoo or the Hub, or a folder of images.
 
     Raises:
         ValueError: If it is none of these.
         FileNotFoundError: If a folder holds neither a checkpoint nor images.
     """
-    from medgen.loading import load_generator
+    from medgen.loading import from_name
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return ImageFolder(source, channels=channels)
-    return load_generator(source)
+    return from_name(source)
 
 
 def matched_labels(labels: Tensor, n: int) -> Tensor:

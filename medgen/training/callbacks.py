@@ -19,6 +19,7 @@ from medgen.evaluation.checks.variety import png_bytes
 from medgen.evaluation.judges.networks import DEFAULT_NETWORK
 from medgen.evaluation.run import check_metrics, evaluate, warn_of_bias
 from medgen.evaluation.sets import known_and_positive, split_names
+from medgen.generator import Generator
 from medgen.images import image_grid, save_png
 from medgen.nn.modes import same_modes
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from torch import nn
 
     from medgen.data.base import Batch, ImageDataModule
-    from medgen.generator import Generator
     from medgen.labels import Label, LabelSpace
+    from medgen.translator import Translator
 
 
 class EvaluateGenerator(Callback):
     """Logs the metrics of the averaged generator, such as ``val/fd_efficientnet_lite0`` and ``val/precision``.
+
+    A translator is judged by unseen images of each domain, translated to the other.
 
     Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of an epoch
     that has none. Processes share the sampling and all log the same. Training goes on as if nothing had happened:
@@ -147,7 +150,7 @@ class LogSamples(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse labels and options that the generator does not know before training starts."""
-        generator = _published(pl_module)
+        generator = _generator(pl_module)
         _check_options(self, generator)
         generator.label_space.resolve(self._label(generator), self.n)
 
@@ -155,7 +158,7 @@ class LogSamples(Callback):
         """Draw and log, on one process."""
         if trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
             with undisturbed(pl_module):
-                show(trainer, "samples", self._draw(_published(pl_module)))
+                show(trainer, "samples", self._draw(_generator(pl_module)))
 
     def _label(self, generator: Generator) -> Label:
         """What to ask for: as told, or each class or finding in turn."""
@@ -202,12 +205,12 @@ class LogVariety(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse options that the generator does not know."""
-        _check_options(self, _published(pl_module))
+        _check_options(self, _generator(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the real images."""
         data = cast("ImageDataModule", trainer.datamodule).dataset("train")  # type: ignore[attr-defined]
-        space = _published(pl_module).label_space
+        space = _generator(pl_module).label_space
         for number, name in enumerate(_class_names(space)):
             rows = torch.arange(len(data))
             if name and data.labels is not None:
@@ -222,7 +225,7 @@ class LogVariety(Callback):
         """Draw and measure; all processes draw the same."""
         if not _is_due(trainer, self.every_n_epochs):
             return
-        generator = _published(pl_module)
+        generator = _generator(pl_module)
         with undisturbed(pl_module):
             for name, count in self._counts.items():
                 label: Label = None if not name else name if generator.label_space.kind == "single" else [name]
@@ -322,21 +325,33 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         yield
 
 
-def _published(module: LightningModule) -> Generator:
-    """The generator that a module publishes.
+def _published(module: LightningModule) -> Generator | Translator:
+    """The model that a module publishes.
 
     Raises:
-        ValueError: If the module trains no generator, such as a first stage.
+        ValueError: If the module publishes none, such as a first stage.
     """
-    generator = getattr(module, "published", None)
-    if generator is None:
+    model: Generator | Translator | None = getattr(module, "published", None)
+    if model is None:
         raise ValueError(
             f"{type(module).__name__} has no generator to sample from; use this callback with the stage that has"
         )
-    return cast("Generator", generator)
+    return model
 
 
-def _check_options(callback: EvaluateGenerator | LogSamples | LogVariety, generator: Generator) -> None:
+def _generator(module: LightningModule) -> Generator:
+    """The generator that a module publishes.
+
+    Raises:
+        ValueError: If the module publishes none, or a model that draws nothing.
+    """
+    model = _published(module)
+    if not isinstance(model, Generator):
+        raise ValueError(f"{type(module).__name__} trains a translator, which draws no images; use EvaluateGenerator")
+    return model
+
+
+def _check_options(callback: EvaluateGenerator | LogSamples | LogVariety, generator: Generator | Translator) -> None:
     try:
         generator.check_options(callback.options)
     except (ValueError, FileNotFoundError) as error:

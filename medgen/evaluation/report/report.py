@@ -116,7 +116,7 @@ def report(
         found.append(opened(thing, datamodule, real, n=n, seed=seed, options=own))
     if options and all(item.generator is None for item in found):
         raise ValueError(f"sampling options {', '.join(options)} are for generators, but images were given")
-    chosen = [_chosen(metrics, datamodule, split, min(item.n, len(real)), item) for item in found]
+    chosen = [_chosen(metrics, datamodule, split, min(item.n, item.n_real), item) for item in found]
     judge = network if isinstance(network, FeatureNetwork) else feature_network(network, weights=weights)
     settings = Settings(
         judge=judge.to(where),
@@ -137,17 +137,17 @@ def report(
         "split": split,
         "seed": seed,
         "options": options,
-        "revisions": {item.name: item.generator.revision for item in found if item.generator is not None},
+        "revisions": {item.name: item.model.revision for item in found if item.model is not None},
         "data": {part: datamodule.fingerprint(cast("Split", part)) for part in split.split("+")},
     }
     with tempfile.TemporaryDirectory(prefix="medgen-report-") as folder:
         for i, (item, names_of_checks) in enumerate(zip(found, chosen, strict=True)):
             bias = []
-            if item.generator is not None:
-                item.generator.to(where)
-                bias = warn_of_bias(judge.name, getattr(item.generator.about, "trained_with", ()))
+            if item.model is not None:
+                item.model.to(where)
+                bias = warn_of_bias(judge.name, item.model.about.trained_with)
             path = Path(folder) / f"{i}.raw"
-            fewest = min(item.n, len(real))
+            fewest = min(item.n, item.n_real)
             # Checks such as controls need metrics, even if only the check is requested.
             asked = [name for name in names_of_checks if name in METRICS]
             chosen_metrics = asked or measurable(METRICS, fewest)

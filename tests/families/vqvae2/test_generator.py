@@ -184,7 +184,7 @@ def test_what_is_no_pair_of_maps_is_refused(model, codes):
 
 @pytest.mark.parametrize("scale", [255.0, float("nan"), -1.0])
 def test_images_of_another_scale_have_no_codes(model, scale):
-    with pytest.raises(ValueError, match=r"expected floating point in \[0, 1\]|NaN or infinite values; give numbers in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"(expected floating point|give numbers) in \[0, 1\]"):
         model.bits_of(pictures(1, model.config) * scale)
 
 

@@ -279,11 +279,10 @@ class PixelSNAIL(nn.Module):
         # Rows up to a pixel's own, moved down by one; and pixels up to its own, moved to the right by one.
         self.above = NormedConvolution(codes, width, (half, kernel), (half, half, half - 1, 0))
         self.left = NormedConvolution(codes, width, (half + 1, half), (half - 1, 0, half, 0))
-        label = label_embedding(label_space, config.label_dim)
-        flags = {"conditioned": condition_codes is not None, "labelled": label is not None}
+        flags = {"conditioned": condition_codes is not None, "labelled": label_space.kind != "none"}
         self.blocks = nn.ModuleList(PixelBlock(config, **flags) for _ in range(config.blocks))
         self.condition = None if condition_codes is None else ConditionNetwork(config, condition_codes)
-        self.label = label
+        self.label = label_embedding(label_space, config.label_dim)
         self.last = nn.ModuleList(
             GatedResidualBlock(width, config.residual_channels, pointwise, dropout=config.dropout)
             for _ in range(config.output_blocks)

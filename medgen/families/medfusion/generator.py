@@ -10,7 +10,8 @@ from torch import Tensor
 
 from medgen.config import Moved
 from medgen.diffusion.denoiser import NetworkDenoiser, PredictionType, guided
-from medgen.diffusion.samplers import check_eta, find_sampler
+from medgen.diffusion.registry import find_sampler
+from medgen.diffusion.samplers import check_eta
 from medgen.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.vqvae2 import VQVAE2, Codes
 from medgen.training.base import LearningRateShape, drop_labels
+from medgen.training.ema import warmup_decay
 from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 
 if TYPE_CHECKING:
@@ -152,7 +154,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share from 0 to 1")
         super().__init__(
-            VQVAE2Generator(config), seed=seed, ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step))
+            VQVAE2Generator(config), seed=seed, ema_decay=partial(warmup_decay, max_value=ema_decay)
         )
         self.save_hyperparameters()
         self.level = level

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medgen.data.encoded import EncodedSet
 from medgen.nn.autoencoder import KLAutoencoder, VQAutoencoder
+from medgen.nn.gaussian import reparameterise
 
 if TYPE_CHECKING:
     from medgen.data.base import ImageDataModule
@@ -63,7 +64,7 @@ class LatentStore:
         if not self._has_moments:
             return stored
         mean, logvar = stored.chunk(2, dim=1)
-        return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        return reparameterise(mean, logvar, torch.randn_like(mean))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of every channel over the whole store, (c, 1, 1) each."""

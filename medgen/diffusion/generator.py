@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from medgen.diffusion.denoiser import NetworkDenoiser, PredictionType, guided
-from medgen.diffusion.samplers import check_eta, find_sampler
+from medgen.diffusion.registry import find_sampler
+from medgen.diffusion.samplers import check_eta
 from medgen.diffusion.schedule import NoiseSchedule, ScheduleConfig
 from medgen.generator import Generator, GeneratorConfig
 from medgen.labels import Label

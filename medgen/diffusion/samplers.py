@@ -126,17 +126,3 @@ SAMPLERS: Mapping[str, Sampler] = {
     "ddim": ddim,
     "ancestral": ancestral,
 }
-
-
-def find_sampler(name: str) -> Sampler:
-    """A sampler of this package, or one made of a diffusers scheduler (`medgen.diffusion.schedulers`).
-
-    Raises:
-        ValueError: If there is no such sampler; the message lists those there are.
-        ImportError: If the name is none of ours and diffusers is not installed.
-    """
-    if name in SAMPLERS:
-        return SAMPLERS[name]
-    from medgen.diffusion.schedulers import diffusers_sampler
-
-    return diffusers_sampler(name)

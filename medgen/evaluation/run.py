@@ -209,8 +209,8 @@ def _target(domain: str, real: RealImages) -> tuple[int, int]:
     if space.kind != "single" or domain not in space.names or real.labels is None:
         raise ValueError(
             f"the images were translated to {domain}, which is no class of the data "
-            f"({', '.join(space.names) or 'none'}); set label_kind to single and label_names of the data to the domains "
-            "of the translator"
+            f"({', '.join(space.names) or 'none'}); set label_kind to single, and label_names of the data to the "
+            "domains of the translator"
         )
     number = space.index(domain)
     count = int((real.labels == number).sum())

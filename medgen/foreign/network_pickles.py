@@ -1,8 +1,8 @@
-"""The ``.pkl`` files of the official StyleGAN2-ADA and StyleGAN3 code, read without running anything in them.
+"""Reader of the network pickles (``.pkl``) of the official StyleGAN2-ADA and StyleGAN3 code.
 
-Such a file is one pickle of a dictionary of modules: ``G``, ``D``, the averaged ``G_ema`` and ``augment_pipe``. Each
-comes with the source text of its class, which loading it the usual way runs. Here the text is never looked at, and only
-the few names that the authors' code writes are known; a file with any other is refused.
+A file is one pickle of a dictionary of modules: ``G``, ``D``, the averaged ``G_ema`` and ``augment_pipe``. Each comes
+with the source text of its class, which unpickling would run. This reader ignores the text, runs nothing, and refuses
+files with names other than those that the official code writes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from medgen.foreign.pickles import PLAIN_CALLS, Calls, Interpreter, Record, read
 from medgen.foreign.torch_files import is_torch_file, read_torch_bytes
 
 NETWORKS = ("G", "D", "G_ema", "augment_pipe")
-_KIND = "a network file of the official StyleGAN2-ADA or StyleGAN3 code"
+_KIND = "a network pickle of NVIDIA's official PyTorch code"
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _storage(content: bytes) -> Tensor:
 
 def _refuse_tensorflow(*_: object) -> object:
     raise CheckpointError(
-        "it is of the older TensorFlow code, which is not read; write it anew with legacy.py of NVlabs/stylegan3 "
-        "(python legacy.py --source=OLD.pkl --dest=NEW.pkl) and convert the new file. legacy.py runs what is in the "
+        "it is of the older TensorFlow code, which is not read; write it anew with legacy.py of the official PyTorch "
+        "code (python legacy.py --source=OLD.pkl --dest=NEW.pkl) and convert the new file. legacy.py runs what is in the "
         "old one, so use it for files you trust only"
     )
 
@@ -127,7 +127,7 @@ _CALLS: Calls = {
     "torch_utils.persistence._reconstruct_persistent_obj": _module,
     "dnnlib.util.EasyDict": PLAIN_CALLS["collections.OrderedDict"],
     "torch.storage._load_from_bytes": _storage,
-    # StyleGAN3 keeps sizes as arrays, which are not looked at.
+    # Some networks keep sizes as arrays, which are not needed.
     "numpy.ndarray": Record,
     "numpy.core.multiarray._reconstruct": Record,
     "numpy._core.multiarray._reconstruct": Record,

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from medgen.nn.blocks import ConvBlock, DownLevel, LevelsConfig, UpLevel, shrinkage
+from medgen.nn.gaussian import reparameterise
 from medgen.nn.layers import convolution
 from medgen.nn.quantize import Quantized, VectorQuantizer
 
@@ -145,7 +146,7 @@ class KLAutoencoder(nn.Module):
             noise: Standard normal numbers in the shape of the latent.
         """
         mean, logvar = self.encode_moments(x)
-        return mean + (0.5 * logvar).exp() * noise
+        return reparameterise(mean, logvar, noise)
 
     def settle(self, z: Tensor) -> Tensor:
         """What the decoder is given for a latent (B, latent_channels, *latent): the latent itself."""

@@ -1,4 +1,4 @@
-"""Decay of the average of weights, by the number of steps."""
+"""Decay of the moving average of weights, as functions of training progress."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ def ema_decay(
     min_value: float = 0.0,
     max_value: float = 0.9999,
 ) -> float:
-    """Decay of the moving average of weights at an optimiser step; a `ema_decay` of `GenerativeModule`.
-
-    The average follows the weights closely at first and slowly later: 0, 0, 0.37, ..., 0.99 at step 1000.
+    """Inverse-power ramp for `GenerativeModule`: 0, 0, 0.37, ..., 0.99 at step 1000.
 
     Args:
         step: Number of optimiser steps made before this one.
         power: How fast the decay approaches 1; 2/3 suits runs of a million steps, 3/4 shorter ones.
-        inv_gamma: Steps over which the warm-up is stretched.
-        update_after_step: Steps before the average starts to lag behind the weights.
+        inv_gamma: Factor by which the ramp is stretched in steps.
+        update_after_step: Steps before the ramp starts; the decay is 0 until then.
         min_value: Smallest decay once it has started.
         max_value: Largest decay.
 
@@ -31,3 +29,23 @@ def ema_decay(
         return 0.0
     decay: float = 1 - (1 + since_start / inv_gamma) ** -power
     return max(min_value, min(decay, max_value))
+
+
+def warmup_decay(step: int, *, max_value: float) -> float:
+    """Rational ramp (1 + n) / (10 + n) after n steps, up to `max_value`."""
+    return min(max_value, (1 + step) / (10 + step))
+
+
+def half_life_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | None) -> float:
+    """Decay of one step for a half-life in images.
+
+    Args:
+        images_seen: Images before the step.
+        batch_size: Images of the step, over all processes.
+        kimg: Half-life of the average, in thousands of images.
+        rampup: Largest half-life as a share of all images so far; None for no limit.
+
+    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", appendix C.
+    """
+    half_life = 1000 * kimg if rampup is None else min(1000 * kimg, images_seen * rampup)
+    return float(0.5 ** (batch_size / max(half_life, 1e-8)))

@@ -3,7 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from medgen.diffusion.samplers import SAMPLERS, ancestral, ddim, find_sampler
+from medgen.diffusion.registry import find_sampler
+from medgen.diffusion.samplers import SAMPLERS, ancestral, ddim
 from medgen.diffusion.schedule import NoiseSchedule
 from medgen.noise import NoiseSource
 from tests.diffusion.gaussian import Fixed, GaussianDenoiser, without_variance

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medgen.diffusion.denoiser import Estimate
-from medgen.diffusion.samplers import find_sampler
+from medgen.diffusion.registry import find_sampler
 from medgen.diffusion.schedule import NoiseSchedule
 from medgen.diffusion.schedulers import REFUSED, SHORT_NAMES, diffusers_sampler
 from medgen.noise import NoiseSource

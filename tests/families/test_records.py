@@ -18,7 +18,6 @@ NAMED_BY = {
     "families/__init__.py": "the registry",
     "zoo.py": "the checkpoints by name",
     "nn/vqvae2.py": "the network that has this name",
-    "foreign/network_pickles.py": "the format of files, which has no name but that of the code that writes it",
 }
 """Files outside a family's folder that name one, and what for."""
 

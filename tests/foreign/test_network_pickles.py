@@ -240,7 +240,7 @@ def test_a_foreign_class_is_refused_wherever_it_is(tmp_path: Path, mark: Path) -
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([1, 2], "found list, but a network file of the official StyleGAN2-ADA or StyleGAN3 code has a dictionary of"),
+        ([1, 2], "found list, but a network pickle of NVIDIA's official PyTorch code has a dictionary of"),
         ({"epoch": 3, "weights": [1.0]}, "found a dictionary of epoch, weights, but a network file"),
         ({}, "found a dictionary of nothing, but"),
         ({"G_ema": {"weight": 1}}, "G_ema is of type dict, and not a network"),
@@ -295,7 +295,7 @@ def test_networks_of_no_known_kind_are_named_with_what_is_converted(tmp_path: Pa
 
 
 def test_the_older_code_is_named_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"older TensorFlow code.*legacy\.py of NVlabs/stylegan3.*trust only"):
+    with pytest.raises(CheckpointError, match=r"older TensorFlow code.*legacy\.py of the official PyTorch.*trust only"):
         read_network_pickle(write(tmp_path, (Network(), Network(), Network())))
 
 

@@ -15,6 +15,7 @@ from medgen.losses.autoencoder import AutoencoderLoss, PixelLoss, Reduction
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.autoencoder import KLAutoencoder, make_autoencoder
+from medgen.nn.gaussian import reparameterise
 from medgen.nn.patch_discriminator import unit_discriminator
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import LearningRateShape
@@ -109,7 +110,7 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         autoencoder = self.autoencoder
         if isinstance(autoencoder, KLAutoencoder):
             mean, logvar = autoencoder.encode_moments(x)
-            z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+            z = reparameterise(mean, logvar, torch.randn_like(mean))
             return autoencoder.decode_multiscale(z), kl_divergence(mean, logvar).mean()
         outputs, quantized = autoencoder.decode_multiscale(autoencoder.encode(x))
         return outputs, quantized.loss

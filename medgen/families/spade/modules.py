@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +24,14 @@ from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.losses.divergence import kl_divergence
 from medgen.losses.feature_matching import feature_matching
 from medgen.losses.perceptual import FeaturePerceptualLoss
+from medgen.nn.gaussian import reparameterise
 from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
 from medgen.published import load_strictly, part_of
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.training.ema import warmup_decay
 from medgen.training.stages import discriminator_beside, load_parts, loss_networks, start_from
 
 _BATCH = 64
@@ -79,7 +82,7 @@ class LabelMapModule(ReproducibleModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss in nats per map: cross-entropy given the code, and divergence of the code."""
         mean, log_variance = self.map_vae.encode(batch["mask"])
-        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        code = reparameterise(mean, log_variance, torch.randn_like(mean))
         logits = self.map_vae.decode(code).float()
         terms = {
             "cross_entropy": F.cross_entropy(logits, batch["mask"], reduction="sum") / len(mean),
@@ -193,7 +196,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         super().__init__(
             SPADEGenerator(config),
             seed=seed,
-            ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step)),
+            ema_decay=partial(warmup_decay, max_value=ema_decay),
             accumulate_batches=accumulate_batches,
             clip_norm=clip_norm,
         )
@@ -271,7 +274,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         if not isinstance(encoder, StyleEncoder):
             return encoder.mean(real), None
         mean, log_variance = (part.float() for part in encoder(real))
-        code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        code = reparameterise(mean, log_variance, torch.randn_like(mean))
         return code, kl_divergence(mean, log_variance).sum()
 
     def generator_loss(
@@ -404,7 +407,7 @@ def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 
 
     def drawn(mean: Tensor, log_variance: Tensor) -> Tensor:
         normal = torch.randn(mean.shape, generator=noise).to(device)
-        return (mean + normal * (0.5 * log_variance).exp()).cpu()
+        return reparameterise(mean, log_variance, normal).cpu()
 
     with evaluating(generator), torch.autocast(device.type, enabled=False):
         for start in range(0, len(dataset), _BATCH):

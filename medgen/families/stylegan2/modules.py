@@ -23,6 +23,7 @@ from medgen.nn.label_vector import label_vector
 from medgen.training.ada import AugmentPipe
 from medgen.training.adversarial import AdversarialModule
 from medgen.training.base import GenerativeModule, drop_labels
+from medgen.training.ema import half_life_decay as ema_decay
 
 _W_AVG_RATE = 0.005
 _LARGEST_GRADIENT = 1e5
@@ -361,21 +362,6 @@ def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:
     """
     share = 1.0 if interval is None else interval / (interval + 1)
     return {"lr": lr * share, "betas": (0.0, 0.99**share), "eps": 1e-8}
-
-
-def ema_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | None) -> float:
-    """Decay of the average in one step.
-
-    Args:
-        images_seen: Images before the step.
-        batch_size: Images of the step, over all processes.
-        kimg: Half-life of the average, in thousands of images.
-        rampup: Largest half-life as a share of all images so far; None for no limit.
-
-    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", appendix C.
-    """
-    half_life = 1000 * kimg if rampup is None else min(1000 * kimg, images_seen * rampup)
-    return float(0.5 ** (batch_size / max(half_life, 1e-8)))
 
 
 def adapted(p: Tensor, sign: Tensor, target: float, most: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from medgen.families.vqvae2.generator import VQVAE2Config, VQVAE2Generator, bits
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.nn.vqvae2 import VQVAE2, Codes
 from medgen.training.base import LearningRateShape, LossModule, drop_labels
+from medgen.training.ema import warmup_decay
 from medgen.training.stages import FirstStageModule, LaterStageModule, load_parts, start_from
 
 if TYPE_CHECKING:
@@ -160,7 +162,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]
             lr_shape=lr_shape,
             warmup=warmup,
             seed=seed,
-            ema_decay=lambda step: min(ema_decay, (1 + step) / (10 + step)),
+            ema_decay=partial(warmup_decay, max_value=ema_decay),
         )
         self.save_hyperparameters()
         self.level = level

@@ -67,7 +67,7 @@ class ClassDistances:
     """Fréchet distances between all classes of the real and of the generated images.
 
     Attributes:
-        names: Names of the sets, ``real: CLASS`` and ``generated: CLASS``.
+        names: Names of the K sets, ``real: CLASS`` and ``generated: CLASS``.
         matrix: Distances, symmetric, (K, K).
         n: Number of images of each set.
     """

@@ -34,13 +34,12 @@ def label_prevalence(case: Case) -> Findings:
 def label_prevalences(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -> dict[str, Score]:
     """Prevalence of each label in generated and in held-out real images, as the classifiers see it.
 
-    Returns:
-        ``prevalence_generated``, ``prevalence_real`` and ``prevalence_difference`` with 95 % intervals, named like the
-        scores of `medgen.evaluation.checks.label_auc.label_aucs`. If the requested labels are distributed as the real
-        ones, a difference below 0 says that the generator drops the label.
+    The scores are ``prevalence_generated``, ``prevalence_real`` and ``prevalence_difference`` with 95 % intervals,
+    named like those of `medgen.evaluation.checks.label_auc.label_aucs`. If the requested labels are distributed as the
+    real ones, a difference below 0 says that the generator drops the label.
 
     Source: Segal et al. 2021, "Evaluating the clinical realism of synthetic chest X-rays generated using progressively
-    growing GANs", figure 6.
+    growing GANs", figure 6 and section "Label prevalence".
     """
     found = {}
     train, network = readers.train, readers.network
@@ -58,13 +57,7 @@ def label_prevalences(readers: LabelReaders, generated: FeatureSet, real: Featur
 
 
 class Prevalence(NamedTuple):
-    """Share of images that a classifier calls positive, with 95 % intervals.
-
-    Attributes:
-        real: Share of the real images.
-        generated: Share of the generated images.
-        difference: Generated less real; below 0 if the generator drops the label.
-    """
+    """Shares of images that a classifier calls positive, with 95 % intervals; `difference` is generated less real."""
 
     real: Interval
     generated: Interval
@@ -72,16 +65,9 @@ class Prevalence(NamedTuple):
 
 
 def prevalence(real: Tensor, generated: Tensor, *, patients: Tensor | None = None, seed: int = 0) -> Prevalence:
-    """Compare the shares of positive answers of a classifier.
+    """Compare the shares of positive answers of a classifier for real (n,) and generated images (m,), bool.
 
-    Args:
-        real: Answers for real images, (n,) bool.
-        generated: Answers for generated images, (m,) bool.
-        patients: Patient of each real image, (n,), resampled whole; None if images are independent.
-        seed: Seed of the bootstrap.
-
-    Source: Segal et al. 2021, "Evaluating the clinical realism of synthetic chest X-rays generated using progressively
-    growing GANs", section "Label prevalence".
+    Patients of real images, (n,), are resampled whole; None if images are independent.
     """
     groups = np.arange(len(real)) if patients is None else patients.numpy()
     joined = np.concatenate([groups, groups.max() + 1 + np.arange(len(generated))])

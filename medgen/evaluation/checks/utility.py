@@ -133,7 +133,6 @@ class UtilitySetup:
         folds: Parts of the real training patients, of which each repetition leaves one out.
         seeds: Repetitions of each fold.
         change: Applied to all images, such as hiding the borders.
-        device: Device of the trainings.
     """
 
     train: LabelledImages

@@ -73,13 +73,7 @@ class ClassifierModule(LightningModule):
     """A timm network for classes or findings, with weights against imbalance and a threshold for each label.
 
     The loss is cross-entropy with equal total weight of all classes, or binary cross-entropy with equal total weight of
-    present and absent cases of each finding. Unknown labels are left out.
-
-    Args:
-        recipe: Network and training.
-        label_space: Classes or findings.
-        channels: Channels of the images.
-        weights: Weights of classes, (K,), or of absent and present cases of findings, (2, K); see `class_weights`.
+    present and absent cases of each finding, see `class_weights`. Unknown labels are left out.
 
     Attributes:
         thresholds: Youden's threshold of each class or finding; set after training.

@@ -31,12 +31,7 @@ _FOLDS = 5
 class LabelReaders:
     """Classifiers of the labels of images, trained on real images, one for each class or finding.
 
-    Each is fitted when it is first used, and kept.
-
-    Args:
-        train: Real training images.
-        network: The feature network of all sets.
-        space: Label space of the sets.
+    Each is fitted to features of the network when it is first used, and kept.
 
     Raises:
         ValueError: If `train` has no labels, or labels are not classes or findings.
@@ -101,10 +96,7 @@ def _targets(space: LabelSpace) -> Iterator[tuple[int, str]]:
 class LabelClassifier:
     """Ridge-penalised logistic regression on standardised features, tuned by cross-validation between patients.
 
-    Args:
-        features: Features of the training images, (n, D).
-        positive: Whether each shows the label, (n,) bool, or its class, (n,) int64.
-        patients: Patient of each, (n,); no patient is in two folds.
+    Features are (n, D); positive says whether each image shows the label, (n,) bool, or its class, (n,) int64.
 
     Raises:
         ImportError: If scikit-learn is missing.

@@ -107,13 +107,7 @@ class SegmenterRecipe:
 
 
 class SegmentationUNet(nn.Module):
-    """U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W).
-
-    Args:
-        channels: Channels of the images.
-        classes: Number of classes K, including the background.
-        width: Channels at full resolution.
-        levels: Resolutions.
+    """U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W) of all classes and the background.
 
     Source: Ronneberger et al. 2015, "U-Net: convolutional networks for biomedical image segmentation"; instance norm as
     in Isensee et al. 2021, "nnU-Net".
@@ -153,10 +147,7 @@ def _convolutions(channels: int, width: int) -> nn.Sequential:
 class SegmenterModule(LightningModule):
     """A `SegmentationUNet` trained with equal parts of cross-entropy and soft Dice.
 
-    Args:
-        recipe: Network and training, with its number of levels; see `SegmenterRecipe.for_images`.
-        channels: Channels of the images.
-        classes: Number of classes, including the background; also an attribute.
+    The recipe states its number of levels, see `SegmenterRecipe.for_images`; classes include the background.
 
     Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
     segmentation", online methods.
@@ -207,13 +198,6 @@ def train_segmenter(
 ) -> SegmenterModule:
     """Train a segmentation network with `classes` classes, including the background, on several sets mixed.
 
-    Args:
-        train: Images with label maps.
-        recipe: Network and training.
-        classes: Number of classes.
-        device: Device of training and result.
-        seed: Seed of weights, order and augmentation.
-
     Raises:
         ValueError: If the image size does not fit the levels of the network.
     """
@@ -229,15 +213,9 @@ def train_segmenter(
 
 
 def overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Twice the common pixels, and the sum of the pixels of both masks, of each image and class but the background.
+    """Twice the common pixels, and the sum of the pixels of both masks: numerator and denominator of Dice.
 
-    Args:
-        predicted: Class numbers, (B, H, W).
-        truth: Class numbers, (B, H, W).
-        classes: Number of classes K.
-
-    Returns:
-        Numerator and denominator of Dice, (B, K - 1, 2) float64.
+    Masks are class numbers (B, H, W); the result is (B, K - 1, 2) float64, without the background.
 
     Raises:
         ValueError: If shapes differ, or class numbers are out of range.
@@ -259,9 +237,7 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 def patient_dice(found: Tensor, patients: Tensor) -> Tensor:
     """Dice over all pixels of each patient, as of a volume, (P, K - 1); NaN if both masks lack a class.
 
-    Args:
-        found: `overlaps` of images, (n, K - 1, 2).
-        patients: Patient of each, (n,).
+    From `overlaps` of images, (n, K - 1, 2), and the patient of each, (n,).
 
     Source: Bernard et al. 2018, "Deep learning techniques for automatic MRI cardiac multi-structures segmentation and
     diagnosis: is the problem solved?", section III-D, where Dice is taken in 3-D.
@@ -323,12 +299,7 @@ def patient_means(values: Tensor, patients: Tensor) -> Tensor:
 
 
 def class_means(counts: NDArray[np.float64], values: Tensor) -> NDArray[np.float64]:
-    """Mean over classes, then mean of each class, (r, 1 + K): a statistic for `bootstraps`.
-
-    Args:
-        counts: Number of times each patient was drawn in each resample, (r, P).
-        values: (P, K), NaN if a patient lacks a class.
-    """
+    """Mean over classes, then mean of each class, (r, 1 + K), of values (P, K): a statistic for `bootstraps`."""
     weights = torch.from_numpy(counts)
     each = (weights @ values.nan_to_num()) / (weights @ values.isfinite().double())  # NaN where no patient has it
     return torch.cat([each.nanmean(1, keepdim=True), each], 1).numpy()

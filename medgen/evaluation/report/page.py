@@ -29,13 +29,7 @@ EXAMPLES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Results for one generator or folder of images.
-
-    Attributes:
-        name: The checkpoint or the folder.
-        case: Input of its checks.
-        findings: Findings of each check by name; metrics on features stand under ``metrics``.
-    """
+    """Findings of each check for one generator or folder of images; metrics on features stand under ``metrics``."""
 
     name: str
     case: Case
@@ -106,11 +100,7 @@ def write_page(
 ) -> None:
     """Write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures; replaces an earlier report.
 
-    Args:
-        judged: The results.
-        out: Target folder; created if missing.
-        about: Further entries of page and JSON file.
-        patients: Whether to include pictures of real patients.
+    Pictures of real patients are left out unless `patients`; `about` holds further entries of page and JSON file.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,16 +78,11 @@ class NearDuplicates:
 def near_duplicates(
     images: ImageSet | Tensor, train: ImageSet | Tensor, held_out: ImageSet | Tensor, *, batch_size: int = 64
 ) -> NearDuplicates:
-    """Search a set for near duplicates of training images.
+    """Search images, (n, C, H, W) in [0, 1] when sliced, for near duplicates of training images.
 
     The broad shape of an organ, which all patients share, is removed. Details are compared by normalised
     cross-correlation, over shifts of up to an eighth of the image, mirroring, rotations and zooms of up to two fifths.
-
-    Args:
-        images: Generated images, (n, C, H, W) in [0, 1] when sliced.
-        train: Training images.
-        held_out: Real images of patients that are not among the training images.
-        batch_size: Images read together.
+    Held-out real images are of patients that are not among the training images.
     """
     reference = _Reference(_Thumbnails(train, batch_size))
     similarity, index = reference.most_alike(_Thumbnails(images, batch_size))

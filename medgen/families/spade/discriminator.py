@@ -42,14 +42,7 @@ def spectral_discriminator(
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """Patch discriminators of the image at full size, half of it, and so on.
-
-    Args:
-        channels_in: Channels of semantic map and image together.
-        width: Channels of the first layer of each.
-        layers: Layers of each before the logits.
-        scales: Number of discriminators.
-        norm: The norm of their layers.
+    """Patch discriminators of the image at full size, half of it, and so on, see `spectral_discriminator`.
 
     Source: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with conditional GANs", section
     3.2.

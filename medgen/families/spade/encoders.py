@@ -84,10 +84,7 @@ class StyleEncoder(nn.Module):
 class InnerStyleEncoder(nn.Module):
     """Encodes images as style codes; part of the generator (``inside``), published for cardiac MR.
 
-    Args:
-        config: Sizes of the generator; images are halved to its lowest resolution.
-        num_blocks: Residual blocks at the lowest resolution.
-        kernel_size: Kernel size of the first convolution.
+    Images are halved to the generator's lowest resolution, where the residual blocks are.
 
     Raises:
         ValueError: If the lowest resolution is a single pixel wide or high, which cannot be mirrored at its border.

@@ -52,10 +52,7 @@ class SPADEGenerator(Generator, family="spade"):
 
     @torch.no_grad()
     def encode_style(self, images: Tensor) -> StyleCodes:
-        """Encode the styles of images.
-
-        Args:
-            images: (B, C, H, W), or one (C, H, W), in [0, 1].
+        """Encode the styles of images (B, C, H, W), or of one (C, H, W), in [0, 1].
 
         Raises:
             ValueError: If the generator has no style encoder, or images are of another type, shape or range.
@@ -141,7 +138,7 @@ class SPADEGenerator(Generator, family="spade"):
     def masks_for(
         self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor | None:
-        """Return the label maps of images, see `Generator.masks_for`."""
+        """Label maps of the images, see `Generator.masks_for`."""
         options = current_arguments(options, self.renamed_options)
         prepared = self._prepare(options, range(first_index, first_index + n))
         if isinstance(mask := prepared.get("mask"), PerImage):
@@ -164,7 +161,7 @@ class SPADEGenerator(Generator, family="spade"):
             checked_masks(masks_of_files(mask, range(1)), self.config.num_classes, self.config.image_size)
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
-        """Prepare masks and styles, one for each image."""
+        """Mask and style of each image."""
         prepared = dict(options)
         if prepared.get("instances") is not None:
             if not self.config.instance_edges:

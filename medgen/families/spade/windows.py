@@ -34,14 +34,9 @@ class Windows(NamedTuple):
 
 
 def find_windows(semantic: Tensor, kernel_size: int) -> Windows | None:
-    """Find the distinct neighbourhoods in semantic maps.
+    """Find the distinct neighbourhoods in semantic maps (B, K, H, W), for convolutions padded with zeros.
 
-    Args:
-        semantic: (B, K, H, W).
-        kernel_size: Kernel size of both convolutions, which pad their inputs with zeros.
-
-    Returns:
-        None if there are too many, or for values other than 0 and 1.
+    None if there are too many, or for values other than 0 and 1.
     """
     channels = semantic.shape[1]
     if channels > _MOST_CHANNELS or not bool(((semantic == 0) | (semantic == 1)).all()):

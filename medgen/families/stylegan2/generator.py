@@ -27,11 +27,7 @@ _CENTER_DRAWS = 2048
 
 
 class StyledGenerator(Generator):
-    """Base of the families with a mapping network whose styles go to every layer of synthesis.
-
-    Args:
-        config: What the generator is rebuilt from.
-    """
+    """Base of the families with a mapping network whose styles go to every layer of synthesis."""
 
     renamed_options: ClassVar[dict[str, str]] = {
         "truncation": "truncation_psi",
@@ -79,15 +75,7 @@ class StyledGenerator(Generator):
     ) -> Tensor:
         """Draw the styles (n, num_ws, w_dim) of the images that `sample` draws with equal arguments.
 
-        Args:
-            n: Number of images.
-            label: Conditions, see `Generator.sample`.
-            seed: Seed of the run.
-            first_index: Number of the first image in the run.
-            truncation_psi: See `_sample` of the family.
-            truncation_cutoff: See `_sample` of the family.
-            center: See `_sample` of the family.
-            **others: Further options of `sample`; no style depends on them.
+        Options of `sample` that no style depends on, such as a noise mode, are accepted.
 
         Raises:
             ValueError: If an argument is out of range or unknown to this model.
@@ -124,10 +112,7 @@ class StyledGenerator(Generator):
 
     @torch.no_grad()
     def synthesize(self, styles: Tensor) -> Tensor:
-        """Draw images (B, C, H, W) in [0, 1] from styles (B, num_ws, w_dim).
-
-        Args:
-            styles: A style for every layer, coarse to fine; or one for all layers, (B, w_dim).
+        """Draw images (B, C, H, W) in [0, 1] from styles of every layer, (B, num_ws, w_dim), or of all, (B, w_dim).
 
         Raises:
             ValueError: If styles are of another shape.
@@ -136,11 +121,7 @@ class StyledGenerator(Generator):
             return (self.draw(self._every_style(styles)).float() / 2 + 0.5).clamp(0, 1)
 
     def _every_style(self, styles: Tensor) -> Tensor:
-        """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated.
-
-        Raises:
-            ValueError: If styles are of another shape.
-        """
+        """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated."""
         if styles.dim() == 2:
             styles = styles[:, None].expand(-1, self.num_ws, -1)
         expected = (self.num_ws, self.config.w_dim)
@@ -199,12 +180,7 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
     @renamed_arguments(layer_noise="noise_mode")
     @torch.no_grad()
     def synthesize(self, styles: Tensor, *, noise_mode: NoiseMode = "fixed", seed: int = 0) -> Tensor:
-        """Draw images (B, C, H, W) in [0, 1] from styles (B, num_ws, w_dim).
-
-        Args:
-            styles: A style for every layer, coarse to fine; or one for all layers, (B, w_dim).
-            noise_mode: See `_sample`; ``fixed`` gives equal styles equal images.
-            seed: Seed of ``random`` noise.
+        """Draw images from styles, see `StyledGenerator.synthesize`; ``fixed`` noise gives equal styles equal images.
 
         Raises:
             ValueError: If styles are of another shape, or there is no such noise mode.
@@ -227,7 +203,7 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
         center: str = "label",
         noise_mode: str = "random",
     ) -> Tensor:
-        """One batch of images.
+        """Draw one batch of images, see `Generator._sample`.
 
         Args:
             label: Conditions, (B,) or (B, K), or None.

@@ -26,11 +26,7 @@ coarse layers have many weights, which a whole batch shares."""
 
 
 class FastSynthesis(nn.Module):
-    """The inference form of `medgen.families.stylegan2.networks.Synthesis`, with copies of its weights.
-
-    Args:
-        synthesis: The network.
-    """
+    """The inference form of `medgen.families.stylegan2.networks.Synthesis`, with copies of its weights."""
 
     def __init__(self, synthesis: Synthesis) -> None:
         super().__init__()
@@ -77,11 +73,7 @@ class FastSynthesis(nn.Module):
 
 
 class FastStyledConv(nn.Module):
-    """A modulated convolution with its activation.
-
-    Args:
-        layer: The layer.
-    """
+    """A modulated convolution with its activation."""
 
     lengths: Tensor
 
@@ -133,11 +125,7 @@ class FastStyledConv(nn.Module):
 
 
 class FastToImage(nn.Module):
-    """The 1 x 1 convolution of `ToImage` as one matrix product per image.
-
-    Args:
-        layer: The layer.
-    """
+    """The 1 x 1 convolution of `ToImage` as one matrix product per image."""
 
     def __init__(self, layer: ToImage) -> None:
         super().__init__()

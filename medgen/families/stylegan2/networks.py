@@ -27,11 +27,11 @@ from medgen.nn.resampling import separable_filter, upsample
 
 
 class Mapping(nn.Module):
-    """Maps a random vector and a label to a style vector.
+    """Maps a random vector and a label to a style vector; a length of 0 leaves either out.
 
     Args:
-        z_dim: Length of the random vector; 0 for none, as in the discriminator.
-        label_dim: Length of the label vector; 0 for none.
+        z_dim: Length of the random vector.
+        label_dim: Length of the label vector.
         width: Length of the output and of all layers.
         layers: Number of layers.
         rate: Learning rate of the layers by that of the others.
@@ -60,16 +60,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class StyledConv(nn.Module):
-    """A convolution modulated by a style, with noise and a leaky ReLU.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        w_dim: Length of the style vector.
-        size: Height and width of the output.
-        upsamples: Whether it has twice the size of the input.
-        clamp: Largest absolute value of the output.
-    """
+    """A convolution modulated by a style, with noise and a leaky ReLU; it may double its input in size."""
 
     kernel: Tensor
     fixed_noise: Tensor
@@ -126,11 +117,7 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Maps style vectors, one for each layer, to an image, as a sum over resolutions.
-
-    Args:
-        config: Sizes.
-    """
+    """Maps style vectors, one for each layer, to an image, as a sum over resolutions."""
 
     kernel: Tensor
 
@@ -156,11 +143,11 @@ class Synthesis(nn.Module):
         return FastSynthesis(self)
 
     def forward(self, styles: Tensor, *noise: Tensor | None) -> Tensor:
-        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim) and the noise of each convolution.
+        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim), coarse to fine.
 
         Args:
             styles: A style vector for every layer; the last one of a resolution is also the first of the next.
-            *noise: For each of the convolutions, coarse to fine, (B or 1, 1, h, w) or None.
+            *noise: For each of the convolutions, (B or 1, 1, h, w) or None.
         """
         # Convolutions and everything around them keep this layout, in which they run faster; weights have their own.
         layout = training_layout(styles.device)

@@ -67,10 +67,11 @@ def project(
 
     Gradient descent on the distance to the image starts at the average style of the label; fading noise on the styles
     leads past poor local minima. The noise of the layers is that stored with the weights and is not fitted, other than
-    in the paper: it would hold what the generator cannot draw.
+    in the paper: it would hold what the generator cannot draw. Weights, modes and gradients of the generator stay as
+    they are.
 
     Args:
-        generator: The generator; its weights, modes and gradients stay as they are.
+        generator: The generator.
         images: Real images, (B, C, H, W) in [0, 1], of the generator's size.
         label: Their labels, see `Generator.sample`; they set where the search begins.
         steps: Steps of Adam.
@@ -92,7 +93,7 @@ def project(
         ImportError: If the weights of the default network are not installed.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", appendix D, whose schedules
-        these are; one style for every layer: Abdal et al. 2019, "Image2StyleGAN", section 3.
+    these are; one style for every layer: Abdal et al. 2019, "Image2StyleGAN", section 3.
     """
     _check(generator, images, steps, lr, perceptual_weight, pixel_weight, noise, batch_size)
     device = generator.device

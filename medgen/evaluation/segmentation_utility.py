@@ -287,8 +287,7 @@ def _interval(values: Tensor, baseline: Tensor | None = None) -> Interval:
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         less = 0.0 if baseline is None else class_means(counts, baseline)[:, 0]
-        found: NDArray[np.float64] = class_means(counts, values)[:, 0] - less
-        return found
+        return class_means(counts, values)[:, 0] - less
 
     return bootstrap(statistic, np.arange(len(values)))
 

@@ -149,9 +149,7 @@ class Case:
 
     def held_out(self, split: str) -> FeatureSet:
         """Real images of another split, without features."""
-        images = RealImages(self.datamodule, split)
-        n = len(images)
-        return FeatureSet(name=split, images=images, features={}, labels=images.labels, n=n, rows=range(n))
+        return real_features(RealImages(self.datamodule, split), [])
 
     def labelled(self, part: FeatureSet) -> LabelledImages:
         """Convert a set for classifiers, without images of unknown class."""

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -124,8 +124,7 @@ class LabelClassifier:
 
     def probabilities(self, features: Tensor) -> NDArray[np.float64]:
         """Probability of each class in the training set, (n, K), at least 1e-12."""
-        found: NDArray[np.float64] = np.clip(self.model.predict_proba(features.numpy()), 1e-12, None)
-        return found
+        return cast("NDArray[np.float64]", np.clip(self.model.predict_proba(features.numpy()), 1e-12, None))
 
     @cached_property
     def threshold(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -129,8 +129,7 @@ class SegmentationUNet(nn.Module):
         kept.pop()
         for convolutions in self.up:
             x = convolutions(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), kept.pop()], 1))
-        logits: Tensor = self.out(x)
-        return logits
+        return cast("Tensor", self.out(x))
 
 
 def _convolutions(channels: int, width: int) -> nn.Sequential:
@@ -163,8 +162,7 @@ class SegmenterModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""
-        logits: Tensor = self.network((images - 0.5) / 0.25)
-        return logits
+        return cast("Tensor", self.network((images - 0.5) / 0.25))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a batch of images and masks."""
@@ -173,8 +171,7 @@ class SegmenterModule(LightningModule):
         truth = F.one_hot(masks.long(), logits.shape[1]).movedim(-1, 1)
         probabilities = logits.softmax(1)
         overlap = 2 * (probabilities * truth).sum((0, 2, 3)) / (probabilities + truth).sum((0, 2, 3)).clamp(min=1)
-        loss: Tensor = F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean()
-        return loss
+        return cast("Tensor", F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean())
 
     def configure_optimizers(self) -> Any:
         """Set up AdamW with one cycle."""
@@ -184,8 +181,7 @@ class SegmenterModule(LightningModule):
     def masks(self, images: Tensor) -> Tensor:
         """Most probable class of each pixel, (B, H, W), of images (B, C, H, W)."""
         self.eval()
-        found: Tensor = self(images.to(self.device)).argmax(1).cpu()
-        return found
+        return cast("Tensor", self(images.to(self.device)).argmax(1).cpu())
 
 
 def train_segmenter(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -23,14 +23,12 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)): symmetric, so that rounding cannot make eigenvalues complex.
     root = _square_root(covariance_a)
     cross: Tensor = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    distance: Tensor = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
-    return distance
+    return (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
 
 
 def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return root
+    return cast("Tensor", vectors * values.clamp(min=0).sqrt() @ vectors.T)
 
 
 def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int = 15, seed: int = 0) -> Tensor:
@@ -57,8 +55,7 @@ def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int 
         distance = (mean - part.mean(0)).square().sum() + covariance.trace() + centred.square().sum() - 2 * cross
         distances.append(distance)
     line = torch.stack([torch.ones(sizes), 1 / counts], dim=1).double()
-    intercept: Tensor = torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0]
-    return intercept
+    return cast("Tensor", torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0])
 
 
 class FrechetDistance(FeatureMetric):

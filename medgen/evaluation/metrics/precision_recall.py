@@ -111,7 +111,7 @@ class PrecisionRecall(SampleMetric):
         self.ks = _checked(ks)
 
     def compute(self) -> dict[str, Tensor]:
-        """``precision`` and ``recall`` with Wilson's intervals, and ``f1``; ValueError if a set is no larger than k."""
+        """``precision`` and ``recall`` with Wilson's intervals, and ``f1``; ValueError if a set has too few images."""
         numbers: dict[str, Tensor] = {}
         for k, hits in manifold_hits(*self.sets(max(self.ks) + 1), ks=self.ks).items():
             suffix = "" if k == 3 else f"_k{k}"
@@ -123,7 +123,7 @@ class PrecisionRecall(SampleMetric):
 
 
 class DensityCoverage(SampleMetric):
-    """``density``, robust against outliers among real images, and ``coverage``, of `k` neighbours; real images get about 1."""
+    """``density``, robust against outliers among real images, and ``coverage``; real images get about 1."""
 
     higher_is_better = True
     least = 6  # one more than the default number of neighbours
@@ -139,7 +139,7 @@ class DensityCoverage(SampleMetric):
         (self.k,) = _checked([k])
 
     def compute(self) -> dict[str, Tensor]:
-        """``density`` with a bootstrap interval, ``coverage`` with Wilson's; ValueError if a set is no larger than `k`."""
+        """``density`` with a bootstrap interval, ``coverage`` with Wilson's; ValueError if a set has too few images."""
         hits = crowding(*self.sets(self.k + 1), k=self.k)
         return named("density", bootstrap_mean(hits.crowd)) | named("coverage", share(hits.reached))
 

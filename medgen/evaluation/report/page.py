@@ -229,14 +229,11 @@ def _cell(score: Score, best: float | None) -> Cell:
 def _note(name: str, by_column: Mapping[str, Score], judge: str) -> str:
     """Difference between rows of one title: neighbours, kind, class or way, network."""
     plain, _, label = name.partition(":")
-    kind = next((text for suffix, text in _KINDS.items() if plain.endswith(suffix)), "")
+    kind = "on training images" if plain.endswith(("_mse_train", "_psnr_train", "_ssim_train")) else ""
     k = plain.partition("_k")[2] if "_k" in plain else ""
     network = next(iter(by_column.values())).network
     parts = [f"k = {k}" if k.isdigit() else "", kind, label.strip(), network if network != judge else ""]
     return ", ".join(part for part in parts if part)
-
-
-_KINDS = {"_mse_train": "on training images", "_psnr_train": "on training images", "_ssim_train": "on training images"}
 
 
 def _number(value: float) -> str:

@@ -114,8 +114,7 @@ def resized(semantic: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a semantic map by nearest neighbours."""
     if tuple(semantic.shape[2:]) == tuple(size):
         return semantic
-    smaller: Tensor = F.interpolate(semantic, size=tuple(size))
-    return smaller
+    return F.interpolate(semantic, size=tuple(size))
 
 
 def semantic_map(masks: Tensor, num_classes: int, *, dont_care: bool = False, edges: Tensor | None = None) -> Tensor:

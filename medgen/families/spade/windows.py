@@ -6,7 +6,7 @@ equal: all of one class. Outputs are computed once for each distinct neighbourho
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +71,7 @@ def _neighbourhoods(numbers: Tensor, size: int) -> Tensor | None:
 
 def _numbered(values: Tensor) -> Tensor:
     """Replace values by numbers, from 0 on without gaps."""
-    numbers: Tensor = torch.unique(values, return_inverse=True)[1]
-    return numbers
+    return cast("Tensor", torch.unique(values, return_inverse=True)[1])
 
 
 def _places(numbers: Tensor) -> Tensor:

@@ -50,8 +50,7 @@ class Mapping(nn.Module):
         parts = [] if z is None else [_unit(z.float())]
         if self.embed is not None and label is not None:
             parts.append(_unit(self.embed(label.float())))
-        styles: Tensor = self.layers(torch.cat(parts, dim=1))
-        return styles
+        return cast("Tensor", self.layers(torch.cat(parts, dim=1)))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -190,8 +189,7 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H / 2, W / 2)."""
         gain = math.sqrt(0.5)
-        out: Tensor = self.skip(x, gain=gain) + self.second(self.first(x), gain=gain)
-        return out
+        return cast("Tensor", self.skip(x, gain=gain) + self.second(self.first(x), gain=gain))
 
 
 class Discriminator(nn.Module):

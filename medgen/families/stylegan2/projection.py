@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from medgen.families.stylegan2.generator import StyledGenerator
+from medgen.images import check_images
 from medgen.labels import Label
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.losses.ssim import ssim
@@ -25,8 +26,6 @@ _SPREAD_DRAWS = 256
 """Number of styles whose mean distance from the average one is the unit of noise."""
 _RISE, _FALL, _NOISY = 0.05, 0.25, 0.75
 """Shares of the steps in which the learning rate rises, in which it falls, and in which there is noise."""
-_ROUNDING = 1e-3
-"""Largest distance from [0, 1] that rounding may bring an image to."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,9 @@ def project(
             source = NoiseSource(seed, range(len(images))[part], device)
             parts.append(_search(generator, images[part], starts[part], scale[part], distances, steps, lr, source, bar))
     styles, images = torch.cat(parts), images.cpu()
-    reconstructions = torch.cat([generator.synthesize(part).cpu() for part in styles.split(batch_size)])
-    mse = (reconstructions - images).square().mean((1, 2, 3))
-    return Projection(
-        styles=styles.cpu(),
-        reconstructions=reconstructions,
-        mse=mse,
-        psnr=-10 * mse.log10(),
-        ssim=ssim(reconstructions, images),
-    )
+    copies = torch.cat([generator.synthesize(part).cpu() for part in styles.split(batch_size)])
+    mse = (copies - images).square().mean((1, 2, 3))
+    return Projection(styles.cpu(), copies, mse, psnr=-10 * mse.log10(), ssim=ssim(copies, images))
 
 
 def _check(
@@ -138,16 +131,9 @@ def _check(
     noise: float,
     batch_size: int,
 ) -> None:
-    expected = (generator.config.channels, *generator.config.image_size)
-    if images.dim() != 4 or images.shape[1:] != expected:
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; expected (B, {', '.join(map(str, expected))}): resize them first"
-        )
+    check_images(images, channels=generator.config.channels, size=generator.config.image_size)
     if not len(images):
         raise ValueError("there are no images; give at least one")
-    inside = images.is_floating_point() and bool(((images >= -_ROUNDING) & (images <= 1 + _ROUNDING)).all())
-    if not inside:  # also where there is NaN
-        raise ValueError(f"images are {images.dtype} with values outside [0, 1]; divide by the largest grey level")
     for name, count in (("steps", steps), ("batch_size", batch_size)):
         if whole_number(name, count) < 1:
             raise ValueError(f"{name} is {count}; use at least 1")

@@ -121,10 +121,8 @@ def _fitted(
         return None if numbers else _relabelled(theirs, old.label_names, new.label_names)
     if theirs.shape == mine.shape:
         return theirs
-    for start, fit in _FITS.items():
-        if name.startswith(start):
-            return fit(theirs, mine)
-    return None
+    fit = next((fit for start, fit in _FITS.items() if name.startswith(start)), None)
+    return None if fit is None else fit(theirs, mine)
 
 
 def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:

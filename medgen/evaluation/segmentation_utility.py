@@ -84,10 +84,10 @@ class SegmentationSetup:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One score on the test patients, with equal weights, and its difference to a baseline.
+    """One score on the test patients, with equal weights, and its difference to a baseline; intervals over patients.
 
     Attributes:
-        value: Mean over classes and test patients; all intervals are over test patients.
+        value: Mean over classes and test patients.
         per_class: Mean of each class.
         per_label: Mean over classes of the test patients with each label, such as a pathology.
         by_patient: Mean over classes of each test patient, (P,), in the order of patient numbers.

@@ -27,11 +27,9 @@ _READ = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentedImages(Selected):
-    """Images with label maps.
+    """Images with masks, the class of each pixel, (n, H, W) integers when sliced; 0 is the background.
 
-    Attributes:
-        masks: Class of each pixel, (n, H, W) integers when sliced; 0 is the background.
-        labels: Label of each image, such as the pathology, (n,) int64; None if unknown.
+    Labels of images, such as the pathology, are (n,) int64; None if unknown.
     """
 
     masks: ImageSet | Tensor
@@ -247,10 +245,9 @@ def _dice(found: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientScores:
-    """Scores of a segmentation network for each patient.
+    """Scores of a segmentation network for each patient, by patient number (P,).
 
     Attributes:
-        patients: Patient numbers, (P,) int64.
         labels: Label of each patient, (P,) int64, taken from the first image; None if unknown.
         dice: Dice over all pixels of a patient, for each class but the background, (P, K - 1) float64. NaN if no image
             of the patient, or no mask of the data, has the class.

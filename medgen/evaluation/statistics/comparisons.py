@@ -18,13 +18,10 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of networks trained in one way.
+    """Result of networks trained in one way, with that of each class or finding and of each repetition.
 
     Attributes:
-        name: Name of the way.
         value: Mean over repetitions, such as of the area under the ROC curve; interval over test patients.
-        per_label: Value of each class or finding.
-        runs: Value of each repetition, (r,).
         baseline: Name of the way it is compared with; empty for the baseline itself.
         p: Two-sided Wilcoxon signed-rank test of the repetitions against the baseline's, Holm-corrected for the number
             of ways; NaN for the baseline, or if too few repetitions differ.

@@ -92,12 +92,10 @@ def near_duplicates(
 
 
 class _Thumbnails:
-    """All images of a set, small and grey.
+    """All images of a set, small and grey, (n, 1, SIDE, SIDE): details, and blurred for the coarse comparison.
 
-    Attributes:
-        details: Without slow changes of brightness and contrast, (n, 1, SIDE, SIDE). Even contrast keeps the edge of a
-            field of view, which all images of a camera share, from outweighing its content.
-        broad: Blurred to the resolution of the coarse comparison, (n, 1, SIDE, SIDE).
+    Details are without slow changes of brightness and contrast. Even contrast keeps the edge of a field of view, which
+    all images of a camera share, from outweighing its content.
     """
 
     def __init__(self, images: ImageSet | Tensor, batch_size: int) -> None:

@@ -21,7 +21,6 @@ class ReaderScore:
     """Results of one reader; intervals are Wilson's.
 
     Attributes:
-        answered: Number of questions.
         fake_identification_rate: Share of synthetic images called synthetic (FIR).
         false_alarm_rate: Share of real images called synthetic.
         error_rate: Share of wrong calls.

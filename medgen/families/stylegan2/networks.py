@@ -27,14 +27,9 @@ from medgen.nn.resampling import separable_filter, upsample
 
 
 class Mapping(nn.Module):
-    """Maps a random vector and a label to a style vector; a length of 0 leaves either out.
+    """Maps a random vector and a label to a style vector of the width of all layers; a length of 0 leaves either out.
 
-    Args:
-        z_dim: Length of the random vector.
-        label_dim: Length of the label vector.
-        width: Length of the output and of all layers.
-        layers: Number of layers.
-        rate: Learning rate of the layers by that of the others.
+    `rate` is the learning rate of the layers by that of the others.
     """
 
     def __init__(self, z_dim: int, label_dim: int, width: int, layers: int, rate: float = 0.01) -> None:
@@ -195,10 +190,7 @@ class DiscriminatorBlock(nn.Module):
 class Discriminator(nn.Module):
     """Predicts the logit of an image being real; with labels, of being real and of that label (projection).
 
-    Args:
-        config: The generator's, whose sizes it has.
-        group: Images per group of minibatch deviation.
-        mapping_layers: Layers that read the label.
+    `group` is the number of images per group of minibatch deviation; `mapping_layers` read the label.
     """
 
     def __init__(self, config: StyleGAN2Config, *, group: int = 4, mapping_layers: int = 8) -> None:

@@ -30,14 +30,12 @@ _RISE, _FALL, _NOISY = 0.05, 0.25, 0.75
 
 @dataclass(frozen=True)
 class Projection:
-    """Styles of real images, and how close their reconstructions are.
+    """Styles of real images, (B, num_ws, w_dim), their reconstructions, and errors of each image, (B,).
 
     Attributes:
-        styles: (B, num_ws, w_dim), for `synthesize` and `medgen.families.stylegan2.latents`.
         reconstructions: Images drawn from the styles, (B, C, H, W) in [0, 1].
-        mse: Mean square error of each image, (B,).
-        psnr: Peak signal-to-noise ratio in dB, (B,); infinite for an exact copy.
-        ssim: Structural similarity, (B,); 1 for an exact copy.
+        psnr: Peak signal-to-noise ratio in dB; infinite for an exact copy.
+        ssim: Structural similarity; 1 for an exact copy.
     """
 
     styles: Tensor

@@ -48,13 +48,9 @@ SECTIONS = ("fidelity", "variety", "labels", "utility", "privacy", "bias", "effi
 
 
 class Meaning(NamedTuple):
-    """Explanation of the scores of one name.
+    """Section of a report, one of `SECTIONS`, title of a row, and one sentence for readers who do not know the score.
 
-    Attributes:
-        section: Part of a report, one of `SECTIONS`.
-        title: Name of the row in a table.
-        better: 1 if higher is better, -1 if lower is better, 0 if neither.
-        text: One sentence for readers who do not know the score.
+    `better` is 1 if higher is better, -1 if lower is better, 0 if neither.
     """
 
     section: str

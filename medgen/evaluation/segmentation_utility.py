@@ -35,12 +35,9 @@ By = Literal["class", "label"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Some real training patients, and samples of a generator trained on these patients only.
+    """Some real training patients, and images and requested masks of a generator trained on these patients only.
 
-    Attributes:
-        real: Images of the patients.
-        synthetic: Generated images with the requested label maps; None without a generator. Their labels, in the label
-            space of `real`, allow targeted synthesis.
+    Without a generator there are none. Labels in the label space of `real` allow targeted synthesis.
     """
 
     real: SegmentedImages
@@ -87,10 +84,10 @@ class SegmentationSetup:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One score on the test patients, with equal weights, and its difference to a baseline.
+    """One score on the test patients, with equal weights, and its difference to a baseline; intervals over patients.
 
     Attributes:
-        value: Mean over classes and test patients; all intervals are over test patients.
+        value: Mean over classes and test patients.
         per_class: Mean of each class.
         per_label: Mean over classes of the test patients with each label, such as a pathology.
         by_patient: Mean over classes of each test patient, (P,), in the order of patient numbers.
@@ -112,10 +109,6 @@ class SegmentationOutcome:
     """Result of networks trained in one way on some patients.
 
     Attributes:
-        name: Name of the way.
-        patients: Number of real training patients.
-        real: Number of real training images.
-        synthetic: Number of synthetic training images.
         target: Label of targeted synthetic images; empty for others.
         baseline: Way it is compared with, without its new part; empty for real images alone.
         dice: Dice, 1 at best.
@@ -133,14 +126,9 @@ class SegmentationOutcome:
 
 
 def choose_patients(groups_of_patients: Mapping[str, str], k: int, seed: int = 0) -> list[str]:
-    """Draw `k` patients at random, with the groups in the shares they have among all.
+    """Draw `k` patients at random, with the groups, such as pathologies, in the shares they have among all.
 
     With one seed, the patients of a smaller `k` are among those of a larger one, so that learning curves add patients.
-
-    Args:
-        groups_of_patients: Group of each patient, such as the pathology, in any order.
-        k: Number of patients.
-        seed: Seed of the draw.
 
     Raises:
         ValueError: If there are fewer than `k` patients, or `k` is below 1.
@@ -173,15 +161,9 @@ def segmentation_utility_by_patients(cohorts: Sequence[Cohort], setup: Segmentat
 
     The ways are real images alone, with classical augmentation, with synthetic images, with both, and with targeted
     synthetic images: those of the label on whose validation patients the networks of real images alone have the lowest
-    Dice. Ways with synthetic images are compared with the same way without them.
-
-    Args:
-        cohorts: Training patients, such as 5, 10 and 20 of them, each with images of their own generator.
-        setup: Data and settings.
-
-    Returns:
-        One row for each cohort and way; only the first two ways without a generator, and no targeted synthesis without
-        labels of the synthetic and validation images.
+    Dice. Ways with synthetic images are compared with the same way without them. There is one row for each cohort and
+    way; only the first two ways without a generator, and no targeted synthesis without labels of the synthetic and
+    validation images.
 
     Raises:
         ValueError: If sizes do not fit the network, masks hold other classes, or all test masks are background.
@@ -305,8 +287,7 @@ def _interval(values: Tensor, baseline: Tensor | None = None) -> Interval:
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         less = 0.0 if baseline is None else class_means(counts, baseline)[:, 0]
-        found: NDArray[np.float64] = class_means(counts, values)[:, 0] - less
-        return found
+        return class_means(counts, values)[:, 0] - less
 
     return bootstrap(statistic, np.arange(len(values)))
 
@@ -320,10 +301,7 @@ def _p(values: Tensor, baseline: Tensor) -> float:
 def utility_table(outcomes: Sequence[SegmentationOutcome], measure: Measure = "dice", by: By = "class") -> str:
     """Format the rows as a Markdown table: one score with intervals, the gain over the baseline, its p.
 
-    Args:
-        outcomes: Result of `segmentation_utility_by_patients`.
-        measure: ``"dice"``, or ``"hausdorff"`` in pixels.
-        by: Columns for each ``"class"`` of the masks, or for each ``"label"`` of the test patients.
+    Columns are for each ``"class"`` of the masks, or for each ``"label"`` of the test patients.
 
     Raises:
         ValueError: If there are no rows.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from medgen.evaluation.checks.case import Check
@@ -30,5 +30,4 @@ CHECKS: dict[str, str] = {
 
 def load_check(name: str) -> Check:
     """Import a check of `CHECKS`."""
-    found: Check = import_module(CHECKS[name]).CHECK
-    return found
+    return cast("Check", import_module(CHECKS[name]).CHECK)

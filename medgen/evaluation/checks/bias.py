@@ -8,14 +8,7 @@ from functools import partial
 import torch
 
 from medgen.evaluation.checks.case import CLASS_LEAST, Case, Check, Figure, Findings
-from medgen.evaluation.checks.utility import (
-    P_MEANING,
-    feature_utility,
-    gan_train,
-    outcome_caption,
-    outcome_scores,
-    utility_setup,
-)
+from medgen.evaluation.checks.utility import P_MEANING, add_outcomes, feature_utility, gan_train, utility_setup
 from medgen.evaluation.checks.variety import mean_image
 from medgen.evaluation.judges.classifier import train_classifier
 from medgen.evaluation.judges.saliency import (
@@ -25,7 +18,6 @@ from medgen.evaluation.judges.saliency import (
     without_borders,
     without_boxes,
 )
-from medgen.evaluation.report.plots import intervals_plot
 from medgen.evaluation.scores import Meaning, score
 from medgen.evaluation.sets import known_and_positive
 from medgen.images import image_grid
@@ -37,23 +29,23 @@ def bias(case: Case) -> Findings:
     classifier = train_classifier([setup.train], setup.val, setup.recipe, case.space, device=setup.device)
     found, pictures, captions = Findings(), [], []
     for k, label in enumerate(case.space.names):
-        sides = (("real", setup.test), ("generated", setup.synthetic))
-        if any(not bool(known_and_positive(data.labels[data.rows], k)[1].any()) for _, data in sides):
+        sides = (("real", setup.test, case.held_out("test")), ("generated", setup.synthetic, case.generated))
+        rows = {kind: data.rows[known_and_positive(data.labels[data.rows], k)[1]] for kind, data, _ in sides}
+        if not all(len(shown) for shown in rows.values()):
             found.warnings.append(f"saliency: {label} is missing on one side")
             continue
-        for kind, data in sides:
+        for kind, data, part in sides:
             saliency = mean_saliency(classifier, data, k)
-            mean = mean_image(data.images, data.rows[known_and_positive(data.labels[data.rows], k)[1]])
-            pictures.append(saliency_picture(mean, saliency))
+            pictures.append(saliency_picture(mean_image(data.images, rows[kind]), saliency))
             captions.append(f"{kind} {label}")
             found.scores.append(
                 score(
                     f"border_saliency_{kind}:{label}",
                     border_share(saliency),
-                    case.generated if kind == "generated" else case.held_out("test"),
+                    part,
                     case.train,
                     judge=setup.recipe.network,
-                    n_generated=int(known_and_positive(data.labels[data.rows], k)[1].sum()),
+                    n_generated=len(rows[kind]),
                 )
             )
     if pictures:
@@ -76,15 +68,8 @@ def bias(case: Case) -> Findings:
         ("gan_train", "Trained on synthetic, tested on real", gan_train(bare)),
         ("features", "Feature-extraction utility", feature_utility(bare)),
     ):
-        found.scores += outcome_scores(case, f"{name}_without_{hidden}", outcomes)
-        found.figures.append(
-            Figure(
-                name=f"utility_{name}_without_{hidden}",
-                title=f"{title}, without {hidden}",
-                caption=f"{where} were hidden. " + outcome_caption(outcomes, bare),
-                image=intervals_plot({item.name: item.value for item in outcomes}, label="AUC"),
-            )
-        )
+        name, title = f"{name}_without_{hidden}", f"{title}, without {hidden}"
+        add_outcomes(found, case, name, title, outcomes, bare, f"{where} were hidden. ")
     return found
 
 

@@ -34,13 +34,10 @@ HOW_TO_LABEL = "a folder of images gets them from a samples.csv with the columns
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture of a report.
+    """A picture of a report, or the text of an SVG, with its file name without suffix.
 
     Attributes:
-        name: File name without suffix.
-        title: Heading.
         caption: A sentence or two about what it shows.
-        image: A picture, or the text of an SVG.
         patients: Whether it shows images of real patients.
     """
 
@@ -66,13 +63,7 @@ class Figure:
 
 @dataclass(kw_only=True)
 class Findings:
-    """Results of a check.
-
-    Attributes:
-        scores: Numbers.
-        figures: Pictures.
-        warnings: Facts a reader must know before believing a number.
-    """
+    """Results of a check: numbers, pictures, and facts a reader must know before believing a number."""
 
     scores: list[Score] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
@@ -110,16 +101,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Input of a check: one judged source beside the real images.
-
-    Attributes:
-        opened: The judged source.
-        generated: Its images and their features.
-        real: The real images and their features.
-        datamodule: The real data.
-        settings: Settings of the report.
-        options: Sampling options.
-    """
+    """Input of a check: one judged source and its images beside the real ones, with settings and sampling options."""
 
     opened: Opened
     generated: FeatureSet
@@ -167,9 +149,7 @@ class Case:
 
     def held_out(self, split: str) -> FeatureSet:
         """Real images of another split, without features."""
-        images = RealImages(self.datamodule, split)
-        n = len(images)
-        return FeatureSet(name=split, images=images, features={}, labels=images.labels, n=n, rows=range(n))
+        return real_features(RealImages(self.datamodule, split), [])
 
     def labelled(self, part: FeatureSet) -> LabelledImages:
         """Convert a set for classifiers, without images of unknown class."""

@@ -21,15 +21,13 @@ from medgen.labels import LabelSpace
 def class_distances_check(case: Case) -> Findings:
     """Measure `class_distances`, draw them, and warn of generated classes that lie nearer to another real class."""
     found = class_distances(case.generated, case.real, case.judge, case.space)
+    sides = [name.partition(": ") for name in found.names]
+    real = {j: label for j, (kind, _, label) in enumerate(sides) if kind == "real"}
     warnings = []
-    for i, name in enumerate(found.names):
-        kind, _, label = name.partition(": ")
-        if kind == "generated":
-            real = {j: other for j, other in enumerate(found.names) if other.startswith("real: ")}
-            nearest = min(real, key=lambda j: found.matrix[i, j])
-            if real[nearest] != f"real: {label}":
-                other = real[nearest].removeprefix("real: ")
-                warnings.append(f"generated images of {label} lie nearer to real {other} than to their own class")
+    for i, (kind, _, label) in enumerate(sides):
+        nearest = real[min(real, key=lambda j: found.matrix[i, j])]
+        if kind == "generated" and nearest != label:
+            warnings.append(f"generated images of {label} lie nearer to real {nearest} than to their own class")
     scores = [
         score(
             f"class_distance:{a} to {b}",
@@ -67,7 +65,7 @@ class ClassDistances:
     """Fréchet distances between all classes of the real and of the generated images.
 
     Attributes:
-        names: Names of the sets, ``real: CLASS`` and ``generated: CLASS``.
+        names: Names of the K sets, ``real: CLASS`` and ``generated: CLASS``.
         matrix: Distances, symmetric, (K, K).
         n: Number of images of each set.
     """

@@ -219,12 +219,9 @@ def _figure(segmenter: SegmenterModule, synthetic: SegmentedImages, masks: Tenso
 
 
 class Agreement(NamedTuple):
-    """Agreement of predicted label maps with masks, with 95 % intervals over patients.
+    """Agreement of predicted label maps with masks, of synthetic and real images, with 95 % intervals over patients.
 
-    Attributes:
-        synthetic: On synthetic images, with the requested masks.
-        real: On real images, with their masks.
-        ratio: Synthetic over real, NaN if the real value is 0; patients on both sides are resampled together.
+    The ratio of synthetic to real, of which patients are resampled together, is NaN if the real value is 0.
     """
 
     synthetic: Interval
@@ -236,11 +233,8 @@ class Agreement(NamedTuple):
 class Consistency:
     """Agreement of images with their masks, as seen by a segmentation network trained on real images.
 
-    Attributes:
-        dice: Mean Dice over classes; at a ratio of 1 synthetic images show their masks as clearly as real ones.
-        hausdorff: Mean 95 % Hausdorff distance over classes in pixels; a larger ratio is worse.
-        dice_per_class: Dice of each class.
-        hausdorff_per_class: Hausdorff distance of each class.
+    At a ratio of 1 of `dice`, synthetic images show their masks as clearly as real ones; of `hausdorff`, the mean 95 %
+    Hausdorff distance in pixels, a larger ratio is worse.
     """
 
     dice: Agreement
@@ -340,14 +334,9 @@ def style_agreement(
     groups: Tensor | None = None,
     batch_size: int = 16,
 ) -> StyleAgreement:
-    """Compare images of the same masks in two styles: predicted label maps and intensities.
+    """Compare images (n, C, H, W) in [0, 1] of the same masks in two styles: predicted label maps and intensities.
 
-    Args:
-        segmenter: A network trained on real images.
-        images_a: Images in one style, (n, C, H, W) in [0, 1].
-        images_b: Images of the same masks in another style, in the same order.
-        groups: Patient of each mask, (n,) int64; None if masks are independent.
-        batch_size: Images processed together.
+    Images are in the same order; groups are the patients of the masks, (n,) int64, or None if masks are independent.
 
     Raises:
         ValueError: If shapes differ, or there is not one group for each image.

@@ -43,16 +43,8 @@ def controls(
 ) -> dict[str, dict[str, Score]]:
     """Scores of training images in place of generated ones: the best a model can hope for, and blurred, a poor one.
 
-    Args:
-        datamodule: The real data.
-        network: The feature network.
-        metrics: Names of `medgen.evaluation.METRICS`.
-        n: Number of training images, with labels distributed as in `split`; by default that of `split`.
-        split: The real images to compare with.
-        seed: Seed of the choice of training images.
-
-    Returns:
-        Scores by name under ``train`` and ``train, blurred by 1 pixel``.
+    There are `n` training images, by default as many as real ones in `split`, with labels distributed as there. Scores
+    are by name, under ``train`` and ``train, blurred by 1 pixel``.
     """
     train, reference = RealImages(datamodule, "train"), RealImages(datamodule, split)
     images = pick_matched(train, reference, len(reference) if n is None else n, seed=seed)

@@ -25,11 +25,8 @@ def inception_scores(
     """Inception score: high if a classifier is sure of each image and sees all classes equally often.
 
     The classifier is a multinomial logistic regression of the data's own classes on the network's features; the
-    ImageNet classes of the paper say little about medical images. The upper limit is the number of classes.
-
-    Returns:
-        ``inception_score`` of the generated and of the real images, with bootstrap intervals; empty for labels other
-        than classes.
+    ImageNet classes of the paper say little about medical images. The upper limit is the number of classes. There are
+    scores of the generated and of the real images, with bootstrap intervals; none for labels other than classes.
 
     Source: Salimans et al. 2016, "Improved techniques for training GANs", section 4.
     """

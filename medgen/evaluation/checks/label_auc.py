@@ -24,15 +24,10 @@ def label_auc(case: Case) -> Findings:
 def label_aucs(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -> dict[str, Score]:
     """Areas under the ROC curves of classifiers trained on real images, on generated and held-out real images.
 
-    Args:
-        readers: The classifiers.
-        generated: Generated images with the labels they were requested with.
-        real: Held-out real images, as the upper limit: a model can hardly show a label more clearly.
-
-    Returns:
-        ``label_auc_generated`` and ``label_auc_real`` with 95 % intervals; with more than two classes one of each per
-        class or finding, its name after a colon. `Score.real` is the training set of the classifier. Classes with too
-        few images in one of the sets are left out, with a warning.
+    Held-out real images give the upper limit: a model can hardly show a label more clearly. The scores are
+    ``label_auc_generated`` and ``label_auc_real`` with 95 % intervals; with more than two classes one of each per class
+    or finding, its name after a colon. `Score.real` is the training set of the classifier. Classes with too few images
+    in one of the sets are left out, with a warning.
 
     Raises:
         ValueError: If a set has no labels.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,13 +34,12 @@ def label_prevalence(case: Case) -> Findings:
 def label_prevalences(readers: LabelReaders, generated: FeatureSet, real: FeatureSet) -> dict[str, Score]:
     """Prevalence of each label in generated and in held-out real images, as the classifiers see it.
 
-    Returns:
-        ``prevalence_generated``, ``prevalence_real`` and ``prevalence_difference`` with 95 % intervals, named like the
-        scores of `medgen.evaluation.checks.label_auc.label_aucs`. If the requested labels are distributed as the real
-        ones, a difference below 0 says that the generator drops the label.
+    The scores are ``prevalence_generated``, ``prevalence_real`` and ``prevalence_difference`` with 95 % intervals,
+    named like those of `medgen.evaluation.checks.label_auc.label_aucs`. If the requested labels are distributed as the
+    real ones, a difference below 0 says that the generator drops the label.
 
     Source: Segal et al. 2021, "Evaluating the clinical realism of synthetic chest X-rays generated using progressively
-    growing GANs", figure 6.
+    growing GANs", figure 6 and section "Label prevalence".
     """
     found = {}
     train, network = readers.train, readers.network
@@ -58,13 +57,7 @@ def label_prevalences(readers: LabelReaders, generated: FeatureSet, real: Featur
 
 
 class Prevalence(NamedTuple):
-    """Share of images that a classifier calls positive, with 95 % intervals.
-
-    Attributes:
-        real: Share of the real images.
-        generated: Share of the generated images.
-        difference: Generated less real; below 0 if the generator drops the label.
-    """
+    """Shares of images that a classifier calls positive, with 95 % intervals; `difference` is generated less real."""
 
     real: Interval
     generated: Interval
@@ -72,16 +65,9 @@ class Prevalence(NamedTuple):
 
 
 def prevalence(real: Tensor, generated: Tensor, *, patients: Tensor | None = None, seed: int = 0) -> Prevalence:
-    """Compare the shares of positive answers of a classifier.
+    """Compare the shares of positive answers of a classifier for real (n,) and generated images (m,), bool.
 
-    Args:
-        real: Answers for real images, (n,) bool.
-        generated: Answers for generated images, (m,) bool.
-        patients: Patient of each real image, (n,), resampled whole; None if images are independent.
-        seed: Seed of the bootstrap.
-
-    Source: Segal et al. 2021, "Evaluating the clinical realism of synthetic chest X-rays generated using progressively
-    growing GANs", section "Label prevalence".
+    Patients of real images, (n,), are resampled whole; None if images are independent.
     """
     groups = np.arange(len(real)) if patients is None else patients.numpy()
     joined = np.concatenate([groups, groups.max() + 1 + np.arange(len(generated))])
@@ -89,15 +75,13 @@ def prevalence(real: Tensor, generated: Tensor, *, patients: Tensor | None = Non
     is_real = np.arange(len(answers)) < len(real)
 
     def real_share(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        found: NDArray[np.float64] = counts @ answers[: len(real)] / counts.sum(1)
-        return found
+        return cast("NDArray[np.float64]", counts @ answers[: len(real)] / counts.sum(1))
 
     def difference(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         of_real, of_generated = counts * is_real, counts * ~is_real
         with np.errstate(invalid="ignore"):  # a resample may hold one kind only: NaN
             shares = [part @ answers / part.sum(1) for part in (of_generated, of_real)]
-        found: NDArray[np.float64] = shares[0] - shares[1]
-        return found
+        return cast("NDArray[np.float64]", shares[0] - shares[1])
 
     return Prevalence(
         real=bootstrap(real_share, groups, resamples=PREVALENCE_RESAMPLES, seed=seed),

@@ -103,9 +103,7 @@ def privacy(case: Case) -> Findings:
 class NearestTraining:
     """Nearest training image of each generated and each held-out real image, in one feature space.
 
-    Attributes:
-        generated: Neighbours of the generated images; `index` is the row of the train split.
-        held_out: Neighbours of real images of other patients, as the baseline without memorisation.
+    Held-out images are of other patients: the baseline without memorisation. `index` is the row of the train split.
     """
 
     generated: Neighbours
@@ -139,13 +137,9 @@ def nearest_training(
 
 
 def authenticity(generated: Neighbours, train: Tensor) -> Tensor:
-    """Test that generated images are no variants of a training image, (n,) bool.
+    """Test that generated images are no variants of a training image, (n,) bool, whose features are (m, D).
 
     A variant lies nearer to its nearest training image than that image's own nearest neighbour.
-
-    Args:
-        generated: Nearest training image of each generated one.
-        train: Features of the training images, (m, D).
 
     Source: Alaa et al. 2022, "How faithful is your synthetic data?", section 4.
     """
@@ -156,14 +150,10 @@ def authenticity(generated: Neighbours, train: Tensor) -> Tensor:
 def copying_z(generated: Tensor, held_out: Tensor, *, cells: Tensor | None = None, least: int = 20) -> float:
     """Statistic C_T: a z score below about -3 says that generated images crowd around training images.
 
-    Distances to the nearest training image of generated and of held-out real images are compared by the Mann-Whitney
-    test within each cell of the training space, and averaged with the shares of held-out images as weights.
-
-    Args:
-        generated: Distance of each generated image to its nearest training image, (n,).
-        held_out: Distance of each held-out real image, (m,).
-        cells: Cell of each generated, then of each held-out image, (n + m,) int64; None makes one cell of all.
-        least: Cells with fewer images of one kind are left out; NaN if none is left.
+    Distances to the nearest training image of generated, (n,), and of held-out real images, (m,), are compared by the
+    Mann-Whitney test within each cell of the training space, and averaged with the shares of held-out images as
+    weights. Cells, (n + m,) int64, generated images first, are left out if they have fewer than `least` of one kind;
+    NaN if none is left. None makes one cell of all.
 
     Source: Meehan et al. 2020, "A non-parametric test to detect data-copying in generative models", eq. 3.
     """
@@ -184,14 +174,7 @@ def copying_z(generated: Tensor, held_out: Tensor, *, cells: Tensor | None = Non
 
 
 def training_cells(train: Tensor, *others: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Divide a feature space by k-means on training images, and return the cell of each other vector.
-
-    Args:
-        train: Features of the training images, (m, D).
-        *others: Vectors to assign, (n, D) each, concatenated in the result.
-        count: Number of cells.
-        seed: Seed of the first centres.
-    """
+    """Divide a feature space by k-means on training images (m, D); number the cell of each other vector, in order."""
     from sklearn.cluster import KMeans
 
     cells = KMeans(count, n_init=1, random_state=seed).fit(train.numpy())

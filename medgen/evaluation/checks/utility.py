@@ -24,11 +24,11 @@ from medgen.evaluation.judges.classifier import (
     LabelledImages,
     macro_auc,
     train_classifier,
+    usable_labels,
 )
 from medgen.evaluation.judges.short_training import CLASSICAL
 from medgen.evaluation.report.plots import intervals_plot
 from medgen.evaluation.scores import Meaning, Score, score
-from medgen.evaluation.sets import known_and_positive
 from medgen.evaluation.statistics.comparisons import Outcome, compare_ways, folds_without_one
 from medgen.evaluation.statistics.intervals import RESAMPLES, Interval, bootstraps
 from medgen.evaluation.statistics.roc import weighted_areas
@@ -56,16 +56,18 @@ def utility(case: Case) -> Findings:
         ("Trained on synthetic, tested on real", "gan_train", gan_train(setup)),
         ("Trained on real, tested on synthetic", "gan_test", gan_test(setup)),
     ):
-        found.scores += outcome_scores(case, name, outcomes)
-        found.figures.append(
-            Figure(
-                name=f"utility_{name}",
-                title=title,
-                caption=outcome_caption(outcomes, setup),
-                image=intervals_plot({item.name: item.value for item in outcomes}, label="AUC", reference=None),
-            )
-        )
+        add_outcomes(found, case, name, title, outcomes, setup)
     return found
+
+
+def add_outcomes(
+    found: Findings, case: Case, name: str, title: str, outcomes: Sequence[Outcome], setup: UtilitySetup, note: str = ""
+) -> None:
+    """Add scores of outcomes, and a plot of them; the note stands before its caption."""
+    found.scores += outcome_scores(case, name, outcomes)
+    caption, rows = note + outcome_caption(outcomes, setup), {item.name: item.value for item in outcomes}
+    image = intervals_plot(rows, label="AUC")
+    found.figures.append(Figure(name=f"utility_{name}", title=title, caption=caption, image=image))
 
 
 def utility_setup(case: Case) -> UtilitySetup:
@@ -133,7 +135,6 @@ class UtilitySetup:
         folds: Parts of the real training patients, of which each repetition leaves one out.
         seeds: Repetitions of each fold.
         change: Applied to all images, such as hiding the borders.
-        device: Device of the trainings.
     """
 
     train: LabelledImages
@@ -296,20 +297,15 @@ def _compare(setup: UtilitySetup, ways: dict[str, Way], synthetic: Mapping[str, 
 
 def _outcome(name: str, scores: Sequence[Tensor], test: LabelledImages, space: LabelSpace) -> Outcome:
     labels, groups = test.labels[test.rows], test.groups[test.rows].numpy()
-
-    usable = []
-    for k in range(len(space)):
-        known, positive = known_and_positive(labels, k)
-        if 0 < int(positive[known].sum()) < int(known.sum()):
-            usable.append(k)
+    usable = list(usable_labels(labels, len(space)))
     two_classes = space.kind == "single" and len(space) == 2
     if not usable:
         raise ValueError(f"no class has test images with and without it among {', '.join(space.names)}")
-    columns = usable[:1] if two_classes else usable  # of two classes, both have the same area
-    areas = []
-    for k in columns:
-        known, positive = known_and_positive(labels, k)
-        areas.append((known.numpy(), [weighted_areas(run[known, k], positive[known]) for run in scores]))
+    usable = usable[:1] if two_classes else usable  # of two classes, both have the same area
+    areas = [
+        (known.numpy(), [weighted_areas(run[known, k], positive[known]) for run in scores])
+        for k, known, positive in usable
+    ]
 
     def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """The mean over classes, then each class; means over runs, (r, 1 + classes)."""
@@ -323,8 +319,8 @@ def _outcome(name: str, scores: Sequence[Tensor], test: LabelledImages, space: L
     return Outcome(
         name=name,
         value=value,
-        per_label={} if two_classes else {space.names[k]: auc for k, auc in zip(columns, per_class, strict=True)},
-        runs=tuple(macro_auc(run, labels, usable) for run in scores),
+        per_label={} if two_classes else {space.names[k]: auc for (k, *_), auc in zip(usable, per_class, strict=True)},
+        runs=tuple(macro_auc(run, labels) for run in scores),
     )
 
 

@@ -154,12 +154,7 @@ def pair_similarity(
 ) -> Interval:
     """Mean MS-SSIM between random pairs of images of a set, with its interval; 1 if all are equal.
 
-    Args:
-        images: The set.
-        rows: At least two of its rows, such as those of one class.
-        pairs: Number of pairs; all, if there are fewer.
-        seed: Seed of the pairs.
-        batch_size: Pairs compared together.
+    Pairs are of the given rows, at least two, such as those of one class; all pairs, if there are fewer than `pairs`.
 
     Source: Odena et al. 2017, "Conditional image synthesis with auxiliary classifier GANs", section 4.2.
     """

@@ -73,13 +73,7 @@ class ClassifierModule(LightningModule):
     """A timm network for classes or findings, with weights against imbalance and a threshold for each label.
 
     The loss is cross-entropy with equal total weight of all classes, or binary cross-entropy with equal total weight of
-    present and absent cases of each finding. Unknown labels are left out.
-
-    Args:
-        recipe: Network and training.
-        label_space: Classes or findings.
-        channels: Channels of the images.
-        weights: Weights of classes, (K,), or of absent and present cases of findings, (2, K); see `class_weights`.
+    present and absent cases of each finding, see `class_weights`. Unknown labels are left out.
 
     Attributes:
         thresholds: Youden's threshold of each class or finding; set after training.
@@ -114,8 +108,7 @@ class ClassifierModule(LightningModule):
         if self.recipe.size is not None:
             images = F.interpolate(images, size=self.recipe.size, mode="bilinear", antialias=True)
         images = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-        logits: Tensor = self.network(images)
-        return logits
+        return cast("Tensor", self.network(images))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over the known labels of a batch."""
@@ -150,10 +143,8 @@ class ClassifierModule(LightningModule):
     def set_thresholds(self, data: LabelledImages, *, change: Change | None = None) -> None:
         """Set Youden's thresholds on validation images; labels without both cases keep 0."""
         scores, labels = self.scores(data, change=change), data.labels[data.rows]
-        for k in range(len(self.label_space)):
-            known, positive = known_and_positive(labels, k)
-            if 0 < int(positive[known].sum()) < int(known.sum()):
-                self.thresholds[k] = youden_threshold(scores[known, k], positive[known])
+        for k, known, positive in usable_labels(labels, len(self.label_space)):
+            self.thresholds[k] = youden_threshold(scores[known, k], positive[known])
 
     def freeze_all_but_last(self) -> None:
         """Reset the last layer and freeze all others, with the statistics of normalisation layers."""
@@ -254,13 +245,18 @@ class _KeepBest(Callback):
             module.load_state_dict(self.state)
 
 
-def macro_auc(scores: Tensor, labels: Tensor, columns: Sequence[int] | None = None) -> float:
-    """Mean area under the ROC curves of all labels, or of some; NaN if no label has both cases."""
-    areas = []
-    for k in range(scores.shape[1]) if columns is None else columns:
+def usable_labels(labels: Tensor, count: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield each of `count` labels that images are known to have and to lack, with its `known_and_positive`."""
+    for k in range(count):
         known, positive = known_and_positive(labels, k)
         if 0 < int(positive[known].sum()) < int(known.sum()):
-            areas.append(auc_value(scores[known, k], positive[known]))
+            yield k, known, positive
+
+
+def macro_auc(scores: Tensor, labels: Tensor) -> float:
+    """Mean area under the ROC curves of all labels; NaN if no label has both cases."""
+    usable = usable_labels(labels, scores.shape[1])
+    areas = [auc_value(scores[known, k], positive[known]) for k, known, positive in usable]
     return sum(areas) / len(areas) if areas else float("nan")
 
 

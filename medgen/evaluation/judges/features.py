@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medgen.images import check_images as check_images
 from medgen.images import from_uint8, to_uint8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Interpolation = Literal["bilinear", "bicubic", "tensorflow bilinear"]
-_ROUNDING = 1e-3  # resizing may exceed [0, 1] by less than a grey level
 
 
 class FeatureNetwork(nn.Module):
@@ -94,20 +94,3 @@ class FeatureNetwork(nn.Module):
         if self.interpolation == "tensorflow bilinear":  # done by the network, in TensorFlow's own way
             return images
         return F.interpolate(images, size=self.size, mode=self.interpolation, antialias=True).clamp(0, 1)
-
-
-def check_images(images: Tensor) -> None:
-    """Refuse batches that are not images in [0, 1].
-
-    Raises:
-        ValueError: If shape, type or range is wrong.
-    """
-    if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images have shape {tuple(images.shape)}; expected (B, 1, H, W) or (B, 3, H, W)")
-    if not images.is_floating_point():
-        raise ValueError(f"images are {images.dtype}; expected floating point in [0, 1], see medgen.images.from_uint8")
-    if images.numel() == 0:
-        return
-    low, high = images.aminmax()
-    if not bool(low >= -_ROUNDING) or not bool(high <= 1 + _ROUNDING):  # also true for NaN
-        raise ValueError(f"images span [{float(low):.3g}, {float(high):.3g}]; expected values in [0, 1]")

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -31,12 +31,7 @@ _FOLDS = 5
 class LabelReaders:
     """Classifiers of the labels of images, trained on real images, one for each class or finding.
 
-    Each is fitted when it is first used, and kept.
-
-    Args:
-        train: Real training images.
-        network: The feature network of all sets.
-        space: Label space of the sets.
+    Each is fitted to features of the network when it is first used, and kept.
 
     Raises:
         ValueError: If `train` has no labels, or labels are not classes or findings.
@@ -101,10 +96,7 @@ def _targets(space: LabelSpace) -> Iterator[tuple[int, str]]:
 class LabelClassifier:
     """Ridge-penalised logistic regression on standardised features, tuned by cross-validation between patients.
 
-    Args:
-        features: Features of the training images, (n, D).
-        positive: Whether each shows the label, (n,) bool, or its class, (n,) int64.
-        patients: Patient of each, (n,); no patient is in two folds.
+    Features are (n, D); positive says whether each image shows the label, (n,) bool, or its class, (n,) int64.
 
     Raises:
         ImportError: If scikit-learn is missing.
@@ -132,8 +124,7 @@ class LabelClassifier:
 
     def probabilities(self, features: Tensor) -> NDArray[np.float64]:
         """Probability of each class in the training set, (n, K), at least 1e-12."""
-        found: NDArray[np.float64] = np.clip(self.model.predict_proba(features.numpy()), 1e-12, None)
-        return found
+        return cast("NDArray[np.float64]", np.clip(self.model.predict_proba(features.numpy()), 1e-12, None))
 
     @cached_property
     def threshold(self) -> float:

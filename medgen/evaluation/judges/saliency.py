@@ -104,9 +104,7 @@ def without_borders(images: Tensor, *, fraction: float = 0.15) -> Tensor:
 def without_boxes(images: Tensor, boxes: Sequence[Box]) -> Tensor:
     """Set boxes of images (B, C, H, W) to the mean grey of the rest.
 
-    Args:
-        images: The images.
-        boxes: Left, top, right and bottom of each, as shares of width and height.
+    Boxes are left, top, right and bottom, as shares of width and height.
 
     Raises:
         ValueError: If a box is empty or outside the image, or nothing is left.

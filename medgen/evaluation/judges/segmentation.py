@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,11 +27,9 @@ _READ = 256
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentedImages(Selected):
-    """Images with label maps.
+    """Images with masks, the class of each pixel, (n, H, W) integers when sliced; 0 is the background.
 
-    Attributes:
-        masks: Class of each pixel, (n, H, W) integers when sliced; 0 is the background.
-        labels: Label of each image, such as the pathology, (n,) int64; None if unknown.
+    Labels of images, such as the pathology, are (n,) int64; None if unknown.
     """
 
     masks: ImageSet | Tensor
@@ -107,13 +105,7 @@ class SegmenterRecipe:
 
 
 class SegmentationUNet(nn.Module):
-    """U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W).
-
-    Args:
-        channels: Channels of the images.
-        classes: Number of classes K, including the background.
-        width: Channels at full resolution.
-        levels: Resolutions.
+    """U-Net with instance norm, from images (B, C, H, W) to logits (B, K, H, W) of all classes and the background.
 
     Source: Ronneberger et al. 2015, "U-Net: convolutional networks for biomedical image segmentation"; instance norm as
     in Isensee et al. 2021, "nnU-Net".
@@ -135,8 +127,7 @@ class SegmentationUNet(nn.Module):
         kept.pop()
         for convolutions in self.up:
             x = convolutions(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), kept.pop()], 1))
-        logits: Tensor = self.out(x)
-        return logits
+        return cast("Tensor", self.out(x))
 
 
 def _convolutions(channels: int, width: int) -> nn.Sequential:
@@ -153,10 +144,7 @@ def _convolutions(channels: int, width: int) -> nn.Sequential:
 class SegmenterModule(LightningModule):
     """A `SegmentationUNet` trained with equal parts of cross-entropy and soft Dice.
 
-    Args:
-        recipe: Network and training, with its number of levels; see `SegmenterRecipe.for_images`.
-        channels: Channels of the images.
-        classes: Number of classes, including the background; also an attribute.
+    The recipe states its number of levels, see `SegmenterRecipe.for_images`; classes include the background.
 
     Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
     segmentation", online methods.
@@ -172,8 +160,7 @@ class SegmenterModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""
-        logits: Tensor = self.network((images - 0.5) / 0.25)
-        return logits
+        return cast("Tensor", self.network((images - 0.5) / 0.25))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a batch of images and masks."""
@@ -182,8 +169,7 @@ class SegmenterModule(LightningModule):
         truth = F.one_hot(masks.long(), logits.shape[1]).movedim(-1, 1)
         probabilities = logits.softmax(1)
         overlap = 2 * (probabilities * truth).sum((0, 2, 3)) / (probabilities + truth).sum((0, 2, 3)).clamp(min=1)
-        loss: Tensor = F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean()
-        return loss
+        return cast("Tensor", F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean())
 
     def configure_optimizers(self) -> Any:
         """Set up AdamW with one cycle."""
@@ -193,8 +179,7 @@ class SegmenterModule(LightningModule):
     def masks(self, images: Tensor) -> Tensor:
         """Most probable class of each pixel, (B, H, W), of images (B, C, H, W)."""
         self.eval()
-        found: Tensor = self(images.to(self.device)).argmax(1).cpu()
-        return found
+        return cast("Tensor", self(images.to(self.device)).argmax(1).cpu())
 
 
 def train_segmenter(
@@ -206,13 +191,6 @@ def train_segmenter(
     seed: int = 0,
 ) -> SegmenterModule:
     """Train a segmentation network with `classes` classes, including the background, on several sets mixed.
-
-    Args:
-        train: Images with label maps.
-        recipe: Network and training.
-        classes: Number of classes.
-        device: Device of training and result.
-        seed: Seed of weights, order and augmentation.
 
     Raises:
         ValueError: If the image size does not fit the levels of the network.
@@ -229,15 +207,9 @@ def train_segmenter(
 
 
 def overlaps(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
-    """Twice the common pixels, and the sum of the pixels of both masks, of each image and class but the background.
+    """Twice the common pixels, and the sum of the pixels of both masks: numerator and denominator of Dice.
 
-    Args:
-        predicted: Class numbers, (B, H, W).
-        truth: Class numbers, (B, H, W).
-        classes: Number of classes K.
-
-    Returns:
-        Numerator and denominator of Dice, (B, K - 1, 2) float64.
+    Masks are class numbers (B, H, W); the result is (B, K - 1, 2) float64, without the background.
 
     Raises:
         ValueError: If shapes differ, or class numbers are out of range.
@@ -259,9 +231,7 @@ def dice(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
 def patient_dice(found: Tensor, patients: Tensor) -> Tensor:
     """Dice over all pixels of each patient, as of a volume, (P, K - 1); NaN if both masks lack a class.
 
-    Args:
-        found: `overlaps` of images, (n, K - 1, 2).
-        patients: Patient of each, (n,).
+    From `overlaps` of images, (n, K - 1, 2), and the patient of each, (n,).
 
     Source: Bernard et al. 2018, "Deep learning techniques for automatic MRI cardiac multi-structures segmentation and
     diagnosis: is the problem solved?", section III-D, where Dice is taken in 3-D.
@@ -275,10 +245,9 @@ def _dice(found: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PatientScores:
-    """Scores of a segmentation network for each patient.
+    """Scores of a segmentation network for each patient, by patient number (P,).
 
     Attributes:
-        patients: Patient numbers, (P,) int64.
         labels: Label of each patient, (P,) int64, taken from the first image; None if unknown.
         dice: Dice over all pixels of a patient, for each class but the background, (P, K - 1) float64. NaN if no image
             of the patient, or no mask of the data, has the class.
@@ -323,12 +292,7 @@ def patient_means(values: Tensor, patients: Tensor) -> Tensor:
 
 
 def class_means(counts: NDArray[np.float64], values: Tensor) -> NDArray[np.float64]:
-    """Mean over classes, then mean of each class, (r, 1 + K): a statistic for `bootstraps`.
-
-    Args:
-        counts: Number of times each patient was drawn in each resample, (r, P).
-        values: (P, K), NaN if a patient lacks a class.
-    """
+    """Mean over classes, then mean of each class, (r, 1 + K), of values (P, K): a statistic for `bootstraps`."""
     weights = torch.from_numpy(counts)
     each = (weights @ values.nan_to_num()) / (weights @ values.isfinite().double())  # NaN where no patient has it
     return torch.cat([each.nanmean(1, keepdim=True), each], 1).numpy()

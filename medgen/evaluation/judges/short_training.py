@@ -23,13 +23,7 @@ CLASSICAL = Augmentation(horizontal_flip=True, rotation_degrees=10, contrast=0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """Selected rows of a set of images with targets.
-
-    Attributes:
-        images: The images, (n, C, H, W) in [0, 1] when sliced.
-        rows: The selected rows, (m,) int64.
-        groups: Patient of each image, (n,) int64.
-    """
+    """Selected rows (m,) of a set of images (n, C, H, W) in [0, 1] with targets; groups are their patients, (n,)."""
 
     images: ImageSet | Tensor
     rows: Tensor
@@ -52,15 +46,7 @@ class Selected:
 
 
 class Batches:
-    """Batches of several sets mixed; each image comes once per epoch, with augmentation.
-
-    Args:
-        parts: The sets.
-        augment: Augmentation of images and masks.
-        steps: Number of batches.
-        batch_size: Images per batch.
-        seed: Seed of order and augmentation.
-    """
+    """Batches of several sets mixed; each image comes once per epoch, with augmentation of images and masks."""
 
     def __init__(
         self, parts: Sequence[Selected], augment: Augmentation, *, steps: int, batch_size: int, seed: int

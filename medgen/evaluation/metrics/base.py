@@ -75,11 +75,7 @@ class SampleMetric(FeatureMetric):
         (self.real if real else self.generated).append(self.vectors(images))
 
     def sets(self, least: int | None = None) -> tuple[Tensor, Tensor]:
-        """All real and all generated vectors, (N, D) and (M, D).
-
-        Raises:
-            ValueError: If a set has fewer than `least` vectors, by default the metric's own minimum.
-        """
+        """All real and all generated vectors, (N, D) and (M, D); ValueError if one has fewer than `least` of them."""
         least = self.least if least is None else least
         both = []
         for name in ("real", "generated"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -13,13 +13,9 @@ from medgen.evaluation.scores import Meaning
 
 
 def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> Tensor:
-    """Squared Fréchet distance between two Gaussians, a scalar.
+    """Squared Fréchet distance between two Gaussians of means (D,) and covariances (D, D), a scalar.
 
-    Args:
-        mean_a: (D,).
-        covariance_a: (D, D), symmetric; may be singular, as it is with fewer images than dimensions.
-        mean_b: (D,).
-        covariance_b: (D, D).
+    Covariances may be singular, as they are with fewer images than dimensions.
 
     Source: Dowson and Landau 1982, "The Fréchet distance between multivariate normal distributions", eq. 4; Heusel et
     al. 2017, "GANs trained by a two time-scale update rule", eq. 6.
@@ -27,27 +23,19 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
     # tr sqrt(A B) = tr sqrt(sqrt(A) B sqrt(A)): symmetric, so that rounding cannot make eigenvalues complex.
     root = _square_root(covariance_a)
     cross: Tensor = torch.linalg.eigvalsh(root @ covariance_b @ root).clamp(min=0).sqrt().sum()
-    distance: Tensor = (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
-    return distance
+    return (mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross
 
 
 def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    return root
+    return cast("Tensor", vectors * values.clamp(min=0).sqrt() @ vectors.T)
 
 
 def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int = 15, seed: int = 0) -> Tensor:
-    """Fréchet distance extrapolated to infinitely many generated images, a float64 scalar.
+    """Fréchet distance of vectors (N, D) and (M, D), extrapolated to infinitely many generated ones, a float64 scalar.
 
     The bias of the distance is nearly linear in 1/n for n generated images, so a line fitted to distances of subsets,
     from a tenth of the images up, is extended to 1/n = 0. The bias of the real set remains.
-
-    Args:
-        real: Feature vectors, (N, D).
-        generated: Feature vectors, (M, D).
-        sizes: Number of subsets.
-        seed: Seed of the subsets.
 
     Source: Chong and Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them", section 4.
     """
@@ -67,8 +55,7 @@ def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int 
         distance = (mean - part.mean(0)).square().sum() + covariance.trace() + centred.square().sum() - 2 * cross
         distances.append(distance)
     line = torch.stack([torch.ones(sizes), 1 / counts], dim=1).double()
-    intercept: Tensor = torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0]
-    return intercept
+    return cast("Tensor", torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0])
 
 
 class FrechetDistance(FeatureMetric):

@@ -16,15 +16,9 @@ _BLOCK = 2**22
 
 
 def kernel_distance(real: Tensor, generated: Tensor, *, resamples: int = 200, seed: int = 0) -> Interval:
-    """Squared maximum mean discrepancy under the cubic polynomial kernel, unbiased; 0 for equal distributions.
+    """Squared maximum mean discrepancy of vectors (N, D) and (M, D) under the cubic polynomial kernel, unbiased.
 
     All pairs of images count, not random subsets as in the paper; the interval is a bootstrap over images of both sets.
-
-    Args:
-        real: Feature vectors, (N, D).
-        generated: Feature vectors, (M, D).
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling.
 
     Source: Bińkowski et al. 2018, "Demystifying MMD GANs", section 4; Gretton et al. 2012, "A kernel two-sample test",
     eq. 3.

@@ -41,15 +41,10 @@ class Crowding(NamedTuple):
 
 
 def manifold_hits(real: Tensor, generated: Tensor, *, ks: Sequence[int] = (3, 5)) -> dict[int, ManifoldHits]:
-    """Test which generated and real images lie in each other's manifolds, for several numbers of neighbours.
+    """Test which images, vectors (N, D) and (M, D), lie in each other's manifolds, for several numbers of neighbours.
 
     The manifold of a set is the union of closed balls around its images, each with the distance to the k-th nearest
     neighbour in the set as radius.
-
-    Args:
-        real: Feature vectors, (N, D).
-        generated: Feature vectors, (M, D).
-        ks: Numbers of neighbours.
 
     Raises:
         ValueError: If a set has no more images than the largest of `ks`.
@@ -99,11 +94,8 @@ def precision_recall(real: Tensor, generated: Tensor, *, k: int = 3) -> tuple[Te
 class PrecisionRecall(SampleMetric):
     """Improved precision and recall with their harmonic mean: ``precision``, ``recall`` and ``f1``; 1 is best.
 
-    Names have no suffix for k = 3, the value of the paper; other k are part of the name, as in ``precision_k5``.
-
-    Args:
-        features: See `FeatureMetric`.
-        ks: Numbers of neighbours.
+    Names have no suffix for k = 3 neighbours, the value of the paper; other `ks` are part of it, as in
+    ``precision_k5``.
     """
 
     higher_is_better = True
@@ -119,11 +111,7 @@ class PrecisionRecall(SampleMetric):
         self.ks = _checked(ks)
 
     def compute(self) -> dict[str, Tensor]:
-        """``precision`` and ``recall`` with Wilson's intervals, and ``f1``; scalars.
-
-        Raises:
-            ValueError: If a set has no more images than the largest k.
-        """
+        """``precision`` and ``recall`` with Wilson's intervals, and ``f1``; ValueError if a set has too few images."""
         numbers: dict[str, Tensor] = {}
         for k, hits in manifold_hits(*self.sets(max(self.ks) + 1), ks=self.ks).items():
             suffix = "" if k == 3 else f"_k{k}"
@@ -135,12 +123,7 @@ class PrecisionRecall(SampleMetric):
 
 
 class DensityCoverage(SampleMetric):
-    """``density``, robust against outliers among real images, and ``coverage``; real images get about 1.
-
-    Args:
-        features: See `FeatureMetric`.
-        k: Number of neighbours; 5 in the paper.
-    """
+    """``density``, robust against outliers among real images, and ``coverage``; real images get about 1."""
 
     higher_is_better = True
     least = 6  # one more than the default number of neighbours
@@ -156,11 +139,7 @@ class DensityCoverage(SampleMetric):
         (self.k,) = _checked([k])
 
     def compute(self) -> dict[str, Tensor]:
-        """``density`` with a bootstrap interval, ``coverage`` with Wilson's; scalars.
-
-        Raises:
-            ValueError: If a set has `k` images or fewer.
-        """
+        """``density`` with a bootstrap interval, ``coverage`` with Wilson's; ValueError if a set has too few images."""
         hits = crowding(*self.sets(self.k + 1), k=self.k)
         return named("density", bootstrap_mean(hits.crowd)) | named("coverage", share(hits.reached))
 

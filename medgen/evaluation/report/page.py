@@ -29,13 +29,7 @@ EXAMPLES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Results for one generator or folder of images.
-
-    Attributes:
-        name: The checkpoint or the folder.
-        case: Input of its checks.
-        findings: Findings of each check by name; metrics on features stand under ``metrics``.
-    """
+    """Findings of each check for one generator or folder of images; metrics on features stand under ``metrics``."""
 
     name: str
     case: Case
@@ -106,11 +100,7 @@ def write_page(
 ) -> None:
     """Write ``index.html``, ``metrics.json``, ``metrics.csv`` and the pictures; replaces an earlier report.
 
-    Args:
-        judged: The results.
-        out: Target folder; created if missing.
-        about: Further entries of page and JSON file.
-        patients: Whether to include pictures of real patients.
+    Pictures of real patients are left out unless `patients`; `about` holds further entries of page and JSON file.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,14 +229,11 @@ def _cell(score: Score, best: float | None) -> Cell:
 def _note(name: str, by_column: Mapping[str, Score], judge: str) -> str:
     """Difference between rows of one title: neighbours, kind, class or way, network."""
     plain, _, label = name.partition(":")
-    kind = next((text for suffix, text in _KINDS.items() if plain.endswith(suffix)), "")
+    kind = "on training images" if plain.endswith(("_mse_train", "_psnr_train", "_ssim_train")) else ""
     k = plain.partition("_k")[2] if "_k" in plain else ""
     network = next(iter(by_column.values())).network
     parts = [f"k = {k}" if k.isdigit() else "", kind, label.strip(), network if network != judge else ""]
     return ", ".join(part for part in parts if part)
-
-
-_KINDS = {"_mse_train": "on training images", "_psnr_train": "on training images", "_ssim_train": "on training images"}
 
 
 def _number(value: float) -> str:

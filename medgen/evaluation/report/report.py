@@ -80,15 +80,11 @@ def report(
         recipe: Training of the classifiers of ``utility`` and ``bias``, or its name in `RECIPES`.
         folds: Repetitions of each training, on other training patients.
         seeds: Repetitions of each fold.
-        hide: Boxes that ``bias`` hides, as left, top, right and bottom in shares of width and height; empty hides the
-            borders.
+        hide: Boxes that ``bias`` hides, see `Settings`.
         segmenter: Training of the segmentation network of ``consistency``; None for the default.
         patients: Whether to show real images; without them the report can be shared where the data may not.
         command: Command line shown on the page, to repeat the report.
         **options: Sampling options of the family, such as ``steps``.
-
-    Returns:
-        The scores, in the order of the sources.
 
     Raises:
         ValueError: If a metric, a network or a model is unknown, or the sets do not match or are too small.

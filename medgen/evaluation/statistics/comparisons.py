@@ -18,13 +18,10 @@ Data = TypeVar("Data")
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Result of networks trained in one way.
+    """Result of networks trained in one way, with that of each class or finding and of each repetition.
 
     Attributes:
-        name: Name of the way.
         value: Mean over repetitions, such as of the area under the ROC curve; interval over test patients.
-        per_label: Value of each class or finding.
-        runs: Value of each repetition, (r,).
         baseline: Name of the way it is compared with; empty for the baseline itself.
         p: Two-sided Wilcoxon signed-rank test of the repetitions against the baseline's, Holm-corrected for the number
             of ways; NaN for the baseline, or if too few repetitions differ.
@@ -41,13 +38,7 @@ class Outcome:
 
 
 def folds_without_one(classes: Tensor, groups: Tensor, folds: int, *, seeds: int = 1) -> list[tuple[Tensor, int]]:
-    """Rows of each repetition, which leaves one fold of patients out, and its seed.
-
-    Args:
-        classes: Class of each image, (n,), for folds with equal shares.
-        groups: Patient of each image, (n,).
-        folds: Number of folds.
-        seeds: Repetitions of each fold.
+    """Rows of each repetition, which leaves one fold of patients out, and its seed; folds have equal shares of classes.
 
     Raises:
         ValueError: If there are fewer patients than folds.
@@ -69,10 +60,8 @@ def compare_ways(
 ) -> list[Outcome]:
     """Train in several ways on the same data with the same seeds; the first way is the baseline.
 
-    Args:
-        ways: Trains on the data of a repetition with its seed, and returns answers on the test images.
-        repetitions: Data and seed of each.
-        outcome: Makes an outcome from a name and the answers of all repetitions.
+    A way maps data and seed of a repetition to answers on the test images, of which `outcome` summarises all
+    repetitions.
     """
     answers: dict[str, list[Tensor]] = {name: [] for name in ways}
     for data, seed in repetitions:

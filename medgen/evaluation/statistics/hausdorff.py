@@ -10,20 +10,12 @@ from torch import Tensor
 
 
 def hausdorff(predicted: Tensor, truth: Tensor, classes: int, *, quantile: float = 0.95) -> Tensor:
-    """Hausdorff distance of each image and class but the background in pixels, (B, K - 1).
+    """Hausdorff distance of each image and class but the background in pixels, (B, K - 1), of class numbers (B, H, W).
 
     Border pixels of a class have a neighbour above, below, left or right that is outside the class or the image. The
-    distances from border pixels of one mask to the nearest border pixel of the other are reduced to a quantile; the
-    larger one of both directions counts.
-
-    Args:
-        predicted: Class numbers, (B, H, W).
-        truth: Class numbers, (B, H, W).
-        classes: Number of classes K.
-        quantile: 0.95 leaves out the farthest 5 %, such as stray pixels; 1 gives the maximum.
-
-    Returns:
-        NaN if both masks lack the class; the image diagonal, an upper limit, if one mask lacks it.
+    distances from border pixels of one mask to the nearest border pixel of the other are reduced to a quantile: 0.95
+    leaves out the farthest 5 %, such as stray pixels; 1 gives the maximum. The larger one of both directions counts. It
+    is NaN if both masks lack the class, and the image diagonal, an upper limit, if one mask lacks it.
 
     Raises:
         ValueError: If shapes differ, class numbers are out of range, or `quantile` is not in (0, 1].
@@ -53,11 +45,7 @@ def paired_class_maps(predicted: Tensor, truth: Tensor, classes: int) -> tuple[T
 
 
 def class_maps(masks: Tensor, classes: int) -> Tensor:
-    """Binary map of each class but the background, (B, K - 1, H, W) bool.
-
-    Args:
-        masks: Class numbers, (B, H, W).
-        classes: Number of classes K.
+    """Binary map of each class but the background, (B, K - 1, H, W) bool, of class numbers (B, H, W).
 
     Raises:
         ValueError: If masks have another shape, or class numbers are out of range.

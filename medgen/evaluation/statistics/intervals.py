@@ -48,14 +48,10 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Statistic of rows with its percentile bootstrap interval; whole groups, such as patients, are resampled.
+    """Statistic of rows with its percentile bootstrap interval; whole groups (n,), such as patients, are resampled.
 
-    Args:
-        statistic: Maps the number of times each row was drawn, (r, n) for r resamples, to values (r,); NaN if a
-            resample does not allow one, such as one without a positive case.
-        groups: Group of each row, (n,); ``arange(n)`` for independent rows.
-        resamples: Bootstrap resamples.
-        seed: Seed of the resampling.
+    The statistic maps the number of times each row was drawn, (r, n) for r resamples, to values (r,); NaN if a resample
+    does not allow one, such as one without a positive case. Groups ``arange(n)`` are independent rows.
 
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", chapter 13.
     """

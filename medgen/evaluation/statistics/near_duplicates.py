@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -78,16 +79,11 @@ class NearDuplicates:
 def near_duplicates(
     images: ImageSet | Tensor, train: ImageSet | Tensor, held_out: ImageSet | Tensor, *, batch_size: int = 64
 ) -> NearDuplicates:
-    """Search a set for near duplicates of training images.
+    """Search images, (n, C, H, W) in [0, 1] when sliced, for near duplicates of training images.
 
     The broad shape of an organ, which all patients share, is removed. Details are compared by normalised
     cross-correlation, over shifts of up to an eighth of the image, mirroring, rotations and zooms of up to two fifths.
-
-    Args:
-        images: Generated images, (n, C, H, W) in [0, 1] when sliced.
-        train: Training images.
-        held_out: Real images of patients that are not among the training images.
-        batch_size: Images read together.
+    Held-out real images are of patients that are not among the training images.
     """
     reference = _Reference(_Thumbnails(train, batch_size))
     similarity, index = reference.most_alike(_Thumbnails(images, batch_size))
@@ -96,12 +92,10 @@ def near_duplicates(
 
 
 class _Thumbnails:
-    """All images of a set, small and grey.
+    """All images of a set, small and grey, (n, 1, SIDE, SIDE): details, and blurred for the coarse comparison.
 
-    Attributes:
-        details: Without slow changes of brightness and contrast, (n, 1, SIDE, SIDE). Even contrast keeps the edge of a
-            field of view, which all images of a camera share, from outweighing its content.
-        broad: Blurred to the resolution of the coarse comparison, (n, 1, SIDE, SIDE).
+    Details are without slow changes of brightness and contrast. Even contrast keeps the edge of a field of view, which
+    all images of a camera share, from outweighing its content.
     """
 
     def __init__(self, images: ImageSet | Tensor, batch_size: int) -> None:
@@ -193,8 +187,7 @@ def _grid(n: int, step: float) -> Tensor:
 
 def _within(points: Tensor, radius: int) -> Tensor:
     """Test which points are at most `radius` pixels from the middle, bool."""
-    within: Tensor = points.norm(dim=-1) <= 2 * radius / _SIDE
-    return within
+    return cast("Tensor", points.norm(dim=-1) <= 2 * radius / _SIDE)
 
 
 def _matrices(turns: Tensor) -> Tensor:
@@ -214,12 +207,10 @@ def _sampled(images: Tensor, points: Tensor) -> Tensor:
 def _unit(vectors: Tensor) -> Tensor:
     """Scale vectors to mean 0 and length 1; constant ones stay near 0."""
     moved = vectors - vectors.mean(-1, keepdim=True)
-    unit: Tensor = moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-3)
-    return unit
+    return cast("Tensor", moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-3))
 
 
 def _shifted(spectra: Tensor) -> Tensor:
     """Correlations at all allowed shifts, (n, 2 * MARGIN + 1, 2 * MARGIN + 1), from their spectra."""
     shifts = slice(0, 2 * _MARGIN + 1)
-    correlations: Tensor = torch.fft.irfft2(spectra, s=(_SIDE, _SIDE))[..., shifts, shifts]
-    return correlations
+    return cast("Tensor", torch.fft.irfft2(spectra, s=(_SIDE, _SIDE))[..., shifts, shifts])

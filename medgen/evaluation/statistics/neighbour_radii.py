@@ -28,14 +28,9 @@ _FLOAT_ROUNDING = 2.0**-24
 
 
 class Moved:
-    """Vectors relative to a centre, prepared for estimates of their distances.
+    """Vectors (N, D) relative to a centre (D,), prepared for estimates of their distances.
 
-    Args:
-        vectors: (N, D).
-        centre: Subtracted vector, (D,), such as the mean; must be equal for both sets of a comparison.
-
-    Attributes:
-        squares: Squared lengths from the centre, (N,).
+    The centre must be equal for both sets of a comparison; `squares` are squared lengths from it, (N,).
     """
 
     def __init__(self, vectors: Tensor, centre: Tensor) -> None:
@@ -77,16 +72,10 @@ class Moved:
     def sums(
         self, other: Moved, terms: Tensor, other_terms: Tensor, *, triangle: bool = False
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Estimate `terms[i] + other_terms[j] - 2 self[i] other[j]` for all pairs, in tiles.
+        """Estimate `terms[i] + other_terms[j] - 2 self[i] other[j]` for all pairs, in tiles of bfloat16 or float32.
 
-        Args:
-            other: The other set.
-            terms: (N,).
-            other_terms: (M,).
-            triangle: Whether to skip tiles below the diagonal, for two equal sets.
-
-        Yields:
-            Row slice, column slice, and sums (rows, columns) in bfloat16 or float32.
+        Yields slices of rows and of columns, and their sums; of two equal sets, tiles below the diagonal can be
+        skipped.
         """
         if other._rounded is not None:
             other._rounded[:, self.dim : self.dim + _PIECES] = _pieces(other_terms)
@@ -177,17 +166,9 @@ def squared_radii(features: Moved, ks: Sequence[int]) -> Tensor:
 
 
 def within_radii(a: Moved, b: Moved, a_radii: Tensor, b_radii: Tensor) -> tuple[Tensor, Tensor]:
-    """Test which vectors lie in a closed ball around a vector of the other set.
+    """Test which vectors lie in a closed ball around a vector of the other set, (N,) and (M,) bool.
 
-    Args:
-        a: Vectors.
-        b: Vectors with the same centre.
-        a_radii: Squared radii of balls around `a`, (N,).
-        b_radii: Squared radii of balls around `b`, (M,).
-
-    Returns:
-        Whether each of `a` lies in a ball around one of `b`, (N,) bool, and whether each of `b` lies in one around `a`,
-        (M,) bool.
+    Both sets have the same centre; radii of the balls around their own vectors, (N,) and (M,), are squared.
     """
     # Squared distances less both radii: one lies in a ball of the other set where its least is at most minus its own
     # radius. Decisions fall near zero, where numbers keep most digits.

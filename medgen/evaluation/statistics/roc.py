@@ -37,17 +37,9 @@ def roc_auc(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Area under the ROC curve with its percentile bootstrap interval.
+    """Area under the ROC curve with its percentile bootstrap interval, see `auc_value`.
 
-    Args:
-        scores: Classifier output, larger for positive, (n,).
-        positive: The truth, (n,) bool.
-        groups: Patient of each image, (n,), resampled whole; None if images are independent.
-        resamples: Bootstrap resamples; those without positive or without negative images are left out.
-        seed: Seed of the resampling.
-
-    Raises:
-        ValueError: If all images are positive or all are negative.
+    Patients (n,), the groups, are resampled whole; resamples without positive or without negative images are left out.
     """
     value = auc_value(scores, positive)
     members = np.arange(len(scores)) if groups is None else groups
@@ -74,11 +66,7 @@ def weighted_areas(scores: Tensor, positive: Tensor) -> Callable[[NDArray[np.flo
 
 
 def youden_threshold(scores: Tensor, positive: Tensor) -> float:
-    """Threshold with the largest sum of sensitivity and specificity; scores at or above it are positive.
-
-    Args:
-        scores: Classifier output, larger for positive, (n,).
-        positive: The truth, (n,) bool.
+    """Threshold with the largest sum of sensitivity and specificity; scores (n,) at or above it are positive.
 
     Raises:
         ValueError: If all images are positive or all are negative.

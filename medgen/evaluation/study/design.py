@@ -26,12 +26,7 @@ IMAGES_PER_TRIAL = {"single": 1, "grid": GRID, "pair": 2, "timed": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One question.
-
-    Attributes:
-        id: Random name.
-        images: Random file names without suffix.
-    """
+    """One question: a random name, and random file names of its images without suffix."""
 
     id: str
     images: tuple[str, ...]
@@ -39,12 +34,9 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Images that a study draws from.
+    """Images that a study draws from, and their name in the key, such as a checkpoint.
 
-    Attributes:
-        images: The images.
-        labels: Class of each, (n,), for equal shares among real and synthetic images; None without classes.
-        origin: Name in the key, such as a checkpoint.
+    Classes (n,) get equal shares among real and synthetic images; None without classes.
     """
 
     images: ImageSet | Tensor

@@ -21,8 +21,6 @@ class ReaderScore:
     """Results of one reader; intervals are Wilson's.
 
     Attributes:
-        reader: Name.
-        answered: Number of questions.
         fake_identification_rate: Share of synthetic images called synthetic (FIR).
         false_alarm_rate: Share of real images called synthetic.
         error_rate: Share of wrong calls.
@@ -44,8 +42,6 @@ class StudyScore:
     """Results of all readers; intervals resample readers and images.
 
     Attributes:
-        design: Design of the study.
-        readers: Results of each reader.
         fake_identification_rate: Share of synthetic images called synthetic (FIR), mean over answers; 0.5 is random in
             designs without a time limit.
         error_rate: Share of wrong calls, HYPE-infinity without a time limit; 0.5 is indistinguishable.
@@ -178,8 +174,8 @@ def _share(hits: torch.Tensor) -> Interval:
 def fleiss_kappa(table: NDArray[np.int64]) -> float:
     """Agreement of readers beyond that of random answers: 1 is perfect, 0 is random.
 
-    Args:
-        table: Number of readers who chose each answer, (images, answers); images with fewer than two do not count.
+    The table has the number of readers who chose each answer, (images, answers); images with fewer than two do not
+    count.
 
     Source: Fleiss 1971, "Measuring nominal scale agreement among many raters"; with missing answers, agreement is over
     all pairs of readers who judged an image.

@@ -31,11 +31,7 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """A study folder: questions, key and answers.
-
-    Attributes:
-        folder: Target folder of `make_study`.
-    """
+    """Questions, key and answers in a study folder, the target folder of `make_study`."""
 
     folder: Path
 
@@ -105,13 +101,7 @@ class Study:
         return progress | shown
 
     def record(self, reader: str, trial: str, choice: list[str], milliseconds: int) -> None:
-        """Append an answer.
-
-        Args:
-            reader: Name of the reader.
-            trial: Id of the question.
-            choice: Images called synthetic; in pairs, one.
-            milliseconds: Time from the images to the answer.
+        """Append an answer: the images called synthetic, one in pairs, and milliseconds from the images to the answer.
 
         Raises:
             StudyError: If the question or an image is unknown, or a choice is not possible.
@@ -251,12 +241,7 @@ def _reader(name: str) -> str:
 
 
 def make_server(folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000) -> ThreadingHTTPServer:
-    """Create a server for a study folder; call ``serve_forever``.
-
-    Args:
-        folder: Target folder of `make_study`.
-        host: Address to listen on; by default only this machine.
-        port: Port; 0 takes a free one.
+    """Create a server for a study folder; call ``serve_forever``. By default only this machine can reach it.
 
     Raises:
         FileNotFoundError: If the folder holds no study.

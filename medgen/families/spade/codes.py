@@ -19,10 +19,6 @@ class CodePrior(nn.Module):
     Means are linear in the label vector: each class has its own, findings and numbers add up. A finding alone has one
     even if training images show it only beside others. Each dimension has its own standard deviation, for each class,
     or for all labels of other kinds together. Distributions are standard normal before `fit`.
-
-    Args:
-        dim: Length of a code.
-        space: The labels.
     """
 
     def __init__(self, dim: int, space: LabelSpace) -> None:
@@ -37,11 +33,7 @@ class CodePrior(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: Tensor, vectors: Tensor | None = None) -> None:
-        """Fit the distributions to codes.
-
-        Args:
-            codes: Codes of training images, (N, dim).
-            vectors: Their label vectors, (N, K), see `label_vector`; None without labels.
+        """Fit the distributions to codes (N, dim) of training images and their label vectors (N, K), if there are any.
 
         Raises:
             ValueError: If there are fewer than two codes.
@@ -83,12 +75,7 @@ class CodePrior(nn.Module):
 
 @dataclass(frozen=True)
 class StyleCodes:
-    """Styles of images, as codes of one checkpoint's style encoder.
-
-    Attributes:
-        values: (n, style_dim) float32.
-        encoder: Hash of the encoder's weights.
-    """
+    """Styles of images, as codes (n, style_dim) of the style encoder whose weights have a hash."""
 
     values: Tensor
     encoder: str
@@ -106,9 +93,7 @@ class StyleCodes:
     def blend(self, other: StyleCodes, share: float | Tensor) -> StyleCodes:
         """Interpolate between these styles, at 0, and others of the same encoder, at 1.
 
-        Args:
-            other: As many styles, or one.
-            share: One number, or one per image, (n,), such as ``torch.linspace(0, 1, 5)`` for 5 steps.
+        The share is one number, or one per image, (n,), such as ``torch.linspace(0, 1, 5)`` for 5 steps.
 
         Raises:
             ValueError: If the others are from another encoder, or the numbers of styles differ.

@@ -20,13 +20,7 @@ _UPSAMPLINGS = {"none": (4, 5, 6, 7), "vae": (4, 5, 6, 7), "drawn": (4, 5, 6, 7)
 
 
 class Stage(NamedTuple):
-    """A residual block of the generator.
-
-    Attributes:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        upsamples: Whether the input is doubled in size first.
-    """
+    """A residual block of the generator, with its channels and whether its input is doubled in size first."""
 
     in_channels: int
     out_channels: int

@@ -54,9 +54,8 @@ _MODULATION = {
 def synthesis_config(options: Options) -> SPADEConfig:
     """Build the config of the generator from official options.
 
-    Args:
-        options: ``netG`` is ``spade`` or ``stylespade``; the classes are ``semantic_nc``, or ``label_nc`` with
-            ``contain_dontcare_label`` and ``no_instance``.
+    ``netG`` is ``spade`` or ``stylespade``; the classes are ``semantic_nc``, or ``label_nc`` with
+    ``contain_dontcare_label`` and ``no_instance``.
 
     Raises:
         ValueError: If an option is missing, or asks for networks that we do not have.
@@ -103,14 +102,9 @@ def build_inner_style_encoder(options: Options) -> InnerStyleEncoder:
 
 
 def build_style_encoder(options: Options, kind: Literal["spade", "cardiac"] = "spade") -> StyleEncoder:
-    """Build the style encoder beside the generator from official options.
+    """Build the style encoder beside the generator from official options, see `synthesis_config`.
 
-    Args:
-        options: See `synthesis_config`.
-        kind: ``cardiac`` for that of the forks, which does not resize images and skips its fifth layer.
-
-    Raises:
-        ValueError: If an option is missing, or asks for networks that we do not have.
+    Kind ``cardiac`` is that of the forks, which does not resize images and skips its fifth layer.
     """
     _need(options, "crop_size")
     side = options["crop_size"]
@@ -126,11 +120,7 @@ def build_style_encoder(options: Options, kind: Literal["spade", "cardiac"] = "s
 
 
 def build_discriminator(options: Options) -> MultiscaleDiscriminator:
-    """Build the discriminators from official options.
-
-    Raises:
-        ValueError: If an option is missing, or asks for networks that we do not have.
-    """
+    """Build the discriminators from official options, see `synthesis_config`."""
     _refuse(options, netD=("multiscale",), netD_subarch=("n_layer",))
     return MultiscaleDiscriminator(
         _classes(options) + options.get("output_nc", 3),

@@ -19,11 +19,8 @@ def spectral_discriminator(
 ) -> PatchDiscriminator:
     """Build a patch discriminator whose layers between the first and the last are spectrally normalised.
 
-    Args:
-        channels_in: Channels of semantic map and image together.
-        width: Channels of the first layer; each of the next has twice as many, at most 512.
-        layers: Number of layers before the logits; all of them halve the size, but the last where there are several.
-        norm: The norm of all of them but the first.
+    Inputs are semantic map and image together. Each layer has twice as many channels as the one before, at most 512;
+    all halve the size, but the last before the logits, where there are several.
 
     Raises:
         ValueError: If `layers` is less than 1.
@@ -42,14 +39,7 @@ def spectral_discriminator(
 
 
 class MultiscaleDiscriminator(nn.Module):
-    """Patch discriminators of the image at full size, half of it, and so on.
-
-    Args:
-        channels_in: Channels of semantic map and image together.
-        width: Channels of the first layer of each.
-        layers: Layers of each before the logits.
-        scales: Number of discriminators.
-        norm: The norm of their layers.
+    """Patch discriminators of the image at full size, half of it, and so on, see `spectral_discriminator`.
 
     Source: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with conditional GANs", section
     3.2.

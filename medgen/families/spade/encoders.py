@@ -21,14 +21,8 @@ _WIDEST = 8
 class StyleEncoder(nn.Module):
     """Encodes images as normal distributions of style codes; trained beside the generator (``vae``).
 
-    Args:
-        image_size: Height and width of the images.
-        channels: Channels of the images.
-        width: Channels of the first layer.
-        style_dim: Length of the codes.
-        size: Height and width that images are resized to; None for `image_size`. 256 is published.
-        norm: The norm of its layers.
-        halvings: Number of layers, each of which halves the size; None for as many as leave 4 pixels, but at most 6.
+    Images are resized to `size` pixels along each side, 256 as published, or to `image_size` if it is None. There are
+    `halvings` layers, each of which halves the size; None for as many as leave 4 pixels, but at most 6.
 
     Raises:
         ValueError: If images are too small for so many layers.
@@ -84,10 +78,7 @@ class StyleEncoder(nn.Module):
 class InnerStyleEncoder(nn.Module):
     """Encodes images as style codes; part of the generator (``inside``), published for cardiac MR.
 
-    Args:
-        config: Sizes of the generator; images are halved to its lowest resolution.
-        num_blocks: Residual blocks at the lowest resolution.
-        kernel_size: Kernel size of the first convolution.
+    Images are halved to the generator's lowest resolution, where the residual blocks are.
 
     Raises:
         ValueError: If the lowest resolution is a single pixel wide or high, which cannot be mirrored at its border.

@@ -18,6 +18,7 @@ from medgen.families.spade.label_maps import LabelMapVAE
 from medgen.families.spade.masks import checked_masks, masks_of_files
 from medgen.families.spade.networks import SPADESynthesis, instance_edges, semantic_map
 from medgen.generator import Generator, PerImage
+from medgen.images import check_images
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.label_vector import label_vector
@@ -52,35 +53,23 @@ class SPADEGenerator(Generator, family="spade"):
 
     @torch.no_grad()
     def encode_style(self, images: Tensor) -> StyleCodes:
-        """Encode the styles of images.
-
-        Args:
-            images: (B, C, H, W), or one (C, H, W), in [0, 1].
+        """Encode the styles of images (B, C, H, W), or of one (C, H, W), in [0, 1].
 
         Raises:
             ValueError: If the generator has no style encoder, or images are of another type, shape or range.
         """
         if self.style_encoder is None:
             raise ValueError(f"this generator has no style encoder (config.style is {self.config.style!r})")
-        if not isinstance(images, Tensor):
-            raise ValueError(f"style images are {images!r:.80}; give a tensor (B, C, H, W) in [0, 1]")
-        images = images[None] if images.dim() == 3 else images
-        size = None if self.config.style_size is not None else self.config.image_size
-        if images.dim() != 4 or images.shape[1] != self.config.channels or size not in (None, tuple(images.shape[2:])):
-            expected = f"(B, {self.config.channels}, {', '.join(map(str, size)) if size else 'H, W'})"
-            raise ValueError(f"style images have shape {tuple(images.shape)}; expected {expected}")
+        images = images[None] if isinstance(images, Tensor) and images.dim() == 3 else images
+        size = self.config.image_size if self.config.style_size is None else None
+        check_images(images, channels=self.config.channels, size=size, name="style images")
         if not images.numel():
             raise ValueError(f"style images have shape {tuple(images.shape)}; give at least one, of at least one pixel")
-        if not images.isfinite().all():
-            raise ValueError("style images hold NaN or infinite values; give numbers in [0, 1]")
-        if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
-            raise ValueError("style images must be floating point in [0, 1]; divide 8-bit ones by 255")
         with evaluating(self):
             values = self.style_encoder.mean(images.to(self.device, torch.float32) * 2 - 1)
         return StyleCodes(values.cpu(), self._encoder_hash())
 
     @renamed_arguments(truncation="truncation_psi")
-    @torch.no_grad()
     def sample_masks(
         self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, truncation_psi: float = 1.0
     ) -> Tensor:
@@ -91,11 +80,9 @@ class SPADEGenerator(Generator, family="spade"):
         """
         self._maps()
         self._check_values(truncation_psi=truncation_psi)
-        condition = self.label_space.resolve(label, n)
-        condition = None if condition is None else condition.to(self.device)
-        noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
-        with evaluating(self):
-            return self._draw_masks(condition, noise.normal(self.config.map_dim), truncation_psi).cpu()
+        with self.session(n, label, seed=seed, first_index=first_index) as session:
+            normal = session.noise.normal(self.config.map_dim)
+            return self._draw_masks(session.condition, normal, truncation_psi).cpu()
 
     @torch.no_grad()
     def encode_masks(self, masks: Tensor) -> Tensor:
@@ -141,7 +128,7 @@ class SPADEGenerator(Generator, family="spade"):
     def masks_for(
         self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor | None:
-        """Return the label maps of images, see `Generator.masks_for`."""
+        """Label maps of the images, see `Generator.masks_for`."""
         options = current_arguments(options, self.renamed_options)
         prepared = self._prepare(options, range(first_index, first_index + n))
         if isinstance(mask := prepared.get("mask"), PerImage):
@@ -164,7 +151,7 @@ class SPADEGenerator(Generator, family="spade"):
             checked_masks(masks_of_files(mask, range(1)), self.config.num_classes, self.config.image_size)
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
-        """Prepare masks and styles, one for each image."""
+        """Mask and style of each image."""
         prepared = dict(options)
         if prepared.get("instances") is not None:
             if not self.config.instance_edges:

@@ -26,11 +26,7 @@ _PIECE = 1 << 18
 
 
 class FastSynthesis(nn.Module):
-    """The inference form of `medgen.families.spade.networks.SPADESynthesis`, with copies of its weights.
-
-    Args:
-        synthesis: The network.
-    """
+    """The inference form of `medgen.families.spade.networks.SPADESynthesis`, with copies of its weights."""
 
     def __init__(self, synthesis: SPADESynthesis) -> None:
         super().__init__()
@@ -57,12 +53,7 @@ class FastSynthesis(nn.Module):
 
 
 class LabelMap:
-    """A semantic map at one resolution, with cached neighbourhoods and classes for the modulations.
-
-    Args:
-        semantic: (B, K, H, W).
-        kernel_size: Kernel size of SPADE's convolutions.
-    """
+    """A semantic map (B, K, H, W) at one resolution, with cached neighbourhoods and classes for the modulations."""
 
     def __init__(self, semantic: Tensor, kernel_size: int) -> None:
         self.semantic = semantic
@@ -80,11 +71,7 @@ class LabelMap:
 
 
 class FastBlock(nn.Module):
-    """A residual block, with upsampling of its input.
-
-    Args:
-        block: The block.
-    """
+    """A residual block, with upsampling of its input."""
 
     def __init__(self, block: SPADEBlock) -> None:
         super().__init__()
@@ -113,11 +100,7 @@ def _plain(conv: nn.Module) -> nn.Conv2d:
 
 
 class FastNorm(nn.Module):
-    """A norm, its modulation and, if there is one, the activation after it.
-
-    Args:
-        layer: The norm and its modulation.
-    """
+    """A norm, its modulation and, if there is one, the activation after it."""
 
     def __init__(self, layer: ModulatedNorm) -> None:
         super().__init__()
@@ -144,17 +127,15 @@ class FastNorm(nn.Module):
         slope: float = 1.0,
         weight: Tensor | None = None,
     ) -> Tensor:
-        """Normalise, modulate, activate and multiply features (B, C, h, w).
+        """Normalise, modulate, activate and multiply features (B, C, h, w), channels last.
 
         Args:
-            x: Features, channels last.
+            x: The features.
             label_map: Label map at the resolution of the result.
             upsamples: Whether that is twice the resolution of `x`.
             slope: Slope of the leaky ReLU; 1 for none.
-            weight: Matrix (C, D) of a 1 x 1 convolution at the end; None for none.
-
-        Returns:
-            (B, C, H, W), or (B, D, H, W) with a matrix; channels last.
+            weight: Matrix (C, D) of a 1 x 1 convolution at the end, whose output (B, D, H, W) is returned; None for
+                none.
         """
         rows, numbers = self.rows(label_map)
         pixels = self.norm(x).permute(0, 2, 3, 1).contiguous()
@@ -180,13 +161,7 @@ class FastNorm(nn.Module):
 
 
 class SpatialRows(nn.Module):
-    """Scales and shifts of SPADE, with those of the norm before folded in.
-
-    Args:
-        modulation: The modulation.
-        scale: Scale of the norm, (C,); None for 1.
-        shift: Shift of the norm, (C,); None for 0.
-    """
+    """Scales and shifts of SPADE, with those (C,) of the norm before folded in; None for 1 and 0."""
 
     def __init__(self, modulation: SpatialModulation, scale: Tensor | None, shift: Tensor | None) -> None:
         super().__init__()
@@ -218,13 +193,7 @@ class SpatialRows(nn.Module):
 
 
 class ClassRows(nn.Module):
-    """Scales and shifts of CLADE, with those of the norm before folded in.
-
-    Args:
-        modulation: The modulation.
-        scale: Scale of the norm, (C,); None for 1.
-        shift: Shift of the norm, (C,); None for 0.
-    """
+    """Scales and shifts of CLADE, with those (C,) of the norm before folded in; None for 1 and 0."""
 
     def __init__(self, modulation: ClassModulation, scale: Tensor | None, shift: Tensor | None) -> None:
         super().__init__()

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 class LabelMapVAE(nn.Module):
     """Encodes label maps as normal distributions of short codes, and codes as label maps.
 
-    Args:
-        num_classes: Classes of the maps, the background among them.
-        image_size: Height and width.
-        code_dim: Length of a code.
-        width: Channels at full resolution; each lower one, down to 4 pixels, has twice as many, at most `max_width`.
-        max_width: Most channels.
+    Layers have `width` channels at full resolution and twice as many at each lower one, down to 4 pixels, at most
+    `max_width`.
 
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes"; of cardiac label maps: Amirrajab et al. 2022,
     "Pathology synthesis of 3D-consistent cardiac MR images using 2D VAEs and GANs".

@@ -15,7 +15,7 @@ def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int,
     """Check label maps, or maps of instances, and return them as int64 (B, H, W) or (H, W).
 
     Args:
-        masks: Numbers of classes or instances, of any integer type; a tensor or an array of numpy.
+        masks: Numbers of any integer type; a tensor or an array of numpy.
         num_classes: Number of classes; None for any numbers, as of instances.
         image_size: Height and width.
         name: Name of the argument in errors.
@@ -58,11 +58,7 @@ def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int,
 
 
 def masks_of_files(path: str | Path, indices: range) -> Tensor:
-    """Read label maps (n, H, W) for images with these numbers, which take the files of a folder in turn.
-
-    Args:
-        path: An index image, or a folder of them.
-        indices: Numbers of the images.
+    """Read label maps (n, H, W) for images with these numbers, which take the files of a folder, or one file, in turn.
 
     Raises:
         FileNotFoundError: If there is no such file, or none in the folder.

@@ -22,13 +22,7 @@ SLOPE = 0.2
 
 
 class SPADEBlock(nn.Module):
-    """A residual block whose norms are modulated by the label map.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output; where they differ, the skip connection has a convolution, too.
-        config: Kinds of norm and modulation.
-        spectral: Whether convolutions are spectrally normalised.
+    """A residual block whose norms are modulated by the label map; other output channels need a skip convolution.
 
     Source: Park et al. 2019, section 3, "SPADE generator".
     """
@@ -63,12 +57,7 @@ def _modulated_norm(channels: int, config: SPADEConfig) -> ModulatedNorm:
 
 
 class SPADESynthesis(nn.Module):
-    """Maps a semantic map, and a style code where there is one, to an image.
-
-    Args:
-        config: Sizes.
-        spectral: Whether convolutions of the blocks are spectrally normalised.
-    """
+    """Maps a semantic map, and a style code where there is one, to an image."""
 
     def __init__(self, config: SPADEConfig, *, spectral: bool = True) -> None:
         super().__init__()
@@ -91,11 +80,7 @@ class SPADESynthesis(nn.Module):
         return FastSynthesis(self)
 
     def forward(self, semantic: Tensor, code: Tensor | None = None) -> Tensor:
-        """Draw images (B, C, H, W) in [-1, 1].
-
-        Args:
-            semantic: (B, semantic_channels, H, W) float, see `semantic_map`.
-            code: (B, code_dim), or None without styles.
+        """Draw images (B, C, H, W) in [-1, 1] from `semantic_map` (B, semantic_channels, H, W) and codes (B, code_dim).
 
         Raises:
             ValueError: If the map is of another size, or the code of another length, than the network's.
@@ -129,8 +114,7 @@ def resized(semantic: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a semantic map by nearest neighbours."""
     if tuple(semantic.shape[2:]) == tuple(size):
         return semantic
-    smaller: Tensor = F.interpolate(semantic, size=tuple(size))
-    return smaller
+    return F.interpolate(semantic, size=tuple(size))
 
 
 def semantic_map(masks: Tensor, num_classes: int, *, dont_care: bool = False, edges: Tensor | None = None) -> Tensor:
@@ -162,14 +146,7 @@ def semantic_map(masks: Tensor, num_classes: int, *, dont_care: bool = False, ed
 
 
 def instance_edges(instances: Tensor) -> Tensor:
-    """Mark pixels with a neighbour of another instance above, below, left or right.
-
-    Args:
-        instances: Numbers of instances, (B, H, W), of any type.
-
-    Returns:
-        (B, 1, H, W) float32, 0 or 1.
-    """
+    """Mark pixels with a neighbour of another instance (B, H, W) above, below, left or right: (B, 1, H, W), 0 or 1."""
     edges = torch.zeros_like(instances, dtype=torch.bool)
     across, down = instances[:, :, 1:] != instances[:, :, :-1], instances[:, 1:] != instances[:, :-1]
     edges[:, :, 1:] |= across

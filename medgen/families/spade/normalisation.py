@@ -19,10 +19,8 @@ _MOST_GROUPS, _SMALLEST_GROUP = 32, 4
 def norm_layer(kind: Norm, channels: int, *, affine: bool) -> nn.Module:
     """Build a normalisation by its name.
 
-    Args:
-        kind: ``batch`` over all processes, ``instance``, or ``group`` with up to 32 groups of at least four channels.
-        channels: Number of channels.
-        affine: Whether channels have a learned scale and shift; ``instance`` never has them, as published.
+    ``batch`` is over all processes; ``group`` has up to 32 groups of at least four channels; ``instance`` never has a
+    learned scale and shift, as published.
 
     Raises:
         ValueError: If there is no such normalisation.
@@ -39,12 +37,6 @@ def norm_layer(kind: Norm, channels: int, *, affine: bool) -> nn.Module:
 
 class SpatialModulation(nn.Module):
     """Scale and shift of every pixel, from the label map around it (SPADE).
-
-    Args:
-        channels: Channels that are modulated.
-        num_classes: Channels of the semantic map.
-        hidden: Width of the hidden layer.
-        kernel_size: Kernel size of both layers, 1 or 3.
 
     Source: Park et al. 2019, "Semantic image synthesis with spatially-adaptive normalization", eq. 1 and appendix A.
     """
@@ -65,10 +57,6 @@ class SpatialModulation(nn.Module):
 class ClassModulation(nn.Module):
     """Scale and shift of every pixel, from its class alone (CLADE).
 
-    Args:
-        channels: Channels that are modulated.
-        num_classes: Channels of the semantic map.
-
     Source: Tan et al. 2021, "Efficient semantic image synthesis via class-adaptive normalization".
     """
 
@@ -85,12 +73,7 @@ class ClassModulation(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """Normalises features, then scales and shifts them by the label map.
-
-    Args:
-        norm: Normalisation of (B, C, H, W).
-        modulation: Computes scale and shift from a semantic map.
-    """
+    """Normalises features, then scales and shifts them by the label map."""
 
     def __init__(self, norm: nn.Module, modulation: SpatialModulation | ClassModulation) -> None:
         super().__init__()
@@ -104,18 +87,7 @@ class ModulatedNorm(nn.Module):
 
 
 class NormalisedConv(nn.Module):
-    """A spectrally normalised convolution without bias, a norm and an activation.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Height and width of the kernel.
-        norm: The norm, see `norm_layer`.
-        stride: Step of the kernel.
-        padding: Pixels added on each side.
-        slope: Slope of the leaky ReLU for negative numbers; 0 for a ReLU, 1 for no activation.
-        padding_mode: Kind of padding.
-    """
+    """A spectrally normalised convolution without bias, a norm and a leaky ReLU: slope 0 is a ReLU, 1 no activation."""
 
     def __init__(
         self,

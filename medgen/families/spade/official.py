@@ -82,14 +82,9 @@ def convert_checkpoint(
             convert.load_style_encoder_weights(generator.style_encoder, _weights(ForeignFile(encoder)))  # type: ignore[arg-type]
     except ValueError as error:
         raise CheckpointError(f"{path} has a generator unlike ours of SPADE: {error}") from error
-    state = SPADEGenerator(config).state_dict()  # priors, which start as standard normal
-    return Converted(
-        config,
-        {
-            name: weight if weight.device.type != "meta" else state[name]
-            for name, weight in generator.state_dict().items()
-        },
-    )
+    fresh = SPADEGenerator(config).state_dict()  # priors, which start as standard normal
+    state = generator.state_dict()
+    return Converted(config, {name: fresh[name] if weight.is_meta else weight for name, weight in state.items()})
 
 
 def _weights(file: ForeignFile) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ equal: all of one class. Outputs are computed once for each distinct neighbourho
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -34,14 +34,9 @@ class Windows(NamedTuple):
 
 
 def find_windows(semantic: Tensor, kernel_size: int) -> Windows | None:
-    """Find the distinct neighbourhoods in semantic maps.
+    """Find the distinct neighbourhoods in semantic maps (B, K, H, W), for convolutions padded with zeros.
 
-    Args:
-        semantic: (B, K, H, W).
-        kernel_size: Kernel size of both convolutions, which pad their inputs with zeros.
-
-    Returns:
-        None if there are too many, or for values other than 0 and 1.
+    None if there are too many, or for values other than 0 and 1.
     """
     channels = semantic.shape[1]
     if channels > _MOST_CHANNELS or not bool(((semantic == 0) | (semantic == 1)).all()):
@@ -76,8 +71,7 @@ def _neighbourhoods(numbers: Tensor, size: int) -> Tensor | None:
 
 def _numbered(values: Tensor) -> Tensor:
     """Replace values by numbers, from 0 on without gaps."""
-    numbers: Tensor = torch.unique(values, return_inverse=True)[1]
-    return numbers
+    return cast("Tensor", torch.unique(values, return_inverse=True)[1])
 
 
 def _places(numbers: Tensor) -> Tensor:

@@ -42,15 +42,8 @@ def walk(args: Sequence[str]) -> None:
     seeds = _seeds("seeds", cfg.seeds)
     generator = _load(cfg)
     labels = _labels(generator, cfg.labels)
-    styles = latents.walk(
-        generator,
-        cfg.frames,
-        seeds=seeds,
-        labels=labels,
-        n=cfg.n,
-        **_truncation(cfg),
-        closed=cfg.closed,
-    )
+    stations: dict[str, Any] = {"seeds": seeds, "labels": labels, "n": cfg.n, "closed": cfg.closed}
+    styles = latents.walk(generator, cfg.frames, **stations, **_truncation(cfg))
     images = _drawn(generator, styles.flatten(0, 1), cfg)
     columns, scale = min(cfg.columns, cfg.n), _scale(images)
     frames = [image_grid(shown, columns=columns, scale=scale) for shown in images.split(cfg.n)]
@@ -161,11 +154,7 @@ def _labels(generator: Generator, text: str | None) -> list[Label]:
 
     if text is None:
         return [None]
-    found: list[Label] = []
-    for part in text.split(","):
-        (label,) = labels_per_image(generator, [part.strip()])
-        found.append(label)
-    return found
+    return list(labels_per_image(generator, [part.strip() for part in text.split(",")]))
 
 
 def _caption(generator: Generator, seed: int, label: Label) -> str:

@@ -36,11 +36,7 @@ _FREE = {"num_fp16_res", "fp16_channels_last", "architecture", "resample_filter"
 
 
 def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
-    """Build the config from the arguments of the official Generator.
-
-    Args:
-        arguments: Keyword arguments.
-        label_names: Names of its classes; "class 0", ... by default.
+    """Build the config from the arguments of the official Generator; classes are named "class 0", ... by default.
 
     Raises:
         ValueError: If an argument is missing, or asks for what our networks do not have.
@@ -68,17 +64,10 @@ def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) ->
 
 
 def pickled_config(network: PickledNetwork, label_names: tuple[str, ...] = ()) -> StyleGAN2Config:
-    """Build the config of a generator in a ``.pkl``.
+    """Build the config of a generator in a ``.pkl`` of either code, see `generator_config`.
 
     The code of StyleGAN3, which trains StyleGAN2 as well, has the arguments of synthesis beside the others, and a
     default limit of activations.
-
-    Args:
-        network: The Generator of either code.
-        label_names: Names of its classes; "class 0", ... by default.
-
-    Raises:
-        ValueError: If an argument is missing, or asks for what our networks do not have.
     """
     grouped = {"z_dim", "w_dim", "mapping_kwargs", "synthesis_kwargs", *_NEEDED}
     arguments = {name: value for name, value in network.arguments.items() if name in grouped}
@@ -98,11 +87,7 @@ def build_generator(arguments: Arguments) -> StyleGAN2Generator:
 
 
 def build_discriminator(arguments: Arguments) -> Discriminator:
-    """Build the discriminator from the arguments of the official Discriminator.
-
-    Raises:
-        ValueError: If an argument is missing, or asks for what our networks do not have.
-    """
+    """Build the discriminator from the arguments of the official Discriminator, see `generator_config`."""
     _need(arguments, _NEEDED)
     block, mapping, last = (arguments.get(f"{part}_kwargs", {}) for part in ("block", "mapping", "epilogue"))
     _refuse_others(block, set(), _FREE, "block_kwargs")
@@ -125,20 +110,12 @@ def build_discriminator(arguments: Arguments) -> Discriminator:
 
 
 def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of an official Generator.
-
-    Raises:
-        ValueError: If it resamples with another filter than ours.
-    """
+    """Rename the weights of an official Generator, see `_without_filters`."""
     return {_generator_name(name): value for name, value in _without_filters(weights).items()}
 
 
 def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of an official Discriminator.
-
-    Raises:
-        ValueError: If it resamples with another filter than ours.
-    """
+    """Rename the weights of an official Discriminator, see `_without_filters`."""
     return {_discriminator_name(name): value for name, value in _without_filters(weights).items()}
 
 
@@ -190,7 +167,7 @@ def _level(size: int) -> int:
 
 
 def _without_filters(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the resampling filters, which are not learned."""
+    """Leave out the resampling filters, which are not learned; one other than ours is a ValueError."""
     ours = separable_filter()
     for name, value in weights.items():
         if name.endswith("resample_filter") and not (value.shape == ours.shape and torch.allclose(value.cpu(), ours)):

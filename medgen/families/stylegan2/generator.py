@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from medgen.generator import Generator
 from medgen.labels import Label
 from medgen.nn.inference import for_inference
 from medgen.nn.label_vector import label_vector
-from medgen.nn.modes import evaluating
 from medgen.noise import NoiseSource, stream_seed
 from medgen.renamed import renamed_arguments
 
@@ -27,11 +26,7 @@ _CENTER_DRAWS = 2048
 
 
 class StyledGenerator(Generator):
-    """Base of the families with a mapping network whose styles go to every layer of synthesis.
-
-    Args:
-        config: What the generator is rebuilt from.
-    """
+    """Base of the families with a mapping network whose styles go to every layer of synthesis."""
 
     renamed_options: ClassVar[dict[str, str]] = {
         "truncation": "truncation_psi",
@@ -64,7 +59,6 @@ class StyledGenerator(Generator):
         return self.num_ws
 
     @renamed_arguments(truncation="truncation_psi", truncation_layers="truncation_cutoff")
-    @torch.no_grad()
     def styles(
         self,
         n: int,
@@ -79,36 +73,18 @@ class StyledGenerator(Generator):
     ) -> Tensor:
         """Draw the styles (n, num_ws, w_dim) of the images that `sample` draws with equal arguments.
 
-        Args:
-            n: Number of images.
-            label: Conditions, see `Generator.sample`.
-            seed: Seed of the run.
-            first_index: Number of the first image in the run.
-            truncation_psi: See `_sample` of the family.
-            truncation_cutoff: See `_sample` of the family.
-            center: See `_sample` of the family.
-            **others: Further options of `sample`; no style depends on them.
+        Options of `sample` that no style depends on, such as a noise mode, are accepted.
 
         Raises:
             ValueError: If an argument is out of range or unknown to this model.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; ask for at least one image")
         own = {"truncation_psi": truncation_psi, "truncation_cutoff": truncation_cutoff, "center": center}
         self.check_options(own | others)
-        condition = self.label_space.resolve(label, n)
-        condition = None if condition is None else condition.to(self.device)
-        noise = NoiseSource(seed, range(first_index, first_index + n), self.device)
-        with evaluating(self):
-            return self._styles(condition, noise, truncation_psi, truncation_cutoff, center)
+        with self.session(n, label, seed=seed, first_index=first_index) as session:
+            return self._styles(session.condition, session.noise, truncation_psi, truncation_cutoff, center)
 
     def _check_values(
-        self,
-        *,
-        truncation_psi: float = 1.0,
-        truncation_cutoff: int | None = None,
-        center: str = "label",
-        **others: Any,
+        self, *, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, center: str = "label", **others: Any
     ) -> None:
         super()._check_values(**others)
         if not 0 <= truncation_psi <= 2:
@@ -122,25 +98,17 @@ class StyledGenerator(Generator):
     def draw(self, styles: Tensor) -> Tensor:
         """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim), with gradients and fixed noise."""
 
-    @torch.no_grad()
     def synthesize(self, styles: Tensor) -> Tensor:
-        """Draw images (B, C, H, W) in [0, 1] from styles (B, num_ws, w_dim).
-
-        Args:
-            styles: A style for every layer, coarse to fine; or one for all layers, (B, w_dim).
+        """Draw images (B, C, H, W) in [0, 1] from styles of every layer, (B, num_ws, w_dim), or of all, (B, w_dim).
 
         Raises:
             ValueError: If styles are of another shape.
         """
-        with evaluating(self):
-            return (self.draw(self._every_style(styles)).float() / 2 + 0.5).clamp(0, 1)
+        with self.session(len(styles)):
+            return _shown(self.draw(self._every_style(styles)))
 
     def _every_style(self, styles: Tensor) -> Tensor:
-        """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated.
-
-        Raises:
-            ValueError: If styles are of another shape.
-        """
+        """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated."""
         if styles.dim() == 2:
             styles = styles[:, None].expand(-1, self.num_ws, -1)
         expected = (self.num_ws, self.config.w_dim)
@@ -193,29 +161,19 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
 
     def draw(self, styles: Tensor) -> Tensor:
         """Draw images from styles, see `StyledGenerator.draw`."""
-        images: Tensor = self.synthesis(styles, *self.synthesis.fixed_noise())
-        return images
+        return cast("Tensor", self.synthesis(styles, *self.synthesis.fixed_noise()))
 
     @renamed_arguments(layer_noise="noise_mode")
-    @torch.no_grad()
     def synthesize(self, styles: Tensor, *, noise_mode: NoiseMode = "fixed", seed: int = 0) -> Tensor:
-        """Draw images (B, C, H, W) in [0, 1] from styles (B, num_ws, w_dim).
-
-        Args:
-            styles: A style for every layer, coarse to fine; or one for all layers, (B, w_dim).
-            noise_mode: See `_sample`; ``fixed`` gives equal styles equal images.
-            seed: Seed of ``random`` noise.
+        """Draw images from styles, see `StyledGenerator.synthesize`; ``fixed`` noise gives equal styles equal images.
 
         Raises:
             ValueError: If styles are of another shape, or there is no such noise mode.
         """
         self._check_values(noise_mode=noise_mode)
-        styles = self._every_style(styles)
-        noise = NoiseSource(seed, range(len(styles)), self.device)
-        with evaluating(self):
-            images = for_inference(self.synthesis)(styles, *self._noise(noise_mode, noise))
-        scaled: Tensor = (images.float() / 2 + 0.5).clamp(0, 1)
-        return scaled
+        with self.session(len(styles), seed=seed) as session:
+            noise = self._noise(noise_mode, session.noise)
+            return _shown(for_inference(self.synthesis)(self._every_style(styles), *noise))
 
     def _sample(
         self,
@@ -227,7 +185,7 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
         center: str = "label",
         noise_mode: str = "random",
     ) -> Tensor:
-        """One batch of images.
+        """Draw one batch of images, see `Generator._sample`.
 
         Args:
             label: Conditions, (B,) or (B, K), or None.
@@ -253,3 +211,8 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
             return self.synthesis.fixed_noise()
         sizes = self.synthesis.noise_sizes()
         return [noise.normal(1, *size) if mode == "random" else None for size in sizes]
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Bring images of synthesis, about [-1, 1], to [0, 1]."""
+    return (images.float() / 2 + 0.5).clamp(0, 1)

@@ -26,11 +26,7 @@ coarse layers have many weights, which a whole batch shares."""
 
 
 class FastSynthesis(nn.Module):
-    """The inference form of `medgen.families.stylegan2.networks.Synthesis`, with copies of its weights.
-
-    Args:
-        synthesis: The network.
-    """
+    """The inference form of `medgen.families.stylegan2.networks.Synthesis`, with copies of its weights."""
 
     def __init__(self, synthesis: Synthesis) -> None:
         super().__init__()
@@ -57,19 +53,11 @@ class FastSynthesis(nn.Module):
             numbers = cast("FastStyledConv", self.second[i]).bias.numel() * 4 * x.shape[2] * x.shape[3]
             count = max(1, _TOGETHER // numbers)
             if len(x) > count:
-                parts = [slice(start, start + count) for start in range(0, len(x), count)]
-                return torch.cat(
-                    [
-                        self._refine(
-                            i,
-                            x[part],
-                            image[part],
-                            styles[part],
-                            [n if n is None or len(n) == 1 else n[part] for n in noise],
-                        )
-                        for part in parts
-                    ]
-                )
+                done = []
+                for part in (slice(start, start + count) for start in range(0, len(x), count)):
+                    own = [n if n is None or len(n) == 1 else n[part] for n in noise]
+                    done.append(self._refine(i, x[part], image[part], styles[part], own))
+                return torch.cat(done)
             x = self.first[i - 1](x, styles[:, 2 * i - 1], noise[2 * i - 1])
             x = self.second[i](x, styles[:, 2 * i], noise[2 * i])
             image = self.enlarge(image) + self.to_image[i](x, styles[:, 2 * i + 1])
@@ -77,11 +65,7 @@ class FastSynthesis(nn.Module):
 
 
 class FastStyledConv(nn.Module):
-    """A modulated convolution with its activation.
-
-    Args:
-        layer: The layer.
-    """
+    """A modulated convolution with its activation."""
 
     lengths: Tensor
 
@@ -89,7 +73,7 @@ class FastStyledConv(nn.Module):
         super().__init__()
         out_channels, in_channels = layer.weight.shape[:2]
         weight = layer.weight.detach() / math.sqrt(layer.weight[0].numel())
-        self.style = _linear(layer.style)
+        self.style = _Styles(layer.style)
         self.register_buffer("lengths", weight.square().sum((2, 3)).T.contiguous())
         self.conv: nn.Module
         self.blur: nn.Module
@@ -133,15 +117,11 @@ class FastStyledConv(nn.Module):
 
 
 class FastToImage(nn.Module):
-    """The 1 x 1 convolution of `ToImage` as one matrix product per image.
-
-    Args:
-        layer: The layer.
-    """
+    """The 1 x 1 convolution of `ToImage` as one matrix product per image."""
 
     def __init__(self, layer: ToImage) -> None:
         super().__init__()
-        self.style = _linear(layer.style)
+        self.style = _Styles(layer.style)
         self.weight = nn.Parameter(layer.weight.detach()[:, :, 0, 0].T / math.sqrt(layer.weight.shape[1]))
         self.bias = nn.Parameter(layer.bias.detach())
         self.limit = layer.clamp
@@ -157,22 +137,16 @@ class FastToImage(nn.Module):
         return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _linear(layer: EqualisedLinear) -> nn.Module:
-    """Apply the scale of the weights of a linear layer; it stays in float32."""
-    scale = layer.rate / math.sqrt(layer.weight.shape[1])
-    return _Styles(layer.weight.detach() * scale, layer.bias.detach() * layer.rate)
-
-
 class _Styles(nn.Module):
-    """A linear layer of buffers, which stay in float32 when the parameters around them are brought to another type."""
+    """A linear layer with the scale of its weights applied; its buffers stay in float32, unlike parameters."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, layer: EqualisedLinear) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", bias)
+        self.register_buffer("weight", layer.weight.detach() * (layer.rate / math.sqrt(layer.weight.shape[1])))
+        self.register_buffer("bias", layer.bias.detach() * layer.rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in) to (B, out)."""

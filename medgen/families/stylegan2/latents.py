@@ -42,13 +42,13 @@ def styled(generator: Generator) -> StyledGenerator:
 def mix(coarse: Tensor, fine: Tensor, layer: int) -> Tensor:
     """Join the styles of one image up to a layer with those of another from there on.
 
-    Early layers control layout, late ones texture.
+    Early layers control layout, late ones texture. Leading dimensions broadcast: (R, 1, ...) and (C, ...) give all R x
+    C mixtures.
 
     Args:
         coarse: Styles (..., num_ws, w_dim) of the layers before.
-        fine: Styles of this layer and those after; leading dimensions broadcast with those of `coarse`, so that
-            (R, 1, ...) and (C, ...) give all R x C mixtures.
-        layer: The first layer that is taken from `fine`; 0 for all of `fine`, num_ws for all of `coarse`.
+        fine: Styles of this layer and those after.
+        layer: The first layer that is taken from `fine`, 0 to num_ws.
 
     Raises:
         ValueError: If styles are not of the same layers, or there is no such layer.
@@ -73,18 +73,10 @@ def mix(coarse: Tensor, fine: Tensor, layer: int) -> Tensor:
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Interpolate linearly between two styles, both included.
+    """Interpolate linearly between styles (..., w_dim), both ends included: (steps, ..., w_dim).
 
     In the space of styles, steps of equal length change images about equally. Random vectors lie on a sphere instead,
     which a straight line leaves.
-
-    Args:
-        start: Styles (..., w_dim).
-        end: Styles of the same shape.
-        steps: Number of styles, both ends included.
-
-    Returns:
-        (steps, ..., w_dim).
 
     Raises:
         ValueError: If shapes differ or there are fewer than 2 steps.
@@ -98,16 +90,16 @@ def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
 
 
 def tour(stations: Tensor, frames: int, *, closed: bool = True) -> Tensor:
-    """Interpolate from station to station, and back to the first.
+    """Interpolate from station to station, and back to the first, so that an animation repeats without a jump.
 
     Args:
         stations: Styles (K, ..., w_dim) to visit, two or more.
         frames: Steps from one station to the next.
-        closed: Whether to go back to the first station, so that an animation repeats without a jump.
+        closed: Whether to go back to the first station.
 
     Returns:
         (K * frames, ..., w_dim), which ends one step before the first; if not closed ((K - 1) * frames + 1, ...), which
-        ends with the last station. Every `frames`-th is a station.
+            ends with the last station. Every `frames`-th is a station.
 
     Raises:
         ValueError: If there are fewer than two stations, or no frames.
@@ -132,21 +124,10 @@ def walk(
     truncation_psi: float = 1.0,
     closed: bool = True,
 ) -> Tensor:
-    """Interpolate styles between several seeds of a label, or between several labels of a seed.
+    """Interpolate styles between several seeds of a label, or between several labels of a seed: (F, n, num_ws, w_dim).
 
-    Between labels, styles are interpolated, not label vectors: the mapping network was never trained on half a class.
-
-    Args:
-        generator: The generator.
-        frames: Steps from one station to the next.
-        seeds: Seeds to visit.
-        labels: Labels to visit, each for all images; see `Generator.sample`.
-        n: Number of images; image i visits image i of each seed and label.
-        truncation_psi: See `StyledGenerator.styles`.
-        closed: See `tour`.
-
-    Returns:
-        (F, n, num_ws, w_dim), F being the number of steps that `tour` gives.
+    Image i visits image i of each seed and label; `tour` says how many steps F there are. Between labels, styles are
+    interpolated, not label vectors: the mapping network was never trained on half a class.
 
     Raises:
         ValueError: If there are several seeds and several labels, or one of each, or an argument is out of range.
@@ -201,29 +182,26 @@ def label_direction(
     """Fit the direction in which the score of a classifier rises, to images that the generator draws.
 
     The direction is the gradient of a linear model of the score, by ridge regression whose strength is chosen by
-    generalised cross-validation. Logits are better scores than probabilities, most of which are about 0 or 1.
+    generalised cross-validation. It is on the CPU, and of no use where its `auc` is about 0.5.
 
     Args:
         generator: The generator.
-        score: Maps images (B, C, H, W) in [0, 1], on the generator's device, to scores (B,), such as logits or
-            measurements.
+        score: Maps images (B, C, H, W) in [0, 1], on the generator's device, to scores (B,). Logits are better than
+            probabilities, most of which are about 0 or 1.
         n: Number of images.
         label: Labels of the images, see `Generator.sample`; one for all keeps the direction free of the label's own.
         seed: Seed of the images.
-        truncation_psi: See `StyledGenerator.styles`.
+        truncation_psi: See `Generator.sample`.
         held_out: Share of images that are not fitted, for `correlation` and `auc`.
         batch_size: Images drawn and scored together.
         progress: Whether to show a progress bar.
-
-    Returns:
-        The direction, on the CPU. It is of no use where `auc` is about 0.5.
 
     Raises:
         ValueError: If an argument is out of range, or scores are not one finite number per image, or too much alike.
 
     Source: least squares in the place of the support vector machine of Shen et al. 2020, "Interpreting the latent space
-        of GANs for semantic face editing", section 3.1; ridge strength: Golub et al. 1979, "Generalized
-        cross-validation as a method for choosing a good ridge parameter".
+    of GANs for semantic face editing", section 3.1; ridge strength: Golub et al. 1979, "Generalized cross-validation as
+    a method for choosing a good ridge parameter".
     """
     if whole_number("n", n) < _FEWEST_DRAWS:
         raise ValueError(f"n is {n}; draw at least {_FEWEST_DRAWS} images, better 1000")
@@ -292,11 +270,6 @@ def label_shift(generator: StyledGenerator, start: Label, end: Label) -> Tensor:
 
     Moved by 1, styles of the first label have the average of the second; differences between them stay.
 
-    Args:
-        generator: A generator with labels.
-        start: The first label, see `Generator.sample`.
-        end: The second label.
-
     Raises:
         ValueError: If a label is unknown.
     """
@@ -305,13 +278,13 @@ def label_shift(generator: StyledGenerator, start: Label, end: Label) -> Tensor:
 
 
 def move(styles: Tensor, direction: Direction | Tensor, amount: float) -> Tensor:
-    """Move styles along a direction.
+    """Move styles (..., num_ws, w_dim) along a direction; a negative amount moves them the opposite way.
 
     Args:
-        styles: (..., num_ws, w_dim).
-        direction: A direction of `label_direction` or `label_shift`, or any vector (w_dim,), or one per layer, (num_ws,
-            w_dim), which is 0 for layers to leave alone.
-        amount: Factor of the vector; for a `Direction` in units of its `spread`. Negative for the opposite.
+        styles: The styles.
+        direction: A `Direction`, in units of its `spread`; or any vector (w_dim,), or one per layer, (num_ws, w_dim),
+            which is 0 for layers to leave alone.
+        amount: Factor of the vector.
 
     Raises:
         ValueError: If the direction is not one of these styles.

@@ -27,14 +27,9 @@ from medgen.nn.resampling import separable_filter, upsample
 
 
 class Mapping(nn.Module):
-    """Maps a random vector and a label to a style vector.
+    """Maps a random vector and a label to a style vector of the width of all layers; a length of 0 leaves either out.
 
-    Args:
-        z_dim: Length of the random vector; 0 for none, as in the discriminator.
-        label_dim: Length of the label vector; 0 for none.
-        width: Length of the output and of all layers.
-        layers: Number of layers.
-        rate: Learning rate of the layers by that of the others.
+    `rate` is the learning rate of the layers by that of the others.
     """
 
     def __init__(self, z_dim: int, label_dim: int, width: int, layers: int, rate: float = 0.01) -> None:
@@ -50,8 +45,7 @@ class Mapping(nn.Module):
         parts = [] if z is None else [_unit(z.float())]
         if self.embed is not None and label is not None:
             parts.append(_unit(self.embed(label.float())))
-        styles: Tensor = self.layers(torch.cat(parts, dim=1))
-        return styles
+        return cast("Tensor", self.layers(torch.cat(parts, dim=1)))
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -60,16 +54,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 class StyledConv(nn.Module):
-    """A convolution modulated by a style, with noise and a leaky ReLU.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        w_dim: Length of the style vector.
-        size: Height and width of the output.
-        upsamples: Whether it has twice the size of the input.
-        clamp: Largest absolute value of the output.
-    """
+    """A convolution modulated by a style, with noise and a leaky ReLU; it may double its input in size."""
 
     kernel: Tensor
     fixed_noise: Tensor
@@ -126,11 +111,7 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Maps style vectors, one for each layer, to an image, as a sum over resolutions.
-
-    Args:
-        config: Sizes.
-    """
+    """Maps style vectors, one for each layer, to an image, as a sum over resolutions."""
 
     kernel: Tensor
 
@@ -156,11 +137,11 @@ class Synthesis(nn.Module):
         return FastSynthesis(self)
 
     def forward(self, styles: Tensor, *noise: Tensor | None) -> Tensor:
-        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim) and the noise of each convolution.
+        """Draw images (B, C, H, W), about [-1, 1], from styles (B, num_ws, w_dim), coarse to fine.
 
         Args:
             styles: A style vector for every layer; the last one of a resolution is also the first of the next.
-            *noise: For each of the convolutions, coarse to fine, (B or 1, 1, h, w) or None.
+            *noise: For each of the convolutions, (B or 1, 1, h, w) or None.
         """
         # Convolutions and everything around them keep this layout, in which they run faster; weights have their own.
         layout = training_layout(styles.device)
@@ -203,17 +184,13 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H / 2, W / 2)."""
         gain = math.sqrt(0.5)
-        out: Tensor = self.skip(x, gain=gain) + self.second(self.first(x), gain=gain)
-        return out
+        return cast("Tensor", self.skip(x, gain=gain) + self.second(self.first(x), gain=gain))
 
 
 class Discriminator(nn.Module):
     """Predicts the logit of an image being real; with labels, of being real and of that label (projection).
 
-    Args:
-        config: The generator's, whose sizes it has.
-        group: Images per group of minibatch deviation.
-        mapping_layers: Layers that read the label.
+    `group` is the number of images per group of minibatch deviation; `mapping_layers` read the label.
     """
 
     def __init__(self, config: StyleGAN2Config, *, group: int = 4, mapping_layers: int = 8) -> None:

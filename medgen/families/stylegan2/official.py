@@ -37,7 +37,7 @@ def is_official(file: ForeignFile) -> bool:
 def convert_pickle(
     file: ForeignFile, *, image_size: tuple[int, int] | None = None, label_names: Sequence[str] = ()
 ) -> Converted:
-    """The averaged generator and the discriminator of a ``.pkl``; see `convert_networks`."""
+    """Convert a ``.pkl``, see `convert_networks`."""
     return convert_networks(
         file, StyleGAN2Generator, pickled_config, load_generator_weights, image_size=image_size, label_names=label_names
     )
@@ -57,7 +57,7 @@ def convert_networks(
     image_size: tuple[int, int] | None,
     label_names: Sequence[str],
 ) -> Converted:
-    """The averaged generator of a ``.pkl`` as one of ours, and its discriminator as an extra file.
+    """Convert the averaged generator of a ``.pkl``, and its discriminator as an extra file.
 
     Args:
         file: The ``.pkl``.

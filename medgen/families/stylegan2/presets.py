@@ -13,10 +13,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Settings of one training run.
+    """Settings of one training run, with images per step over all GPUs.
 
     Attributes:
-        batch_size: Images per step, over all GPUs.
         network: Fields of `StyleGAN2Config`.
         training: Arguments of `StyleGAN2Module`.
     """

@@ -12,6 +12,7 @@ from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
 from medgen.families.stylegan2.generator import StyledGenerator
+from medgen.images import check_images
 from medgen.labels import Label
 from medgen.losses.perceptual import FeaturePerceptualLoss
 from medgen.losses.ssim import ssim
@@ -25,20 +26,16 @@ _SPREAD_DRAWS = 256
 """Number of styles whose mean distance from the average one is the unit of noise."""
 _RISE, _FALL, _NOISY = 0.05, 0.25, 0.75
 """Shares of the steps in which the learning rate rises, in which it falls, and in which there is noise."""
-_ROUNDING = 1e-3
-"""Largest distance from [0, 1] that rounding may bring an image to."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Styles of real images, and how close their reconstructions are.
+    """Styles of real images, (B, num_ws, w_dim), their reconstructions, and errors of each image, (B,).
 
     Attributes:
-        styles: (B, num_ws, w_dim), for `synthesize` and `medgen.families.stylegan2.latents`.
         reconstructions: Images drawn from the styles, (B, C, H, W) in [0, 1].
-        mse: Mean square error of each image, (B,).
-        psnr: Peak signal-to-noise ratio in dB, (B,); infinite for an exact copy.
-        ssim: Structural similarity, (B,); 1 for an exact copy.
+        psnr: Peak signal-to-noise ratio in dB; infinite for an exact copy.
+        ssim: Structural similarity; 1 for an exact copy.
     """
 
     styles: Tensor
@@ -67,10 +64,11 @@ def project(
 
     Gradient descent on the distance to the image starts at the average style of the label; fading noise on the styles
     leads past poor local minima. The noise of the layers is that stored with the weights and is not fitted, other than
-    in the paper: it would hold what the generator cannot draw.
+    in the paper: it would hold what the generator cannot draw. Weights, modes and gradients of the generator stay as
+    they are.
 
     Args:
-        generator: The generator; its weights, modes and gradients stay as they are.
+        generator: The generator.
         images: Real images, (B, C, H, W) in [0, 1], of the generator's size.
         label: Their labels, see `Generator.sample`; they set where the search begins.
         steps: Steps of Adam.
@@ -92,7 +90,7 @@ def project(
         ImportError: If the weights of the default network are not installed.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", appendix D, whose schedules
-        these are; one style for every layer: Abdal et al. 2019, "Image2StyleGAN", section 3.
+    these are; one style for every layer: Abdal et al. 2019, "Image2StyleGAN", section 3.
     """
     _check(generator, images, steps, lr, perceptual_weight, pixel_weight, noise, batch_size)
     device = generator.device
@@ -116,15 +114,9 @@ def project(
             source = NoiseSource(seed, range(len(images))[part], device)
             parts.append(_search(generator, images[part], starts[part], scale[part], distances, steps, lr, source, bar))
     styles, images = torch.cat(parts), images.cpu()
-    reconstructions = torch.cat([generator.synthesize(part).cpu() for part in styles.split(batch_size)])
-    mse = (reconstructions - images).square().mean((1, 2, 3))
-    return Projection(
-        styles=styles.cpu(),
-        reconstructions=reconstructions,
-        mse=mse,
-        psnr=-10 * mse.log10(),
-        ssim=ssim(reconstructions, images),
-    )
+    copies = torch.cat([generator.synthesize(part).cpu() for part in styles.split(batch_size)])
+    mse = (copies - images).square().mean((1, 2, 3))
+    return Projection(styles.cpu(), copies, mse, psnr=-10 * mse.log10(), ssim=ssim(copies, images))
 
 
 def _check(
@@ -137,16 +129,9 @@ def _check(
     noise: float,
     batch_size: int,
 ) -> None:
-    expected = (generator.config.channels, *generator.config.image_size)
-    if images.dim() != 4 or images.shape[1:] != expected:
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}; expected (B, {', '.join(map(str, expected))}): resize them first"
-        )
+    check_images(images, channels=generator.config.channels, size=generator.config.image_size)
     if not len(images):
         raise ValueError("there are no images; give at least one")
-    inside = images.is_floating_point() and bool(((images >= -_ROUNDING) & (images <= 1 + _ROUNDING)).all())
-    if not inside:  # also where there is NaN
-        raise ValueError(f"images are {images.dtype} with values outside [0, 1]; divide by the largest grey level")
     for name, count in (("steps", steps), ("batch_size", batch_size)):
         if whole_number(name, count) < 1:
             raise ValueError(f"{name} is {count}; use at least 1")

@@ -29,14 +29,7 @@ _SHAPE = ("z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max")
 
 
 class Pretrained(NamedTuple):
-    """A model to fine-tune.
-
-    Attributes:
-        config: Its config.
-        generator: Weights of the generator.
-        discriminator: Weights of the discriminator; None where there are none.
-        about: Its licence, data and intended use.
-    """
+    """Config and weights of a model to fine-tune, with the discriminator's if there is one."""
 
     config: StyleGAN2Config
     generator: Mapping[str, Tensor]
@@ -47,10 +40,8 @@ class Pretrained(NamedTuple):
 def start_from(generator: StyleGAN2Generator, discriminator: Discriminator, source: str) -> None:
     """Load the weights of a trained model into the networks, and log which layers start anew.
 
-    Args:
-        generator: The generator to train.
-        discriminator: The discriminator to train; its frozen layers, without gradients, must come with the model.
-        source: A checkpoint folder or zoo name, a ``.ckpt`` of a medgen training run, or an official ``.pkl``.
+    Frozen layers of the discriminator, those without gradients, must come with the model. The source is a checkpoint
+    folder or zoo name, a ``.ckpt`` of a medgen training run, or an official ``.pkl``.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
@@ -130,17 +121,12 @@ def _fitted(
         return None if numbers else _relabelled(theirs, old.label_names, new.label_names)
     if theirs.shape == mine.shape:
         return theirs
-    for start, fit in _FITS.items():
-        if name.startswith(start):
-            return fit(theirs, mine)
-    return None
+    fit = next((fit for start, fit in _FITS.items() if name.startswith(start)), None)
+    return None if fit is None else fit(theirs, mine)
 
 
 def _relabelled(weight: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
-    """Put the columns of an embedding in the order of new names; a new name gets the mean of all.
-
-    The layer scales them by the number of labels.
-    """
+    """Order the columns of an embedding, which are scaled by their number; a new name gets the mean of all."""
     places = {name.casefold(): i for i, name in enumerate(old)}
     mean = weight.mean(1)
     columns = [weight[:, places[n.casefold()]] if n.casefold() in places else mean for n in new]

@@ -192,17 +192,14 @@ def test_progress_is_shown_where_it_is_asked_for(model, images, capsys):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (
-            torch.zeros(1, 1, 16, 24),
-            r"images have shape \(1, 1, 16, 24\); expected \(B, 1, 16, 16\): resize them first",
-        ),
+        (torch.zeros(1, 1, 16, 24), r"images have shape \(1, 1, 16, 24\); expected \(n, 1, 16, 16\)"),
         (torch.zeros(1, 3, 16, 16), "images have shape"),
         (torch.zeros(1, 16, 16), "images have shape"),
         (torch.zeros(0, 1, 16, 16), "there are no images; give at least one"),
-        (torch.full((1, 1, 16, 16), 1.1), r"images are torch.float32 with values outside \[0, 1\]; divide"),
-        (torch.full((1, 1, 16, 16), -1.0), "values outside"),
-        (torch.full((1, 1, 16, 16), math.nan), "values outside"),
-        (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "images are torch.uint8 with"),
+        (torch.full((1, 1, 16, 16), 1.1), r"images span \[1.1, 1.1\]; expected floating point in \[0, 1\]: divide"),
+        (torch.full((1, 1, 16, 16), -1.0), r"images span \[-1, -1\]"),
+        (torch.full((1, 1, 16, 16), math.nan), "images hold NaN or infinite values"),
+        (torch.zeros(1, 1, 16, 16, dtype=torch.uint8), "images are torch.uint8; expected floating point"),
     ],
 )
 def test_what_is_no_image_of_the_generator_is_refused(model, images, message):

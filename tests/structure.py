@@ -273,16 +273,17 @@ def repeated_fields(source: Source) -> list[str]:
 
 
 def patch_discriminators(source: Source) -> list[str]:
-    """Classes called ``...Discriminator`` that convolve to the end: no layer of theirs sees the whole image."""
-    found = []
-    for file, tree in source.files.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name.endswith("Discriminator"):
-                built = {name_of(call) for call in calls(node)}
-                convolves = any("conv" in name.lower() for name in built)
-                if convolves and not any("linear" in name.lower() for name in built):
-                    found.append(f"{file}: {node.name}")
-    return found
+    """Classes called ``...Discriminator`` without a linear layer, so that no logit sees the whole image by design.
+
+    ``Multiscale...`` ones do not count: they hold several.
+    """
+    return [
+        f"{file}: {node.name}"
+        for file, tree in source.files.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Discriminator")
+        if "Multiscale" not in node.name and not any("linear" in name_of(call).lower() for call in calls(node))
+    ]
 
 
 def casts(source: Source) -> list[str]:

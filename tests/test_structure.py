@@ -187,7 +187,7 @@ def test_a_config_that_holds_its_parts_repeats_no_field(tree):
     assert structure.bridges(source) == []
 
 
-def test_patch_discriminators_convolve_to_the_end(tree):
+def test_patch_discriminators_have_no_linear_layer(tree):
     source = tree(
         nn="""
             class PatchDiscriminator(nn.Module):
@@ -210,8 +210,8 @@ def test_patch_discriminators_convolve_to_the_end(tree):
             """,
         families__old__networks="""
             class Discriminator(nn.Module):
-                def __init__(self):
-                    self.units = [NormalisedConv(1, 1)]
+                def __init__(self, layers):
+                    self.layers = nn.Sequential(*layers)
             """,
     )
     assert structure.patch_discriminators(source) == [

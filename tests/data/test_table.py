@@ -406,6 +406,7 @@ def test_the_development_radiographs_match_their_counts(shared_data):
     assert torch.bincount(data.table.labels[torch.from_numpy(data.table.rows("train"))]).tolist() == [295, 299]
 
 
+@pytest.mark.slow
 def test_radiographs_of_any_bit_depth_are_seen_through_their_own_display_windows(shared_data, tmp_path):
     pytest.importorskip("pydicom")
     names = ("dicom/cr_leg_mono1_rle.dcm", "dicom/mr_small_raw.dcm")  # 10 bits inverted, 16 bits signed

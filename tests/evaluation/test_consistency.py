@@ -82,6 +82,7 @@ def test_distances_have_no_ratio_where_all_real_masks_are_met():
     assert np.isnan(found.hausdorff.ratio).all()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(segmenter):
     data = squares(4, 0)
     with pytest.raises(ValueError, match="class_names has 2 names; the network has 3 classes"):

@@ -175,6 +175,7 @@ def test_a_network_that_sees_little_in_real_images_is_no_judge(judge, data, monk
     assert any("too little to judge others by: train it longer (--segmenter.steps)" in text for text in warnings)
 
 
+@pytest.mark.slow
 def test_images_are_asked_for_with_the_labels_of_their_masks(judge, data):
     painter = Painter()
     judge(painter, data(), segmenter=ROUGH, batch_size=5)
@@ -185,6 +186,7 @@ def test_images_are_asked_for_with_the_labels_of_their_masks(judge, data):
     assert painter.asked[-1] is None
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_patients_not_of_images(judge, data):
     by_patient, _ = judge(Painter(), data(), segmenter=ROUGH)
     by_image, _ = judge(Painter(), data(patient_column=None), segmenter=ROUGH)

@@ -100,6 +100,7 @@ def test_batch_size_does_not_change_features(lite):
     torch.testing.assert_close(parts, lite(images), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_features_are_the_same_inside_bf16_training(lite):
     images = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):

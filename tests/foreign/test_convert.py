@@ -94,6 +94,7 @@ def test_an_autoencoder_alone_points_to_the_diffusion_checkpoint(case: Case) -> 
         convert_checkpoint(case.path.with_name(f"{case.path.stem}_vae.ckpt"))
 
 
+@pytest.mark.slow
 @CHECKPOINTS
 @pytest.mark.parametrize(
     ("change", "message"),

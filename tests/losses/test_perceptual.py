@@ -35,6 +35,7 @@ def images(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 - 1
 
 
+@pytest.mark.slow
 def test_equal_images_are_at_distance_zero(loss: nn.Module) -> None:
     x = images(2, 3, 32, 32)
     assert torch.equal(loss(x, x), torch.zeros(2))

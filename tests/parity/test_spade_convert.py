@@ -36,6 +36,7 @@ def old_file(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return old
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases("spade_g"))
 def test_files_without_the_second_singular_vector_give_the_same_images(case: Case) -> None:
     networks = [build_synthesis(case.meta["constructor"]) for _ in range(2)]

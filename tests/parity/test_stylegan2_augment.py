@@ -16,6 +16,7 @@ def test_filters_are_the_official_ones(case: Case) -> None:
     torch.testing.assert_close(pipe.bands, case.weights["Hz_fbank"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_transform_at_every_percentile(case: Case) -> None:
     compared = 0

@@ -206,6 +206,7 @@ def test_unknown_sampling_options_are_refused_before_training(judge, datamodule,
     assert module.draws == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", [EvaluateGenerator, LogSamples, LogVariety])
 @pytest.mark.parametrize(
     ("options", "message"),

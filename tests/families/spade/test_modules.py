@@ -175,6 +175,7 @@ def test_mixed_codes_have_the_entries_of_the_codes_and_are_none_of_them():
     assert not any((row == codes).all(1).any() for row in mixed)
 
 
+@pytest.mark.slow
 def test_discriminators_judge_images_of_mixed_styles_with_their_maps(table, tmp_path):
     module = module_of(mixed_weight=1.0)
     train(module, data(table), tmp_path, max_epochs=1, limit_train_batches=1)
@@ -313,6 +314,7 @@ def test_another_image_size_is_refused_where_codes_depend_on_it(table, tmp_path,
         train(module, data(table, image_size=32), tmp_path, max_epochs=1)
 
 
+@pytest.mark.slow
 def test_a_model_without_codes_can_be_fine_tuned_at_another_image_size(table, tmp_path):
     changes = {"map_dim": 0, "style": "none"}
     source = SPADEGenerator(config(**changes))

@@ -87,6 +87,7 @@ def test_what_needs_float32_has_it_under_bfloat16():
         assert module.augment(images.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_does_no_harm(table, tmp_path):
     module = module_of(r1_interval=100, path_weight=0.0)
     loss = module.generator_loss
@@ -97,6 +98,7 @@ def test_a_gradient_that_is_not_finite_does_no_harm(table, tmp_path):
     torch.testing.assert_close(module.generator.synthesis.start, before)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch(table, tmp_path):
     gradients = {}
     for size in (None, 1, 2):
@@ -255,6 +257,7 @@ def test_it_trains_on_every_kind_of_label(table, tmp_path, kind):
     assert module.published.sample(2, label, seed=0).isfinite().all()
 
 
+@pytest.mark.slow
 def test_it_trains_in_colour_and_other_proportions(table, tmp_path):
     module = module_of(config_changes={"channels": 3, "image_size": (16, 24)})
     train(module, data_module(table, image_size=(16, 24), channels=3), tmp_path, max_epochs=1, limit_train_batches=3)

@@ -84,6 +84,7 @@ def test_converted_files_sample_the_images_of_the_generator_they_were_made_of(co
     assert all(torch.equal(weight, expected[name]) for name, weight in converted.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"prefix": "module."}, {"args": "bare"}, {"prefix": "module.", "args": "bare"}])
 def test_other_wrappings_hold_the_same_weights(options, files, weights, tmp_path):
     (tmp_path / "other").mkdir()
@@ -214,6 +215,7 @@ def refused(weights: Weights, folder: Path, message: str, **options: object) -> 
         convert_checkpoints(**write_files(folder, weights, **options))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [

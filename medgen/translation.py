@@ -13,7 +13,8 @@ from tqdm import tqdm
 from medgen.data.cache import content_key
 from medgen.data.files import FileRoot
 from medgen.data.preprocessing import Preprocessing, ResizePolicy
-from medgen.data.readers import DICOM_SUFFIXES, RASTER_SUFFIXES, IntensityWindow
+from medgen.data.raw_image import IntensityWindow
+from medgen.data.readers import DICOM_SUFFIXES, RASTER_SUFFIXES
 from medgen.generator import Precision, check_precision
 from medgen.run_folder import MASK_FOLDER, RUN_FILE, RunFolder, numbered
 from medgen.translator import Translator

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from medgen.data.augmentation import Augmentation
+from medgen.data.batch import Batch
 from medgen.data.cache import content_key, open_or_build
-from medgen.data.dataset import Batch, Decoder, ImageDataset, RowSource
+from medgen.data.dataset import Decoder, ImageDataset, RowSource
 from medgen.data.image_table import SPLITS, ImageTable, Split
 from medgen.data.preprocessing import Preprocessing, ResizePolicy
-from medgen.data.readers import STORED, IntensityWindow, SliceAxis
+from medgen.data.raw_image import STORED, IntensityWindow, SliceAxis
 from medgen.data.sampling import EpochLoader, EpochSampler, balanced_weights
 from medgen.labels import LabelSpace
 
@@ -184,12 +185,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
             weights = balanced_weights(dataset.labels)
         sampler = EpochSampler(
-            dataset,
-            shuffle=True,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            weights=weights,
-            drop_last=self.drop_last,
+            dataset, shuffle=True, seed=self.seed, batch_size=self.batch_size, weights=weights, drop_last=self.drop_last
         )
         if not len(sampler):
             raise ValueError(

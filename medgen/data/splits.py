@@ -71,9 +71,7 @@ def _per_patient(labels: Tensor, rows: NDArray[np.int64], count: int) -> NDArray
 
 
 def _stratify(
-    carried: NDArray[np.bool_],
-    shares: NDArray[np.float64],
-    random: np.random.RandomState,
+    carried: NDArray[np.bool_], shares: NDArray[np.float64], random: np.random.RandomState
 ) -> NDArray[np.int64]:
     try:
         from iterstrat.ml_stratifiers import IterativeStratification

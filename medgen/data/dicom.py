@@ -15,6 +15,8 @@ from medgen.data.raw_image import DISPLAY, STORED, RawImage, checked_frame, inte
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_DAMAGED = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error, zlib.error)
+
 
 def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | None = None) -> RawImage:
     """Read one frame of a DICOM file.
@@ -53,10 +55,7 @@ def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | N
         if stored.ndim == 3:
             return RawImage.stored(stored)
         return _grey(stored, _with_frame_groups(dataset, chosen), name, voi)
-    except (
-        *(AttributeError, LookupError, NotImplementedError, OSError, RuntimeError, TypeError),
-        *(ValueError, struct.error, zlib.error, EOFError, BytesLengthException),
-    ) as error:
+    except (*_DAMAGED, EOFError, BytesLengthException) as error:
         reason = str(error)
         raise ValueError(reason if name in reason else f"{name} cannot be read as a DICOM image: {reason}") from error
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medgen.data.raw_image import RawImage, SliceAxis, checked_frame, finite_range
 
+_DAMAGED = (OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError, MemoryError)
 _ONE_AT_A_TIME = threading.Lock()
 _AXES: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -84,10 +85,7 @@ def _canonical(data: bytes, name: str, volume: int | None) -> tuple[NDArray[np.f
         whole = np.asarray(image.dataobj).reshape(*shape[:3], volumes)[..., volume or 0]
         flips = nibabel.io_orientation(image.affine)  # type: ignore[no-untyped-call]
         values = nibabel.apply_orientation(whole, flips).astype(np.float32)  # type: ignore[no-untyped-call]
-    except (
-        *(ImageFileError, HeaderDataError, WrapStructError, OrientationError),
-        *(OSError, EOFError, zlib.error, ValueError, TypeError, OverflowError, MemoryError),
-    ) as error:
+    except (*_DAMAGED, ImageFileError, HeaderDataError, WrapStructError, OrientationError) as error:
         reason = str(error) or "it is larger than the memory"  # a MemoryError has no text
         raise ValueError(f"{name} cannot be read as a NIfTI volume: {reason}") from error
     dtype = image.get_data_dtype()  # type: ignore[no-untyped-call]

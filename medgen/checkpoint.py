@@ -161,7 +161,7 @@ def write_checkpoint(
     if CARD_FILE not in extra:
         extra[CARD_FILE] = model_card(about, family=family, name=folder.resolve().name)
 
-    # A rename must stay on one disk: stage inside an existing folder (it may be a mount point), else beside the new one.
+    # A rename must stay on one disk: stage inside an existing folder, which may be a mount point, else beside it.
     scratch_home = folder if folder.is_dir() else folder.absolute().parent
     scratch_home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch_home, prefix=".medgen-") as scratch:
@@ -250,7 +250,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     except SafetensorError as error:
         raise CheckpointError(f"{info.folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
 
-    def settled(tensor: Tensor) -> Tensor:
+    def settled(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dtype in (torch.float16, torch.bfloat16):
             return tensor.float()
         # Kernels may sum in another order in unaligned memory, such as that of a mapped file, and images of the loaded

@@ -28,9 +28,7 @@ def pull(repo: str, revision: str | None = None) -> Path:
     All files come from one commit, even if the repository changes meanwhile. A cached commit needs no network; if the
     Hub cannot be reached, the last cached state of a branch or tag is used.
 
-    Args:
-        repo: ``org/name``.
-        revision: Commit, tag or branch; the main branch by default.
+    The revision is a commit, tag or branch of the repository ``org/name``, by default the main branch.
 
     Raises:
         FileNotFoundError: If there is no such repository, revision or file.
@@ -75,11 +73,7 @@ def push(
 ) -> str:
     """Upload a checkpoint with its model card; returns the hash of the commit, to pin as ``org/name@hash``.
 
-    Args:
-        source: A model, or the folder of a checkpoint, which is verified first.
-        repo: ``org/name``; created if it does not exist.
-        private: Whether a new repository is private.
-        message: Commit message.
+    A folder is verified first. The repository ``org/name`` is created if it does not exist, and private if asked for.
 
     Raises:
         FileNotFoundError: If the checkpoint is incomplete.

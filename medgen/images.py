@@ -20,11 +20,7 @@ _GOLDEN = 0.618034  # steps of the golden ratio keep any number of hues apart
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Convert images in [0, 1] to bytes in [0, 255], rounded to nearest; values outside are clipped.
-
-    Raises:
-        ValueError: If ``images`` is not floating point or holds NaN.
-    """
+    """Convert floating point images in [0, 1], without NaN, to bytes in [0, 255], rounded and clipped."""
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; expected floating point in [0, 1]")
     if bool(torch.isnan(images).any()):

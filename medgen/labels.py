@@ -139,11 +139,10 @@ class LabelSpace:
             return [""] * n
         if self.kind == "single":
             return [self.names[int(item)] for item in condition]
+        rows = [list(zip(self.names, row, strict=True)) for row in condition.tolist()]
         if self.kind == "multi":
-            return [
-                "|".join(name for name, on in zip(self.names, row, strict=True) if on) for row in condition.tolist()
-            ]
-        return ["|".join(f"{k}={v:g}" for k, v in zip(self.names, row, strict=True)) for row in condition.tolist()]
+            return ["|".join(name for name, found in row if found) for row in rows]
+        return ["|".join(f"{name}={value:g}" for name, value in row) for row in rows]
 
 
 def _without_numpy(label: Label) -> _Plain:

@@ -40,6 +40,7 @@ class RunFolder:
     def __init__(self, path: str | Path, request: Mapping[str, object]) -> None:
         self.path = Path(path)
         self.request = dict(request)
+        self._claimed = False
         self._is_claimed()
 
     def batches(self, n: int, batch_size: int, *, rank: int, world_size: int, progress: bool) -> Iterator[range]:
@@ -68,7 +69,7 @@ class RunFolder:
         run_file = self.path / RUN_FILE
         images = sorted(
             path.name for path in self.path.glob("*.png")
-        )  # before run.json, which another process may write now
+        )  # before run.json: another process may be starting
         if not run_file.exists():
             if images:
                 raise FileExistsError(
@@ -87,9 +88,12 @@ class RunFolder:
 
     def claim(self) -> None:
         """Create the folder for this run, unless it exists."""
+        if self._claimed:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._is_claimed():
             self._write_text(RUN_FILE, json.dumps(self.request, indent=2) + "\n")
+        self._claimed = True
 
     def write(self, name: str, picture: Tensor | Image.Image, text: Mapping[str, str]) -> None:
         """Write one picture with its provenance, atomically."""

@@ -57,16 +57,6 @@ def sample_to_folder(
     Several processes may share the work, without a connection: batch b belongs to process ``b % world_size``, every
     image has its own random stream, and the process that makes the last image writes the table.
 
-    Args:
-        generator: A generator of images.
-        n: Number of images.
-        folder: Folder of the run; created if missing.
-        run: Seed, labels and options.
-        batch_size: Images sampled together.
-        rank: Number of this process.
-        world_size: Number of processes.
-        progress: Whether to show a progress bar.
-
     Returns:
         The table, ``samples.csv``, with the columns of `COLUMNS`. Label maps of generators that make them are written
         as PNGs of class numbers to ``masks`` and named in a further column ``mask``.

@@ -39,18 +39,9 @@ def translate_folder(
 
     Several processes may share the work, as in `medgen.sampling.sample_to_folder`.
 
-    Args:
-        translator: The translator; its config gives the size and intensity window of images.
-        source: Folder or zip archive of PNG, JPEG, TIFF or DICOM files. Grids and masks of a folder that `medgen
-            sample` wrote are left out.
-        to: The domain, by name or number.
-        folder: Folder of the run; created if missing.
-        resize: Treatment of images of another shape; see `medgen.data.preprocessing`.
-        batch_size: Images translated together.
-        precision: See `Translator.translate`.
-        rank: Number of this process.
-        world_size: Number of processes.
-        progress: Whether to show a progress bar.
+    Files are PNG, JPEG, TIFF or DICOM; the grid and masks of a folder that `medgen sample` wrote are left out. The
+    translator's config gives the size and intensity window of images; `resize` is the treatment of those of another
+    shape, see `medgen.data.preprocessing`. The domain is given by name or number.
 
     Returns:
         The table, ``samples.csv``, with the columns of `COLUMNS`; ``label`` is the domain, ``source`` the file.
@@ -93,9 +84,8 @@ def translate_folder(
         translated = translator.translate(images, domain, batch_size=batch_size, precision=precision)
         target.claim()
         for index, image in zip(indices, translated, strict=True):
-            target.write(
-                numbered(index), image, {"index": str(index), "label": domain, "source": names[index]} | origin
-            )
+            text = {"index": str(index), "label": domain, "source": names[index]}
+            target.write(numbered(index), image, text | origin)
     return target.write_table(len(names), COLUMNS, lambda i: (numbered(i), domain, names[i], i, *origin.values()))
 
 

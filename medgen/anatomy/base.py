@@ -30,14 +30,9 @@ class MaskTransform(ABC):
     """
 
     def __call__(self, masks: Tensor, noise: NoiseSource) -> Tensor:
-        """Change maps.
+        """Change copies of maps of class numbers, (B, H, W) int64, in which 0 is the background.
 
-        Args:
-            masks: Class of each pixel, (B, H, W) int64; 0 is the background. Not modified.
-            noise: One stream per map: ``NoiseSource(seed, range(len(masks)))``, of `medgen.noise`.
-
-        Returns:
-            Class of each pixel, (B, H, W) int64.
+        ``noise`` has one stream per map: ``NoiseSource(seed, range(len(masks)))``, of `medgen.noise`.
 
         Raises:
             ValueError: If the masks are not class maps, or the number of streams differs.

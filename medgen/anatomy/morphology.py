@@ -71,14 +71,9 @@ class Thin(MaskTransform):
 
 
 def squared_distance(inside: Tensor, reach: int) -> Tensor:
-    """Squared Euclidean distance of each pixel to the nearest pixel inside, in squared pixels.
+    """Squared Euclidean distance of each pixel to the nearest inside, (B, H, W) float32, in squared pixels.
 
-    Args:
-        inside: (B, H, W) bool.
-        reach: Largest distance that matters, in pixels; the cost grows with it.
-
-    Returns:
-        (B, H, W) float32, 0 inside and exact up to ``reach``, infinite far from the pixels inside.
+    Exact up to a distance of ``reach`` pixels, infinite far beyond; the cost grows with ``reach``.
 
     Source: Felzenszwalb and Huttenlocher 2012, "Distance transforms of sampled functions", section 2.1, eq. 6, with
     all neighbours tried instead of the lower envelope.

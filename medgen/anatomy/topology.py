@@ -44,11 +44,7 @@ class Rule(ABC):
         check_labels("labels", self.labels)
 
     def holds(self, mask: NDArray[np.int64]) -> bool:
-        """Whether a map (H, W) of class numbers obeys.
-
-        Raises:
-            ImportError: If the rule needs SciPy and it is missing.
-        """
+        """Whether a map (H, W) of class numbers obeys; most rules need SciPy."""
         inside = np.isin(mask, labels_of(self.labels))
         return not inside.any() or self._holds(inside, mask)
 
@@ -147,7 +143,6 @@ def obeys(masks: Tensor, rules: Sequence[Rule]) -> Tensor:
     """Whether each of the maps (B, H, W) int64 obeys all rules, (B,) bool on the CPU.
 
     Raises:
-        ImportError: If a rule needs SciPy and it is missing.
         ValueError: If the masks are not class maps.
     """
     check_masks(masks)

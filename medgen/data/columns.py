@@ -115,7 +115,11 @@ def class_labels(
         ValueError: If a label is not among ``classes``, or a policy of ones or zeros meets other than two classes.
     """
     cells = columns[name]
-    order = list(classes) if classes is not None else sorted({cell for cell in cells if cell and not _uncertain(cell)})
+    order = (
+        list(classes)
+        if classes is not None
+        else sorted({cell for cell in cells if cell and _number(cell) != _UNCERTAIN})
+    )
     if classes is None and all(_number(label) is not None for label in order):
         order.sort(key=float)  # 0, 1, 2, 10, not 0, 1, 10, 2
     number = {label: position for position, label in enumerate(order)}
@@ -228,7 +232,3 @@ def _number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
-
-
-def _uncertain(cell: str) -> bool:
-    return _number(cell) == _UNCERTAIN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,14 +31,7 @@ class RowSource(Protocol):
 
 
 class Decoder:
-    """Decodes rows of a table on demand: images, or with `num_classes` their label maps.
-
-    Args:
-        table: Files of the rows.
-        preprocessing: Size, channels and intensity window of the result.
-        num_classes: Classes of the label maps.
-        images: Decoder of the images, whose sizes the label maps must have.
-    """
+    """Decodes rows of a table on demand: images, or with `num_classes` label maps, which must fit those `images`."""
 
     def __init__(
         self,
@@ -118,6 +112,7 @@ class Decoder:
                 raise
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataset(Dataset[Batch]):
     """The images of one split.
 
@@ -128,23 +123,13 @@ class ImageDataset(Dataset[Batch]):
         with_images: Whether batches hold images and masks, not only labels and indices.
     """
 
-    def __init__(
-        self,
-        *,
-        images: RowSource,
-        rows: NDArray[np.int64],
-        labels: Tensor | None,
-        masks: RowSource | None,
-        augmentation: Augmentation | None,
-        seed: int,
-    ) -> None:
-        self.images = images
-        self.rows = rows
-        self.labels = labels
-        self.masks = masks
-        self.augmentation = augmentation
-        self.seed = seed
-        self.with_images = True
+    images: RowSource
+    rows: NDArray[np.int64]
+    labels: Tensor | None
+    masks: RowSource | None
+    augmentation: Augmentation | None
+    seed: int
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)

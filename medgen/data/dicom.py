@@ -19,18 +19,12 @@ _DAMAGED = (AttributeError, LookupError, OSError, RuntimeError, TypeError, Value
 
 
 def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | None = None) -> RawImage:
-    """Read one frame of a DICOM file.
+    """Read one frame of a DICOM file from its bytes; the frame (from 0) may be left out if there is only one.
 
     Grey: stored values through the modality LUT or rescale slope and intercept (HU for CT), then, if ``voi`` is given,
     through that display window or VOI LUT (from 0, as pydicom counts them). In enhanced multi-frame files both are
     those of the frame. MONOCHROME1, where large values are dark, is inverted within the declared range, so that larger
     is always brighter. Colour (RGB, YBR, palette): red, green, blue as stored; overlays are not drawn.
-
-    Args:
-        data: The whole file.
-        name: Its name in messages.
-        frame: Frame from 0; needed if there are several.
-        voi: Display window, or ``None`` for modality values.
 
     Raises:
         ValueError: If it is not an image that can be decoded.

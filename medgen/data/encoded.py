@@ -52,16 +52,9 @@ class EncodedSet:
     ) -> Self:
         """Open the encoded split; encode it if it is not in the cache yet.
 
-        Args:
-            name: Name of the encoding, part of the cache's key.
-            data: The images, augmented if the split is ``train`` and the data module augments.
-            split: ``train``, ``val`` or ``test``.
-            encoder: The trained first stage; its weights are part of the key.
-            encode: Runs the encoder on images (B, C, H, W) in [-1, 1] and returns (B, *shape).
-            shape: Shape of one encoded image.
-            dtype: Type of the encoded images.
-            variants: Augmented versions of each image; 1 without augmentation, else more.
-            device: Device of the encoder.
+        The name, the images and the weights of the encoder make the key. ``encode`` runs the encoder on images
+        (B, C, H, W) in [-1, 1] and returns (B, *shape). Images are augmented if the split is ``train`` and the data
+        module augments; they then need more than one of ``variants``, else exactly one.
 
         Raises:
             ValueError: If ``variants`` does not go with the data's augmentation.

@@ -93,11 +93,11 @@ class FileRoot:
 
     def names(self) -> list[str]:
         """All files below the root, sorted, with forward slashes; without hidden ones and ``__MACOSX``."""
-        found: list[str] = []
         if self.archive is not None:
             inside = (name for name in self._zip().namelist() if name.startswith(self._prefix))
-            found += [name[len(self._prefix) :] for name in inside if not name.endswith("/")]
+            found = [name[len(self._prefix) :] for name in inside if not name.endswith("/")]
         else:
+            found = []
             for folder, _, files in os.walk(self.path, followlinks=True):
                 base = Path(folder).relative_to(self.path)
                 found += [(base / file).as_posix() for file in files]

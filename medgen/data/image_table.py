@@ -58,11 +58,7 @@ class ImageTable:
                 )
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Positions of a split's images in this table.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """Rows of a split; ValueError if it is empty."""
         rows = np.flatnonzero(np.asarray(self.splits) == split)
         if not len(rows):
             sizes = ", ".join(f"{name} {self.splits.count(name)}" for name in SPLITS)

@@ -23,12 +23,8 @@ class LatentStore:
 
     Of a ``kl`` autoencoder, mean and log-variance are stored, so that every epoch draws anew.
 
-    Args:
-        autoencoder: The trained first stage.
-        data: Data module whose train split is encoded, with its augmentation.
-        latent_shape: Channels, height and width of a latent.
-        variants: Augmented versions of each image; 1 without augmentation, else more.
-        device: Device of the encoder.
+    ``latent_shape`` is channels, height and width of a latent, ``variants`` the number of augmented versions of each
+    image: 1 without augmentation, else more.
 
     Raises:
         ValueError: If ``variants`` does not go with the data's augmentation.

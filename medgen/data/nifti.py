@@ -21,7 +21,7 @@ _AXES: dict[SliceAxis, int] = {"sagittal": 0, "coronal": 1, "axial": 2}
 def read_nifti(
     data: bytes, name: str, *, frame: int | None = None, axis: SliceAxis = "axial", volume: int | None = None
 ) -> RawImage:
-    """Read one slice of a NIfTI volume, with the file's scaling applied.
+    """Read one slice of a NIfTI volume from the bytes of a file, gzipped or not, with the file's scaling applied.
 
     The volume is first brought to the closest canonical orientation (RAS+: the three axes run to the patient's right,
     front and head) by swapping and flipping axes, without interpolation. ``frame`` counts along the axis of the plane
@@ -31,12 +31,7 @@ def read_nifti(
     In terms of the canonical array ``v``: axial ``v[::-1, ::-1, k].T``, coronal ``v[::-1, k, ::-1].T``, sagittal
     ``v[k, ::-1, ::-1].T``.
 
-    Args:
-        data: The whole file, gzipped or not.
-        name: Its name in messages.
-        frame: Slice number from 0.
-        axis: The plane.
-        volume: Volume of a 4-D file from 0; needed if there are several.
+    A 4-D file with several volumes needs ``volume``, counted from 0.
 
     Raises:
         ValueError: If it is damaged, not a volume, or the slice or volume does not exist.
@@ -52,10 +47,7 @@ def read_nifti(
         values, low, high = _canonical(data, name, volume)
     along = _AXES[axis]
     chosen = checked_frame(frame, values.shape[along], f"{name} ({axis})")
-    picture: NDArray[np.float32] = np.take(values, chosen, axis=along)
-    picture = picture[:, ::-1] if axis == "sagittal" else picture[::-1, ::-1]
-    if axis == "sagittal":
-        picture = picture[::-1]
+    picture: NDArray[np.float32] = np.take(values, chosen, axis=along)[::-1, ::-1]
     return RawImage(np.ascontiguousarray(picture.T), low, high, None)
 
 

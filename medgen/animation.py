@@ -38,7 +38,7 @@ def save_animation(
     Args:
         frames: Pictures of one size, mode L or RGB.
         path: File that ends in ``.gif`` or ``.mp4``; its folder is created if missing.
-        fps: Frames per second, 1 to 50 (GIF, rounded to hundredths of a second per frame) or 120 (MP4).
+        fps: Frames per second, up to 50 (GIF, rounded to hundredths of a second per frame) or 120 (MP4).
         text: Provenance for the file's comment.
 
     Raises:

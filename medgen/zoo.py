@@ -127,11 +127,7 @@ def list_models() -> list[str]:
 
 
 def bundled_folder(name: str) -> Path:
-    """Folder of a bundled checkpoint, inside the installed package or beside it in a source tree.
-
-    Raises:
-        FileNotFoundError: If this installation lacks it.
-    """
+    """Folder of a bundled checkpoint, in the installed package or source tree; FileNotFoundError if missing."""
     for folder in (_PACKAGE / "checkpoints" / name, _PACKAGE.parent / "checkpoints" / name):
         if (folder / "config.json").is_file():
             return folder

@@ -111,11 +111,7 @@ def finite_range(values: NDArray[np.generic]) -> tuple[float, float]:
 
 
 def checked_frame(frame: int | None, frames: int, name: str) -> int:
-    """The frame to read, from 0.
-
-    Raises:
-        ValueError: If the file has several frames and none was chosen, or the chosen one does not exist.
-    """
+    """The frame to read, from 0; ValueError if it does not exist, or is None although there are several."""
     if frame is None and frames > 1:
         raise ValueError(f"{name} has {frames} frames or slices; choose one with frame=0..{frames - 1}")
     if frame is not None and not 0 <= frame < frames:

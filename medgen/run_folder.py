@@ -67,9 +67,8 @@ class RunFolder:
     def _is_claimed(self) -> bool:
         """Whether the folder belongs to this run already; FileExistsError if it belongs to another."""
         run_file = self.path / RUN_FILE
-        images = sorted(
-            path.name for path in self.path.glob("*.png")
-        )  # before run.json: another process may be starting
+        # Look for images before run.json, since another process may be starting.
+        images = sorted(path.name for path in self.path.glob("*.png"))
         if not run_file.exists():
             if images:
                 raise FileExistsError(

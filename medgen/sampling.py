@@ -76,9 +76,11 @@ def sample_to_folder(
     target = RunFolder(folder, _request(generator, run, names))
     for indices in target.batches(n, batch_size, rank=rank, world_size=world_size, progress=progress):
         labels = labels_per_image(generator, [x for i in indices if (x := run.label_of(i)) is not None])
-        drawn = {"seed": run.seed, "first_index": indices[0], **run.options}
-        images = generator.sample(len(indices), labels, batch_size=batch_size, precision=run.precision, **drawn)
-        masks = generator.masks_for(len(indices), labels, **drawn)
+        stream = {"seed": run.seed, "first_index": indices[0]}
+        images = generator.sample(
+            len(indices), labels, batch_size=batch_size, precision=run.precision, **stream, **run.options
+        )
+        masks = generator.masks_for(len(indices), labels, **stream, **run.options)
         target.claim()  # not before: options that the sampler refuses must not occupy the folder
         for place, (index, image) in enumerate(zip(indices, images, strict=True)):
             text = {"seed": str(run.seed), "index": str(index), "label": names[index % len(names)]}

@@ -115,11 +115,8 @@ def class_labels(
         ValueError: If a label is not among ``classes``, or a policy of ones or zeros meets other than two classes.
     """
     cells = columns[name]
-    order = (
-        list(classes)
-        if classes is not None
-        else sorted({cell for cell in cells if cell and _number(cell) != _UNCERTAIN})
-    )
+    occurring = {cell for cell in cells if cell and _number(cell) != _UNCERTAIN}
+    order = list(classes) if classes is not None else sorted(occurring)
     if classes is None and all(_number(label) is not None for label in order):
         order.sort(key=float)  # 0, 1, 2, 10, not 0, 1, 10, 2
     number = {label: position for position, label in enumerate(order)}

@@ -108,8 +108,8 @@ def _storage(content: bytes) -> Tensor:
 def _refuse_tensorflow(*_: object) -> object:
     raise CheckpointError(
         "it is of the older TensorFlow code, which is not read; write it anew with legacy.py of the official PyTorch "
-        "code (python legacy.py --source=OLD.pkl --dest=NEW.pkl) and convert the new file. legacy.py runs what is in the "
-        "old one, so use it for files you trust only"
+        "code (python legacy.py --source=OLD.pkl --dest=NEW.pkl) and convert the new file. legacy.py runs what is in "
+        "the old one, so use it for files you trust only"
     )
 
 

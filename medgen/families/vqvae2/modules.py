@@ -153,9 +153,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator]):
         for name, value in (("label_smoothing", label_smoothing), ("label_dropout", label_dropout)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share from 0 to 1")
-        super().__init__(
-            VQVAE2Generator(config), seed=seed, ema_decay=partial(warmup_decay, max_value=ema_decay)
-        )
+        super().__init__(VQVAE2Generator(config), seed=seed, ema_decay=partial(warmup_decay, max_value=ema_decay))
         self.save_hyperparameters()
         self.level = level
         self.generator.requires_grad_(requires_grad=False)

@@ -317,7 +317,7 @@ def _text(tree: ast.AST) -> str:
 
 
 def sampling_sessions(source: Source) -> list[str]:
-    """Functions that make a `NoiseSource` or a `Session` in evaluation mode, but for those that search with gradients."""
+    """Functions that make a `NoiseSource` or `Session` in evaluation mode, but for those that search with gradients."""
     found = []
     for file, name, function in functions(source):
         called = {name_of(call) for call in calls(function)}

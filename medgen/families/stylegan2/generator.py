@@ -104,8 +104,9 @@ class StyledGenerator(Generator):
         Raises:
             ValueError: If styles are of another shape.
         """
+        styles = self._every_style(styles)
         with self.session(len(styles)):
-            return _shown(self.draw(self._every_style(styles)))
+            return _shown(self.draw(styles))
 
     def _every_style(self, styles: Tensor) -> Tensor:
         """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated."""
@@ -171,9 +172,9 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
             ValueError: If styles are of another shape, or there is no such noise mode.
         """
         self._check_values(noise_mode=noise_mode)
+        styles = self._every_style(styles)
         with self.session(len(styles), seed=seed) as session:
-            noise = self._noise(noise_mode, session.noise)
-            return _shown(for_inference(self.synthesis)(self._every_style(styles), *noise))
+            return _shown(for_inference(self.synthesis)(styles, *self._noise(noise_mode, session.noise)))
 
     def _sample(
         self,

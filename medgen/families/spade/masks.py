@@ -12,7 +12,7 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
 
 
 def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int, int], name: str = "mask") -> Tensor:
-    """Check maps of classes, or of instances for None, and return them as int64 (B, H, W) or (H, W).
+    """Check label maps, or maps of instances (no `num_classes`), and return them as int64 (B, H, W) or (H, W).
 
     Raises:
         ValueError: If they are of another shape or type, or hold other numbers, which are named.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -162,7 +162,8 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
 
     def draw(self, styles: Tensor) -> Tensor:
         """Draw images from styles, see `StyledGenerator.draw`."""
-        return cast("Tensor", self.synthesis(styles, *self.synthesis.fixed_noise()))
+        images: Tensor = self.synthesis(styles, *self.synthesis.fixed_noise())
+        return images
 
     @renamed_arguments(layer_noise="noise_mode")
     def synthesize(self, styles: Tensor, *, noise_mode: NoiseMode = "fixed", seed: int = 0) -> Tensor:

@@ -43,8 +43,10 @@ LIMITS: dict[str, Limit] = {
     "lines": Limit(30_259, None, least=1),
 }
 
-NAMES_FAMILIES = ("zoo.py", "families/__init__.py", "nn/vqvae2.py")
-"""Files that name families by design: the tables of checkpoints and of families, and the network that has this name."""
+NAMES_FAMILIES = ("zoo.py", "nn/vqvae2.py")
+"""Files that name families by design: the table of checkpoints, and the network that has this name."""
+REGISTRY = "FAMILIES"
+"""The table of `families/__init__.py`, which may name them, as may the import of their records."""
 OTHER_MEANINGS: tuple[str, ...] = ()
 """Families whose name is also a word of the field, such as that of a sampler: outside their folder only their import
 path counts."""
@@ -175,7 +177,7 @@ def families_outside(source: Source) -> list[str]:
     for file, tree in source.files.items():
         if file in NAMES_FAMILIES or file.startswith(tuple(f"families/{family}/" for family in source.families)):
             continue  # a family may build on another
-        words = "\n".join(_words(tree))
+        words = "\n".join(_words(tree, in_registry=file == "families/__init__.py"))
         found += [f"{file}: {family}" for family in source.families if _name(family, words)]
     return found
 
@@ -187,15 +189,21 @@ def _name(family: str, words: str) -> bool:
     return bool(re.search(rf"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))(?i:{re.escape(family)})(?![a-z])", words))
 
 
-def _words(tree: ast.AST) -> Iterator[str]:
-    """Identifiers, imported names and texts of a tree without docstrings."""
+def _words(tree: ast.AST, *, in_registry: bool) -> Iterator[str]:
+    """Identifiers, imported names and texts of a tree without docstrings, and without the registry in its file."""
     for child in ast.iter_child_nodes(tree):
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue  # a docstring
+        if in_registry and isinstance(child, ast.ImportFrom) and str(child.module).endswith("families"):
+            continue
+        if in_registry and isinstance(child, ast.Assign | ast.AnnAssign):
+            targets = child.targets if isinstance(child, ast.Assign) else [child.target]
+            if any(name_of(target) == REGISTRY for target in targets):
+                continue
         for _, value in ast.iter_fields(child):
             values = value if isinstance(value, list) else [value]
             yield from (item for item in values if isinstance(item, str))
-        yield from _words(child)
+        yield from _words(child, in_registry=in_registry)
 
 
 class Bridge(NamedTuple):

@@ -120,13 +120,8 @@ def variance_loss(
     This is the divergence of the true from the learned reverse step, in nats per pixel, and at t = 0 the negative
     log-likelihood of x_0, up to a constant; averaged over pixels and images.
 
-    Args:
-        schedule: Forward process.
-        x_t: Noisy images, (B, C, ...).
-        x_0: Clean images, (B, C, ...).
-        estimate: Estimate of the clean images, (B, C, ...); detach it to train the variance only.
-        t: Time of each image, (B,) int64.
-        fraction: Position of the variance between its bounds, (B, C, ...).
+    Images and `fraction`, the position of the variance between its bounds, are (B, C, ...), times t are (B,) int64.
+    Detach `estimate`, that of x_0, to train the variance only.
 
     Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", section 3.1.
     """

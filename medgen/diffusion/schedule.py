@@ -174,9 +174,8 @@ class NoiseSchedule(nn.Module):
 
         Args:
             t: Time of each image, (B,) int64.
-            like: Any tensor (B, ...) with the number of dimensions that the result should broadcast against.
-            fraction: 0 for the variance of q(x_{t-1} | x_t, x_0), 1 for beta_t; a number or a tensor shaped as
-                ``like``.
+            like: Any tensor (B, ...) with the number of dimensions that the result should have.
+            fraction: 0 for the variance of q(x_{t-1} | x_t, x_0), 1 for beta_t; a number or shaped as ``like``.
 
         Source: Nichol and Dhariwal 2021, eq. 15.
         """

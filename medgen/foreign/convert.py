@@ -29,7 +29,7 @@ def load_official(component: str, weights: Mapping[str, Tensor], config: Mapping
     """Build a network with official weights, in evaluation mode.
 
     Args:
-        component: A name of `official_networks`.
+        component: Name in `official_networks`.
         weights: Official state dict of that network alone, without a prefix.
         config: Keyword arguments of the official constructor.
 

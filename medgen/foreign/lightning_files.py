@@ -35,13 +35,7 @@ class LightningFile:
 
 
 def read_lightning(path: str | Path) -> LightningFile:
-    """Read the weights and hyper-parameters of a Lightning ``.ckpt`` file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        CheckpointError: If the file is damaged, or not from Lightning.
-        UnsafeFileError: If loading it the usual way would run code.
-    """
+    """Read a Lightning ``.ckpt`` file; errors are those of `read_torch_file` and `lightning_content`."""
     return lightning_content(read_torch_file(path), path)
 
 

@@ -9,11 +9,7 @@ from torch import Tensor
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of the gradient of each image's logit, (B,).
-
-    Args:
-        logits: Logits of `images`, (B,).
-        images: Real images (B, C, H, W) that require gradients.
+    """Squared norm (B,) of the gradient of logits (B,) at real images (B, C, H, W) that require gradients.
 
     Source: Mescheder et al. 2018, "Which training methods for GANs do actually converge?", eq. 9.
     """
@@ -22,12 +18,9 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
-    """Norm of the gradient of each image, projected on a random direction, with respect to its styles, (B,).
+    """Norm (B,) of the gradient of images (B, C, H, W), projected on random directions, with respect to their styles.
 
-    Args:
-        images: Images generated from `styles`, (B, C, H, W).
-        styles: Styles (B, layers, w_dim) that require gradients.
-        noise: Random directions: standard normal, in the shape of the images.
+    Styles (B, layers, w_dim) require gradients; `noise` is standard normal, in the shape of the images.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", eq. 4.
     """

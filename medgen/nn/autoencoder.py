@@ -106,10 +106,7 @@ class Decoder(nn.Module):
 class KLAutoencoder(nn.Module):
     """An autoencoder whose latent is one Gaussian per pixel and channel.
 
-    Args:
-        config: Shape of the networks.
-        channels: Channels of the images.
-        out_channels: Channels of the reconstructions; None for those of the images.
+    Reconstructions have `out_channels`; None for as many as the images have.
     """
 
     def __init__(self, config: AutoencoderConfig, channels: int, out_channels: int | None = None) -> None:
@@ -152,11 +149,8 @@ class KLAutoencoder(nn.Module):
 class VQAutoencoder(nn.Module):
     """An autoencoder whose latent pixels are entries of a learned codebook.
 
-    Args:
-        config: Shape of the networks; `latent_channels` is the length of each code.
-        channels: Channels of the images.
-        out_channels: Channels of the reconstructions; None for those of the images.
-        beta: Weight of the commitment term.
+    Codes have length `latent_channels`, and `beta` is the weight of the commitment term. Reconstructions have
+    `out_channels`; None for as many as the images have.
     """
 
     def __init__(

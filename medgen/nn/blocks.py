@@ -286,11 +286,7 @@ class UpLevel(nn.Module):
 
     With learned resampling the skip has the finer level's channels and is added, otherwise it is concatenated.
 
-    Args:
-        coarse: Level of the input, which sets kernel size and stride.
-        fine: Level of the output, which sets the attention.
-        style: Options of all blocks.
-        skip_channels: Channels of the skip, 0 without one.
+    The coarse level sets kernel size and stride, the fine one the attention; `skip_channels` is 0 without a skip.
     """
 
     def __init__(self, coarse: Level, fine: Level, style: BlockStyle, *, skip_channels: int = 0) -> None:

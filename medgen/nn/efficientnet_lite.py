@@ -32,9 +32,6 @@ _LATER_BLOCK = {
 def load_efficientnet_lite(variant: LiteVariant) -> nn.Module:
     """Load EfficientNet-Lite with ImageNet weights, frozen and in eval mode, as timm's ``tf_efficientnet_liteK``.
 
-    Args:
-        variant: Larger variants are slower and read larger images (`INPUT_SIZE`).
-
     Returns:
         A timm network for images (B, 3, H, W) in [-1, 1]. `forward_features`, then `forward_head(..., pre_logits=True)`
         give pooled features (B, 1280); `forward_intermediates` gives the maps of its five resolutions.

@@ -19,14 +19,10 @@ def sinusoidal_embedding(
 
     Args:
         t: Time steps, (B,).
-        dim: Length of the result; an odd length ends in a zero.
-        max_period: The slowest frequency is about 1 / max_period.
-        shift: Subtracted from the number of frequencies in the exponent: 1 makes the slowest one exactly
-            1 / max_period.
+        dim: Length of the result, (B, dim) float32; an odd length ends in a zero.
+        max_period: Inverse of the slowest frequency for `shift` 1.
+        shift: Subtracted from the number of frequencies in the exponent.
         cosine_first: Whether the cosines come before the sines.
-
-    Returns:
-        (B, dim) float32 in [-1, 1].
 
     Source: Vaswani et al. 2017, "Attention is all you need", section 3.5.
     """

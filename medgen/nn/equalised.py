@@ -35,8 +35,6 @@ class EqualisedLinear(nn.Module):
     """A linear layer, in float32 even under autocast, as styles and logits need it.
 
     Args:
-        in_features: Length of the input.
-        out_features: Length of the output.
         bias_start: Initial value of the bias.
         rate: Learning rate of the weights relative to that of the optimiser.
         active: Whether a leaky ReLU follows.
@@ -63,8 +61,6 @@ class EqualisedConv(nn.Module):
     """A convolution that may halve the size.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
         kernel: Height and width of the weights.
         halve: Whether the output has half the size.
         bias: Whether to add a bias.

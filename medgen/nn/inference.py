@@ -121,12 +121,7 @@ def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class PackedConvolution(nn.Module):
-    """A (transposed) convolution with its weights in the kernel's layout for the input's shape.
-
-    Args:
-        conv: Convolution, which is not changed.
-        dtype: Type of the computation.
-    """
+    """A (transposed) convolution in `dtype`, with its weights in the kernel's layout for the input's shape."""
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> None:
         super().__init__()
@@ -186,8 +181,7 @@ class PackedConvolution(nn.Module):
             padded = nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad_w, pad_w, pad_h, pad_h)).contiguous()
             image, row, pixel, _ = padded.stride()
             patches = padded.as_strided(  # a line of a patch, kernel_w pixels with all channels, is contiguous
-                (batch, height, width, kernel_h, kernel_w * channels),
-                (image, row * stride_h, pixel * stride_w, row, 1),
+                (batch, height, width, kernel_h, kernel_w * channels), (image, row * stride_h, pixel * stride_w, row, 1)
             ).reshape(rows, -1)
             out: Tensor = torch.ops.mkldnn._linear_pointwise(patches, matrix, self.bias, "none", [], "")
             return out.view(batch, height, width, out_channels).permute(0, 3, 1, 2)

@@ -68,12 +68,9 @@ class NormedConvolution(nn.Module):
     """A convolution with weight normalisation.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
         kernel: Height and width.
         pad: Zeros on the left, right, top and bottom; negative numbers crop.
         causal: Whether to mask the lower row from its middle on.
-        bias: Whether to add a bias.
 
     Source: Salimans and Kingma 2016, "Weight normalization", eq. 2.
     """
@@ -135,7 +132,6 @@ class GatedResidualBlock(nn.Module):
     """A residual block of two convolutions and a gated linear unit.
 
     Args:
-        channels: Channels of input and output.
         hidden: Channels between the convolutions.
         make: Builds a convolution from its numbers of input and output channels.
         auxiliary_channels: Channels of a second input, added after the first convolution; 0 for none.
@@ -286,10 +282,7 @@ class PixelSNAIL(nn.Module):
     def forward(self, codes: Tensor, condition: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         """Logits (B, num_codes, h, W) of the codes (B, h, W) of the first h rows.
 
-        Args:
-            codes: Codes; the logits of each depend on earlier ones only.
-            condition: Coarser map, (B, H / 2, W / 2), if the prior has one.
-            label: Conditions, (B,) or (B, K), or None.
+        The condition is the coarser map, (B, H / 2, W / 2), if the prior has one; labels are (B,), (B, K) or None.
         """
         self.check(codes, condition)
         rows = codes.shape[1]

@@ -49,8 +49,7 @@ class VectorQuantizer(_Quantizer):
     """A codebook trained by its own gradient.
 
     Args:
-        num_codes: Number of codebook entries.
-        dim: Length of each entry, equal to the channels of the latent.
+        dim: Length of each codebook entry, equal to the channels of the latent.
         beta: Weight of the commitment term, which pulls the latent to its code.
 
     Source: van den Oord et al. 2017, "Neural discrete representation learning", eq. 3.
@@ -77,8 +76,7 @@ class MovingAverageQuantizer(_Quantizer):
     Averages are in float32 under any precision and are taken over all processes of a distributed run.
 
     Args:
-        num_codes: Number of codebook entries.
-        dim: Length of each entry, equal to the channels of the latent.
+        dim: Length of each codebook entry, equal to the channels of the latent.
         decay: Share of the old average that a step keeps.
         restart_below: Entries used less often than this, on average per step, are reset to vectors of the batch; 0, as
             published, never resets entries.

@@ -25,8 +25,6 @@ class ResNetGenerator(nn.Module):
     """Image-to-image generator.
 
     Args:
-        channels_in: Channels of the input.
-        channels_out: Channels of the output.
         width: Channels at full size; there are four times as many at the quarter size of the blocks.
         blocks: Residual blocks; the authors use 9 for images of 256 pixels and more, 6 for 128.
         norm: Norm of the convolutions: "instance", without weights and running averages, or "batch".

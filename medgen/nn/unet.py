@@ -81,22 +81,14 @@ class TimeEmbedding(nn.Module):
 class _ConditionedUNet(nn.Module, ABC):
     """Base of both UNets: the embedding of time and label, self-conditioning, output heads.
 
-    Args:
-        config: Shape of the network.
-        in_channels: Channels of the noisy latent.
-        out_channels: Channels of the estimate; None for those of the latent.
-        label_space: Labels it is conditioned on.
+    `out_channels` are those of the estimate; None for as many as the input has.
     """
 
     shrinkage: tuple[int, ...]
     """Sides of the input must be multiples of these."""
 
     def __init__(
-        self,
-        config: UNetConfig,
-        in_channels: int,
-        out_channels: int | None = None,
-        label_space: LabelSpace = NO_LABELS,
+        self, config: UNetConfig, in_channels: int, out_channels: int | None = None, label_space: LabelSpace = NO_LABELS
     ) -> None:
         super().__init__()
         head_channels = self.head_channels(config.levels)
@@ -148,7 +140,7 @@ class _ConditionedUNet(nn.Module, ABC):
         """Estimate at full resolution.
 
         Args:
-            x_t: Noisy latents, (B, in_channels, *spatial).
+            x_t: Noisy latents, (B, in_channels, *spatial), with sides that are multiples of `shrinkage`.
             t: Time steps, (B,).
             label: Classes (B,) int64, -1 for none; or conditions (B, K) float32, NaN where unknown; or None.
             self_cond: Earlier estimate in the shape of x_t, for self-conditioned networks.
@@ -157,8 +149,7 @@ class _ConditionedUNet(nn.Module, ABC):
             (B, out_channels, *spatial), followed by as many channels of variance if it is learned.
 
         Raises:
-            ValueError: If the network was built without labels or self-conditioning but gets either, or the sides of
-                x_t are not multiples of `shrinkage`.
+            ValueError: If the sides do not fit, or the network was built without an input that it gets.
         """
         x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
         out: Tensor = self.heads[0](self.features(x, embedding)[0])

@@ -105,10 +105,7 @@ class _Decoder(nn.Sequential):
 class VQVAE2(nn.Module):
     """Two-level VQ-VAE: a top map for the layout, and a bottom map, conditioned on the top one, for details.
 
-    Args:
-        config: Shape of the networks.
-        channels: Channels of the images.
-        decay: Decay of the codebooks' moving averages.
+    `decay` is that of the codebooks' moving averages.
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.1 and algorithm 1.
     """

@@ -91,9 +91,8 @@ class AugmentPipe(nn.Module):
     def forward(self, images: Tensor, *, percentile: float | None = None) -> Tensor:
         """Transform images (B, C, H, W), about [-1, 1], with torch's global random state.
 
-        Args:
-            images: Images of one or three channels; hue and saturation are skipped for one.
-            percentile: Sets every random number to this percentile of its distribution, for tests.
+        Hue and saturation are skipped for images of one channel. `percentile` sets every random number to this
+        percentile of its distribution, for tests.
 
         Raises:
             ValueError: If colours of another number of channels are to be changed, or images are too small to filter.

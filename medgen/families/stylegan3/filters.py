@@ -1,7 +1,7 @@
 """Low-pass filters, and a nonlinearity between two of them that does not alias.
 
-Source: Karras et al. 2021, "Alias-free generative adversarial networks", section 3 and appendix C; the window goes back
-to Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
+Source: Karras et al. 2021, "Alias-free generative adversarial networks", section 3 and appendix C; the window is from
+Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: boo
     """Compute a low-pass filter whose entries add up to 1.
 
     Args:
-        taps: Its length.
-        cutoff: Frequency at which about half the amplitude is left, in cycles per unit of length, as all frequencies.
-        width: Width of the transition band.
+        taps: Number of samples of the filter along a side.
+        cutoff: Frequency at which about half the amplitude is left, in cycles per unit of length.
+        width: Width of the transition band, in cycles per unit of length.
         rate: Samples per unit of length.
         radial: Whether the filter is radially symmetric; one tap never is.
 
     Returns:
-        (taps,), to be applied along each side, or (taps, taps) if radial.
+        (taps,), to apply along each side, or (taps, taps) if radial.
     """
     if taps == 1:
         return torch.from_numpy(np.ones(1, np.float32))
@@ -45,8 +45,8 @@ def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: boo
 
 
 def _window_shape(taps: int, width: float) -> float:
-    """Compute Kaiser's beta for a transition band of this width, by half the sampling rate."""
-    attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95  # in decibels, of what is stopped
+    """Compute Kaiser's beta for a transition band of this width relative to half the sampling rate."""
+    attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95  # of the stop band, in decibels
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
     if attenuation > 21:

@@ -1,4 +1,4 @@
-"""The synthesis network of StyleGAN3, whose layers are band-limited so that pixels alias nothing.
+"""Synthesis network of StyleGAN3, whose layers are band-limited to avoid aliasing.
 
 The unit of length is the shorter side of an image; frequencies are in cycles, rates in pixels per unit. The mapping
 network is that of StyleGAN2.
@@ -36,7 +36,7 @@ class FourierStart(nn.Module):
     def __init__(self, band: Band, w_dim: int) -> None:
         super().__init__()
         self.band = band
-        # Evenly over a disc: the root makes up for circles being longer further out.
+        # Uniform over a disc: the root compensates for the circumference growing with the radius.
         radius = band.cutoff * torch.rand(band.channels).sqrt()
         angle = 2 * math.pi * torch.rand(band.channels)
         self.register_buffer("frequencies", torch.stack([angle.cos(), angle.sin()], dim=1) * radius[:, None])
@@ -58,7 +58,7 @@ class FourierStart(nn.Module):
             down, along = ((torch.arange(side, device=w.device) + 0.5 - side / 2) / band.rate for side in band.size)
             cycles = frequencies[:, :, :1] * along + phases[:, :, None]  # (B, C, W)
             cycles = cycles[:, :, None] + (frequencies[:, :, 1:] * down)[..., None]  # (B, C, H, W)
-            # Frequencies that a transform takes beyond what pixels can hold fade out.
+            # Frequencies that a transform moves beyond the Nyquist limit fade out.
             beyond = (frequencies.norm(dim=2) - band.cutoff) / (band.rate / 2 - band.cutoff)
             waves = (2 * math.pi * cycles).sin() * (1 - beyond).clamp(0, 1)[:, :, None, None]
             weight = self.weight / math.sqrt(band.channels)
@@ -100,7 +100,7 @@ class AliasFreeLayer(nn.Module):
         up_factor, down_factor = rate // before.rate, rate // after.rate
         up_taps, down_taps = (config.filter_size * factor if factor > 1 else 1 for factor in (up_factor, down_factor))
         radial = config.radial_filters and not critical
-        # The convolution's result reaches further than its input, outside of which there are zeros.
+        # The convolution pads with zeros, so that its result is larger than its input.
         height, width = (side + config.kernel - 1 for side in before.size)
         self.activation = FilteredActivation(
             low_pass(up_taps, cutoff=before.cutoff, width=before.width, rate=rate),
@@ -146,11 +146,7 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Maps style vectors, one for each layer, to an image.
-
-    Args:
-        config: Sizes.
-    """
+    """Maps style vectors, one for each layer, to an image."""
 
     def __init__(self, config: StyleGAN3Config) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "translate": Verb(
         arguments="NAME FOLDER",
-        help="show every image of a folder as one of another domain; --to DOMAIN --out DIR",
+        help="translate the images of a folder to another domain; --to DOMAIN --out DIR",
         run="medgen.commands.translate:main",
     ),
     **{name: verb for family in FAMILIES.values() for name, verb in family.verbs.items()},
@@ -61,7 +61,7 @@ medgen VERB --help shows the arguments of a verb; medgen --version the version.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb, and return the exit status."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -88,7 +88,7 @@ _USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def _fail(verb: str, error: BaseException) -> int:
-    """Say what was wrong in one line; returns the exit status."""
+    """Print an error in one line, and return the exit status."""
     print(f"medgen {verb}: {error}", file=sys.stderr)
     return 1
 
@@ -104,13 +104,13 @@ def _train(verb: str, args: Sequence[str]) -> int:
     except _USER_ERRORS as error:
         refusal = _refusal(error)
         if refusal is None:
-            raise  # gone wrong deep in another library: the trace is needed
+            raise  # an error of another library needs its traceback
         return _fail(verb, refusal)
     return 0
 
 
 def _refusal(error: BaseException | None) -> BaseException | None:
-    """The error with which medgen itself refused something; what builds the parts of a recipe wraps it in its own."""
+    """Find an error that medgen itself raised; the parser of recipes wraps it in its own."""
     while error is not None:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:

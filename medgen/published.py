@@ -114,7 +114,7 @@ class PublishedModel(nn.Module, ABC):
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
-            ValueError: If a file is damaged, foreign or of a newer format, the family is another, or weights do not fit.
+            ValueError: If a file is damaged, foreign or of a newer format, or family or weights do not fit.
         """
         if not hasattr(cls, "family"):
             raise ValueError(f"{cls.__name__} is no family of models; medgen.load({str(folder)!r}) finds the family")

@@ -24,19 +24,19 @@ def add_device(parser: Any) -> None:
 
 
 def add_run_arguments(parser: Any, *, batch: str, grid: str) -> None:
-    """Add the arguments of a run that writes images to a folder.
-
-    Args:
-        parser: The parser.
-        batch: Help on the batch size.
-        grid: Help on the grid.
-    """
+    """Add the arguments of a run that writes images to a folder, with help on batch size and grid."""
     parser.add_argument("--out", type=str, required=True, help="folder to write to")
     parser.add_argument("--batch_size", type=int, default=16, help=batch)
     parser.add_argument("--precision", type=str, default="float32", help="float32 or bf16")
     add_device(parser)
     parser.add_argument("--grid", type=bool, default=False, help=grid)
     parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
+
+
+def run_options(cfg: Any) -> dict[str, Any]:
+    """Collect the arguments of such a run that functions share."""
+    rank, world_size = process()
+    return {"batch_size": cfg.batch_size, "rank": rank, "world_size": world_size, "progress": not cfg.quiet}
 
 
 def finish_run(cfg: Any, table: Path, message: str) -> None:

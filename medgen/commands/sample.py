@@ -9,7 +9,7 @@ from medgen.commands.arguments import (
     finish_run,
     move_to_device,
     parser_of,
-    process,
+    run_options,
     split_options,
 )
 from medgen.commands.info import checkpoint_info
@@ -38,21 +38,11 @@ def main(args: Sequence[str]) -> None:
     from medgen.loading import load_generator
     from medgen.sampling import SamplingRun, sample_to_folder
 
-    rank, world_size = process()
     generator = load_generator(cfg.name)
     move_to_device(generator, cfg.device)
     labels = tuple(part.strip() for part in cfg.label.split(",")) if cfg.label else ()
     run = SamplingRun(seed=cfg.seed, labels=labels, precision=cfg.precision, options=options)
-    table = sample_to_folder(
-        generator,
-        cfg.n,
-        cfg.out,
-        run,
-        batch_size=cfg.batch_size,
-        rank=rank,
-        world_size=world_size,
-        progress=not cfg.quiet,
-    )
+    table = sample_to_folder(generator, cfg.n, cfg.out, run, **run_options(cfg))
     finish_run(cfg, table, f"{cfg.n} images in {cfg.out}")
 
 

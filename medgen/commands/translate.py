@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medgen.commands.arguments import add_run_arguments, finish_run, move_to_device, parser_of, process
+from medgen.commands.arguments import add_run_arguments, finish_run, move_to_device, parser_of, run_options
 
 
 def main(args: Sequence[str]) -> None:
@@ -20,7 +20,6 @@ def main(args: Sequence[str]) -> None:
     from medgen.loading import load_translator
     from medgen.translation import translate_folder
 
-    rank, world_size = process()
     translator = load_translator(cfg.model)
     move_to_device(translator, cfg.device)
     table = translate_folder(
@@ -29,10 +28,7 @@ def main(args: Sequence[str]) -> None:
         cfg.to,
         cfg.out,
         resize=cfg.resize,
-        batch_size=cfg.batch_size,
         precision=cfg.precision,
-        rank=rank,
-        world_size=world_size,
-        progress=not cfg.quiet,
+        **run_options(cfg),
     )
     finish_run(cfg, table, f"translated images in {cfg.out}")

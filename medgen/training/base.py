@@ -75,12 +75,8 @@ class ReproducibleModule(LightningModule):
             ValueError: Naming every setting that differs and both values.
         """
         data = self.datamodule
-        pairs = {
-            "image_size": (config.image_size, data.image_size),
-            "channels": (config.channels, data.channels),
-            "intensity_window": (config.intensity_window, data.intensity_window),
-            "intensity_unit": (config.intensity_unit, data.intensity_unit),
-        }
+        shared = ("image_size", "channels", "intensity_window", "intensity_unit")
+        pairs = {name: (getattr(config, name), getattr(data, name)) for name in shared}
         if config.label_kind != "none":  # an unconditional model may train on labelled data
             pairs["label_kind"] = (config.label_kind, data.label_space.kind)
             pairs["label_names"] = (config.label_names, data.label_space.names)

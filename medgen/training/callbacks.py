@@ -32,11 +32,23 @@ if TYPE_CHECKING:
     from medgen.translator import Translator
 
 
-class _SamplingCallback(Callback):
-    """Base of the callbacks that draw images every few epochs."""
+class _EveryFewEpochs(Callback):
+    """Base of the callbacks that act every few epochs."""
+
+    def __init__(self, every_n_epochs: int) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs is {every_n_epochs}; use at least 1")
+        self.every_n_epochs = every_n_epochs
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+
+class _SamplingCallback(_EveryFewEpochs):
+    """Base of the callbacks that draw images."""
 
     def __init__(self, every_n_epochs: int, seed: int, options: Mapping[str, Any] | None) -> None:
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        super().__init__(every_n_epochs)
         self.seed = seed
         self.options = dict(options or {})
 
@@ -111,7 +123,7 @@ class EvaluateGenerator(_SamplingCallback):
             self._evaluate_if_due(trainer, pl_module)
 
     def _evaluate_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not _is_due(trainer, self.every_n_epochs):
+        if trainer.state.fn == TrainerFn.FITTING and not self._is_due(trainer):
             return
         self._last_epoch = trainer.current_epoch
         with undisturbed(pl_module):
@@ -167,7 +179,7 @@ class LogSamples(_SamplingCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and log, on one process."""
-        if trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+        if trainer.is_global_zero and self._is_due(trainer):
             with undisturbed(pl_module):
                 show(trainer, "samples", self._draw(_generator(pl_module)))
 
@@ -232,7 +244,7 @@ class LogVariety(_SamplingCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure drawn images, which are the same in all processes."""
-        if not _is_due(trainer, self.every_n_epochs):
+        if not self._is_due(trainer):
             return
         generator = _generator(pl_module)
         with undisturbed(pl_module):
@@ -252,7 +264,7 @@ def _class_names(space: LabelSpace) -> tuple[str, ...]:
     return space.names if space.kind in ("single", "multi") else ("",)
 
 
-class LogReconstructions(Callback):
+class LogReconstructions(_EveryFewEpochs):
     """Logs a grid of the first images of the val split above their copies by an autoencoder.
 
     The grid goes where those of `LogSamples` go, in epochs with validation. The module maps images (B, C, H, W) in
@@ -264,7 +276,7 @@ class LogReconstructions(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1, n: int = 8) -> None:
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        super().__init__(every_n_epochs)
         self.n = n
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -287,7 +299,7 @@ class LogReconstructions(Callback):
     ) -> None:
         """Draw and log the first batch, on one process."""
         first = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking
-        if first and trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+        if first and trainer.is_global_zero and self._is_due(trainer):
             images = batch["image"][: self.n]
             with undisturbed(pl_module):
                 copies = pl_module(images).float().clamp(0, 1)
@@ -350,13 +362,3 @@ def _generator(module: LightningModule) -> Generator:
     if not isinstance(model, Generator):
         raise ValueError(f"{type(module).__name__} trains a translator, which draws no images; use EvaluateGenerator")
     return model
-
-
-def _checked_interval(every_n_epochs: int) -> int:
-    if every_n_epochs < 1:
-        raise ValueError(f"every_n_epochs is {every_n_epochs}; use at least 1")
-    return every_n_epochs
-
-
-def _is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    return (trainer.current_epoch + 1) % every_n_epochs == 0

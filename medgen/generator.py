@@ -133,13 +133,7 @@ class Generator(PublishedModel):
     def session(
         self, n: int, label: Label = None, *, seed: int | None = None, first_index: int = 0
     ) -> Iterator[Session]:
-        """Check the arguments of a method that draws, and run it in evaluation mode without gradients.
-
-        Args:
-            n: Number of images.
-            label: Conditions, see `sample`.
-            seed: Seed of the run; None draws a new one.
-            first_index: Number of the first image in the run.
+        """Check arguments of a method that draws, see `sample`, and run it in evaluation mode without gradients.
 
         Raises:
             ValueError: If an argument is out of range or unknown to this model.

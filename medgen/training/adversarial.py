@@ -77,11 +77,7 @@ class AdversarialModule(ReproducibleModule):
     ) -> None:
         """Descend on the mean of a loss over micro-batches; only weights of the optimiser get gradients.
 
-        Args:
-            optimizer: The optimiser.
-            loss: Function of a part of the images and of the other arguments.
-            images: Images of the batch, (B, C, H, W).
-            *others: Further arguments of the loss, with B rows each, or None.
+        The loss is called with a part of the images (B, C, H, W) and of the other arguments, of B rows each or None.
         """
         size = self.micro_batch or len(images)
         starts = range(0, len(images), size)

@@ -90,14 +90,7 @@ class ReproducibleModule(LightningModule):
             )
 
     def log_training(self, name: str, loss: Tensor, terms: Mapping[str, Tensor], prefix: str = "") -> None:
-        """Log a training loss, which the progress bar shows, and its terms.
-
-        Args:
-            name: Name of the loss, logged as ``train/NAME``.
-            loss: The loss.
-            terms: Further numbers by name.
-            prefix: Start of the logged names of the terms.
-        """
+        """Log a training loss as ``train/NAME``, which the progress bar shows, and its terms under prefixed names."""
         self.log(f"train/{name}", loss.detach(), prog_bar=True)
         self.log_dict({f"train/{prefix}{term}": value.detach() for term, value in terms.items()})
 
@@ -173,11 +166,7 @@ class PublishingModule(ReproducibleModule, Generic[M]):
         return True
 
     def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Collect further files of the checkpoint folder by name: the discriminators, for fine-tuning.
-
-        Args:
-            state: Weights of this module in the published epoch.
-        """
+        """Collect further files of the checkpoint folder: the discriminators in the state of the published epoch."""
         weights = {name: weight.cpu().contiguous() for name, weight in part_of(state, "discriminator.").items()}
         return {DISCRIMINATOR_FILE: save(weights)} if weights else {}
 

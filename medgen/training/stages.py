@@ -164,13 +164,7 @@ def load_parts(
 ) -> None:
     """Load trained parts into a generator, and note in ``about`` their licence and the networks of their losses.
 
-    Args:
-        generator: The generator.
-        source: See `read_trained`.
-        parts: Names of its submodules.
-        argument: Name of `source` in errors.
-        fields: Fields of the config that must be equal, see `check_shape`.
-        free: Exceptions within them.
+    For the arguments see `read_trained` and `check_shape`.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
@@ -215,12 +209,7 @@ def start_from(
 def inherited(about: About, earlier: About, source: str | None = None) -> About:
     """Add the licence and the loss networks of an earlier model to the facts on one that has weights of it.
 
-    Two licences become the SPDX expression ``A AND B``.
-
-    Args:
-        about: Facts on the model.
-        earlier: Facts on the earlier one.
-        source: Name or path of the earlier one, if it is fine-tuned as a whole.
+    Two licences become the SPDX expression ``A AND B``. A `source` means that the earlier model is fine-tuned.
     """
     found = [licence for one in (about, earlier) for licence in one.licence.split(" AND ") if licence != "unknown"]
     return dataclasses.replace(
@@ -242,14 +231,7 @@ def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
 def check_shape(
     mine: ModelConfig, other: ModelConfig, source: str, fields: Collection[str], free: Collection[str] = ()
 ) -> None:
-    """Refuse a source whose config differs in one of these fields; parts are compared field by field.
-
-    Args:
-        mine: Config of the run.
-        other: Config of the source.
-        source: Name of the source in errors.
-        fields: Names of fields.
-        free: Fields of parts that may differ, such as ``unet.dropout``.
+    """Refuse a source whose config differs in `fields`, except for `free` fields of parts, such as ``unet.dropout``.
 
     Raises:
         ValueError: Naming each, and both values.

@@ -136,12 +136,7 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
             self.step_schedule(1)
 
     def generator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
-        """Compute the loss of both generators.
-
-        Args:
-            real: Images (B, C, H, W) in [-1, 1] by domain; a domain may be missing.
-            fake: Images translated to a domain, by that domain.
-        """
+        """Compute the loss of both generators from real and translated images (B, C, H, W) in [-1, 1] by domain."""
         kind, weight = self.hparams["adversarial"], self.hparams["cycle_weight"]
         networks = self.translator.to_domain
         judged = [generator_loss(kind, self.discriminators[here](x)) for here, x in fake.items()]

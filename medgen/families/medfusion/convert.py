@@ -191,15 +191,7 @@ def unet_label_space(arguments: Arguments) -> LabelSpace:
 
 
 def convert_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename official weights, without those of a perceptual loss (`perceiver.*`).
-
-    Args:
-        network: One of the networks that this module builds.
-        weights: The official state dict of that network alone, without the prefix it has in a checkpoint.
-
-    Returns:
-        A state dict for `load_strictly`, which checks names and shapes.
-    """
+    """Rename the official weights of a network, leaving out those of a perceptual loss (`perceiver.*`)."""
     kept = {name: value for name, value in weights.items() if not name.startswith("perceiver.")}
     lengths = {  # of lists in the opposite order here
         part: 1 + max((int(name.split(".")[1]) for name in kept if name.startswith(f"{part}.")), default=0)

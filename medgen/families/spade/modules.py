@@ -365,13 +365,7 @@ def mixed_codes(codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 0) -> None:
-    """Fit the priors of styles and label maps to the codes of training images.
-
-    Args:
-        generator: The generator whose priors are fitted.
-        data: The data; all processes use the whole train split, without augmentation.
-        seed: Seed of the draws from the distributions of codes.
-    """
+    """Fit the priors of styles and label maps to the codes of all training images, without augmentation."""
     dataset = data.dataset("train")
     dataset.augmentation = None
     space, device = generator.label_space, generator.device
@@ -400,11 +394,7 @@ def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 
 
 
 def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
-    """Refuse data without label maps, or with another number of classes.
-
-    Raises:
-        ValueError: Naming both numbers.
-    """
+    """Raise a ValueError for data without label maps, or with another number of classes."""
     if data.mask_classes != config.num_classes:
         extra = " and don't care" if config.dont_care else ""
         raise ValueError(
@@ -414,15 +404,9 @@ def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
 
 
 def check_batches(config: SPADEConfig, data: ImageDataModule, processes: int) -> None:
-    """Refuse batches of one image for batch norm at a lowest resolution of one pixel; warn of them at larger ones.
+    """Raise a ValueError for batch norm of a single pixel of a single image; warn of it for single images.
 
-    Args:
-        config: Config of the model.
-        data: The data, whose training images are counted.
-        processes: Number of processes, which share the statistics.
-
-    Raises:
-        ValueError: Naming the setting that makes such a batch.
+    Several processes share the statistics of their batches.
     """
     if config.norm != "batch" or processes > 1:
         return

@@ -39,11 +39,7 @@ _FREE = {"num_fp16_res", "magnitude_ema_beta", "class_name"}
 
 
 def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
-    """Build the config from the arguments of the official Generator.
-
-    Args:
-        arguments: Keyword arguments.
-        label_names: Names of its classes; "class 0", ... by default.
+    """Build the config from the arguments of the official Generator; classes are named "class 0", ... by default.
 
     Raises:
         ValueError: If an argument is missing, or our networks do not have it.

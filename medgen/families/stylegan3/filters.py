@@ -55,14 +55,9 @@ def _window_shape(taps: int, width: float) -> float:
 
 
 def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int) -> Tensor:
-    """Build the matrix (size, pixels) that upsamples a line: zeros between pixels, then the filter.
+    """Build the matrix (size, pixels) that puts zeros between pixels of a line and filters it.
 
-    Args:
-        taps: The filter, (taps,).
-        factor: Factor of the sampling rate.
-        start: Zeros before the first pixel; negative to crop.
-        pixels: Length of the line.
-        size: Length of the result.
+    There are `start` zeros before the first pixel; a negative number crops.
     """
     line = taps.numpy() * factor
     tap = np.arange(pixels) * factor + start - np.arange(size)[:, None]
@@ -70,13 +65,7 @@ def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int)
 
 
 def downsampling(taps: Tensor, factor: int, *, size: int) -> Tensor:
-    """Build the matrix (size, pixels) that filters a line and takes every `factor`-th pixel, without padding.
-
-    Args:
-        taps: The filter, (taps,).
-        factor: Divisor of the sampling rate.
-        size: Length of the result.
-    """
+    """Build the matrix (size, pixels) that filters a line and takes every `factor`-th pixel, without padding."""
     line = taps.numpy()
     tap = np.arange((size - 1) * factor + len(line)) - np.arange(size)[:, None] * factor
     return _matrix(line, tap)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About
 from medgen.config import Config, ModelConfig
@@ -53,6 +54,11 @@ class FirstStageModule(MeasuringModule):
         copies = self(images).clamp(0, 1)
         scores = {"mse": (copies - images).square().mean(), "ssim": ssim(copies, images).mean()}
         self.log_unseen(split, scores, len(images))
+
+    def adam(self, network: nn.Module, kind: Callable[..., Optimizer] = torch.optim.Adam, **settings: float) -> Any:
+        """Build Adam for a network, with the learning rate and schedule of the hyper-parameters."""
+        optimizer = kind(network.parameters(), lr=self.hparams["lr"], **settings)
+        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
 class LaterStageModule(GenerativeModule[G], Generic[G]):

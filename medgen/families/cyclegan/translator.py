@@ -19,8 +19,6 @@ class CycleGANConfig(ModelConfig):
 
     Attributes:
         image_size: Height and width, multiples of 4.
-        channels: Channels of the images of both domains.
-        label_kind: ``single``.
         label_names: Names of the two domains.
         width: Channels at full size.
         blocks: Residual blocks; 6 are published for 128 px.

@@ -138,15 +138,8 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
 
     def configure_optimizers(self) -> Any:
         """Build Adam for the autoencoder, and for the discriminators if there are any."""
-        groups = [self.autoencoder, self.discriminators] if self.discriminators else [self.autoencoder]
-        return [
-            self.scheduled(
-                torch.optim.Adam(group.parameters(), lr=self.hparams["lr"]),
-                shape=self.hparams["lr_shape"],
-                warmup=self.hparams["warmup"],
-            )
-            for group in groups
-        ]
+        networks = [self.autoencoder, self.discriminators] if self.discriminators else [self.autoencoder]
+        return [self.adam(network) for network in networks]
 
 
 class LatentDiffusionModule(LatentStageModule[MedfusionGenerator]):

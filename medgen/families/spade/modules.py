@@ -55,6 +55,8 @@ class LabelMapModule(FirstStageModule):
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", eq. 10.
     """
 
+    config: SPADEConfig
+
     def __init__(
         self,
         config: SPADEConfig,
@@ -104,9 +106,7 @@ class LabelMapModule(FirstStageModule):
 
     def configure_optimizers(self) -> Any:
         """Build AdamW."""
-        hparams = self.hparams
-        optimizer = torch.optim.AdamW(self.map_vae.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"])
-        return self.scheduled(optimizer, shape=hparams["lr_shape"], warmup=hparams["warmup"])
+        return self.adam(self.map_vae, torch.optim.AdamW, weight_decay=self.hparams["weight_decay"])
 
 
 class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule, MeasuringModule):

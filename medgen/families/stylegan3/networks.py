@@ -22,10 +22,6 @@ from medgen.nn.equalised import EqualisedLinear
 class FourierStart(nn.Module):
     """Input of synthesis: Fourier features of fixed frequencies, rotated and translated by a style.
 
-    Args:
-        band: Frequency band and size of the features.
-        w_dim: Length of the style vector.
-
     Source: Karras et al. 2021, section 3.1 and appendix F.
     """
 

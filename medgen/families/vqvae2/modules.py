@@ -97,8 +97,7 @@ class VQVAE2AutoencoderModule(FirstStageModule):
 
     def configure_optimizers(self) -> Any:
         """Build Adam for the autoencoder, whose codebooks have no gradients."""
-        optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=self.hparams["lr"])
-        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+        return self.adam(self.autoencoder)
 
 
 class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]):

@@ -1,4 +1,4 @@
-"""Pictures one after the other, as a GIF or an MP4 file."""
+"""Animations of pictures as GIF or MP4 files."""
 
 from __future__ import annotations
 
@@ -10,21 +10,11 @@ from PIL import Image
 
 from medgen.images import written_whole
 
-_FASTEST = {".gif": 50, ".mp4": 120}
-"""Frames per second; a frame of a GIF lasts a whole number of hundredths of a second, and players slow one down."""
+_FASTEST = {".gif": 50, ".mp4": 120}  # frames per second; GIF players slow down frames of one hundredth of a second
 
 
 def check_animation(path: str | Path, fps: int) -> None:
-    """Refuse what `save_animation` could not write, before anything is drawn for it.
-
-    Args:
-        path: File to write; its suffix says what.
-        fps: Frames per second.
-
-    Raises:
-        ValueError: If the suffix or the speed is not one there is.
-        ImportError: If MP4 is asked for and PyAV is not installed.
-    """
+    """Check the suffix of a file and the frames per second before frames are drawn, see `save_animation`."""
     kind = Path(path).suffix.lower()
     if kind not in _FASTEST:
         raise ValueError(f"out is {str(path)!r}; use a name that ends in {' or '.join(_FASTEST)}")
@@ -40,24 +30,20 @@ def check_animation(path: str | Path, fps: int) -> None:
 def save_animation(
     frames: Sequence[Image.Image], path: str | Path, *, fps: int = 20, text: Mapping[str, str] | None = None
 ) -> Path:
-    """Write pictures as an animation, whole or not at all.
+    """Write pictures as an animation, atomically.
 
-    A GIF repeats for ever; of greyscale it keeps every value, of colours 256, and a picture that equals the one before
-    makes that one stay longer. The same frames give the same GIF, byte by byte. An MP4 is H.264 of high quality, which
-    players of all kinds show; its sides are made even by a black line.
+    A GIF loops and keeps all grey values or 256 colours; equal frames give equal files, byte by byte, and a repeated
+    picture is stored once with a longer duration. An MP4 is H.264 of high quality; a black line makes odd sides even.
 
     Args:
         frames: Pictures of one size, mode L or RGB.
-        path: File that ends in ``.gif`` or ``.mp4``; its folder is made if missing.
-        fps: Frames per second; in a GIF rounded to hundredths of a second per frame.
-        text: Where the pictures come from, written into the file's comment.
-
-    Returns:
-        The file.
+        path: File that ends in ``.gif`` or ``.mp4``; its folder is created if missing.
+        fps: Frames per second, up to 50 (GIF, rounded to hundredths of a second per frame) or 120 (MP4).
+        text: Provenance for the file's comment.
 
     Raises:
-        ValueError: If there are no frames, or they are not of one size, or the suffix or `fps` is not one there is.
-        ImportError: If MP4 is asked for and PyAV is not installed.
+        ValueError: If there are no frames, they differ in size or mode, or the suffix or `fps` is not supported.
+        ImportError: If PyAV is missing for MP4.
     """
     target = Path(path)
     check_animation(target, fps)
@@ -74,21 +60,14 @@ def save_animation(
 
 def _write_gif(frames: Sequence[Image.Image], path: Path, fps: int, comment: str) -> None:
     first, *others = frames
-    first.save(
-        path,
-        format="GIF",
-        save_all=True,
-        append_images=others,
-        duration=10 * round(100 / fps),
-        loop=0,
-        comment=comment.encode(),
-    )
+    options = {"duration": 10 * round(100 / fps), "loop": 0, "comment": comment.encode()}
+    first.save(path, format="GIF", save_all=True, append_images=others, **options)
 
 
 def _write_mp4(frames: Sequence[Image.Image], path: Path, fps: int, comment: str) -> None:
     import av
 
-    width, height = (side + side % 2 for side in frames[0].size)  # colours of H.264 are kept for 2 x 2 pixels
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 stores colours of 2 x 2 pixels
     with av.open(str(path), "w", format="mp4") as container:
         container.metadata["comment"] = comment
         stream = container.add_stream("h264", rate=fps)

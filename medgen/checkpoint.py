@@ -1,6 +1,6 @@
-"""The checkpoint format: a folder with ``config.json``, ``model.safetensors`` and a model card, checked by hash.
+"""Checkpoint format: a folder with ``config.json``, ``model.safetensors`` and a model card, checked by hash.
 
-``config.json`` holds everything needed to rebuild and describe a Generator, and the SHA-256 of every other file::
+``config.json`` holds everything needed to rebuild and describe a model, and the SHA-256 of every other file::
 
     {"format_version": 2, "medgen_version": "0.2.0", "family": "...",
      "config": {..., "part": {...}}, "about": {"licence": ..., "data": ..., ...},
@@ -8,7 +8,7 @@
      "files": {"model.safetensors": "<sha256>", "README.md": "<sha256>"}}
 
 Version 1 had no hash of the description, and configs without parts; `medgen.config.Config.migrate` reads those.
-Reading the description needs no torch, so ``medgen info`` answers at once; only the weights do.
+Reading the description needs no torch, so that ``medgen info`` is fast; only the weights do.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""The discriminators that a generator was trained with, beside its weights, under the names of our networks."""
+"""Weights of the discriminators that a generator was trained with, under the names of our networks."""
 
 _USAGE = """\
 ```python
@@ -42,8 +42,7 @@ import medgen
 generator = medgen.load("{name}")  # a folder, or org/name on the Hub
 images = generator.sample(16, seed=0)  # float32 in [0, 1], (16, C, H, W)
 ```"""
-_ALIGNMENT = 64
-"""Bytes; what torch aligns its own memory to."""
+_ALIGNMENT = 64  # bytes, as torch aligns its own memory
 _CONFIG_KEYS = {"format_version", "medgen_version", "family", "config", "about", "files"}
 _DESCRIPTION_HASH = "description_sha256"
 _SAFE_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*")
@@ -51,23 +50,23 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, foreign, or made by a newer medgen; the message says which and what to do."""
+    """A checkpoint is damaged, foreign, or made by a newer medgen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a user must know before using the weights; stored in ``config.json`` and shown by the model card.
+    """Licence, data, intended use and other facts about the weights, for ``config.json`` and the model card.
 
     Attributes:
         title: Heading of the model card; empty for the folder's name.
         licence: SPDX identifier of the licence of the weights, such as ``"CC-BY-4.0"``.
-        data: What the model was trained on: data set, split, number of images and patients.
-        intended_use: What the model is for, and what it is not for.
-        known_failures: What is known to go wrong, one sentence each.
-        source: Where the weights come from: the recipe that trained them, or the file they were converted from.
-        citation: What to cite.
-        results: Measured numbers, each with the command that makes it, and the set and network behind it; Markdown.
-        trained_with: Feature networks of its training losses, which must not judge it.
+        data: Training data: data set, split, number of images and patients.
+        intended_use: Uses that the model is meant for, and not meant for.
+        known_failures: Known failures, one sentence each.
+        source: Recipe that trained the weights, or file that they were converted from.
+        citation: Works to cite.
+        results: Measured numbers with their commands, data sets and networks, as Markdown.
+        trained_with: Feature networks of the training losses, which must not judge the model.
     """
 
     title: str = ""
@@ -95,14 +94,14 @@ class About:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
-    """The description of a checkpoint, without its weights.
+    """Description of a checkpoint without its weights.
 
     Attributes:
-        folder: Where the files lie.
+        folder: Folder of the files.
         family: Name of the generator family that rebuilds the model.
         config: The fields of the family's config, JSON types with tuples for lists.
         about: Licence, data, intended use.
-        medgen_version: The version that wrote the checkpoint.
+        medgen_version: Version of medgen that wrote the checkpoint.
         files: SHA-256 of every file beside ``config.json``, by name.
     """
 
@@ -116,11 +115,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(CheckpointInfo):
-    """A verified checkpoint with its weights.
-
-    Attributes:
-        state: The tensors by name; floating-point ones in float32 whatever they were stored in.
-    """
+    """A verified checkpoint with its weights by name, half-precision ones converted to float32."""
 
     state: dict[str, "Tensor"]
 
@@ -135,22 +130,21 @@ def write_checkpoint(
     extra_files: Mapping[str, str | bytes | Path] | None = None,
     dtype: "torch.dtype | None" = None,
 ) -> Path:
-    """The folder, now holding a complete checkpoint; on any failure it is left as it was.
+    """Write a complete checkpoint and return its folder; on failure the folder is left as it was.
 
-    Everything is first written to a temporary folder on the same disk and then renamed. When files of an older
-    checkpoint are replaced, ``config.json`` comes last: a crash in between leaves hashes that do not match, never a
-    mixture that loads.
+    Everything is first written to a temporary folder on the same disk and then renamed. When an older checkpoint is
+    replaced, ``config.json`` comes last: after a crash in between the hashes do not match, so a mixture never loads.
 
     Args:
         folder: Created if missing. Files that are not part of the checkpoint, such as recipes, stay.
         family: Name of the generator family.
         config: Everything needed to rebuild and describe the model: JSON types and tuples.
         state: Tensors by name.
-        about: Licence, data and intended use; a description that says "unknown" by default.
-        extra_files: Further files by name: their text, bytes, or the path of a file to copy. A ``README.md`` given
-            here takes the place of the generated model card.
-        dtype: What floating-point weights are stored in, float32 by default; ``torch.float16`` and ``torch.bfloat16``
-            halve the file. They are always read as float32.
+        about: Licence, data and intended use.
+        extra_files: Further files by name: text, bytes, or the path of a file to copy. A ``README.md`` replaces the
+            generated model card.
+        dtype: Type of stored floating-point weights, float32 by default; ``torch.float16`` and ``torch.bfloat16`` halve
+            the file. They are read as float32.
 
     Raises:
         ValueError: If a name is not a plain relative one, `config` is not JSON, or weights do not fit `dtype`.
@@ -167,7 +161,7 @@ def write_checkpoint(
     if CARD_FILE not in extra:
         extra[CARD_FILE] = model_card(about, family=family, name=folder.resolve().name)
 
-    # A rename must not cross disks: stage inside an existing folder (it may be a mount point), else beside the new one.
+    # A rename must stay on one disk: stage inside an existing folder, which may be a mount point, else beside it.
     scratch_home = folder if folder.is_dir() else folder.absolute().parent
     scratch_home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch_home, prefix=".medgen-") as scratch:
@@ -185,7 +179,7 @@ def write_checkpoint(
             _DESCRIPTION_HASH: description_hash(family, config, asdict(about)),
             "files": {name: sha256_of(staged / name) for name in (WEIGHTS_FILE, *sorted(extra))},
         }
-        _write_file(staged / CONFIG_FILE, _to_json(description))
+        _write_file(staged / CONFIG_FILE, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         if folder.is_dir():
             for name in (*sorted(extra), WEIGHTS_FILE, CONFIG_FILE):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +190,7 @@ def write_checkpoint(
 
 
 def read_info(folder: str | Path) -> CheckpointInfo:
-    """The description of the checkpoint in `folder`, read without torch and without touching the weights.
+    """Read the description of a checkpoint, without torch and without its weights.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no ``config.json`` in it.
@@ -220,11 +214,11 @@ def read_info(folder: str | Path) -> CheckpointInfo:
 
 
 def verify_files(info: CheckpointInfo) -> None:
-    """Nothing, once every file of the checkpoint has been found and has the hash that ``config.json`` states.
+    """Check that every file of a checkpoint has the hash that ``config.json`` states.
 
     Raises:
-        FileNotFoundError: If files are missing; all are named.
-        CheckpointError: If a file has other content than was written.
+        FileNotFoundError: If files are missing.
+        CheckpointError: If the content of a file differs.
     """
     missing = [name for name in info.files if not (info.folder / name).is_file()]
     if missing:
@@ -239,11 +233,11 @@ def verify_files(info: CheckpointInfo) -> None:
 
 
 def read_checkpoint(folder: str | Path) -> Checkpoint:
-    """The checkpoint in `folder`, verified against the hashes in its ``config.json``.
+    """Read a checkpoint, verified against the hashes in its ``config.json``.
 
     Raises:
         FileNotFoundError: If the folder, ``config.json`` or a file named in it is missing.
-        CheckpointError: If anything is damaged, tampered with, foreign, or of a newer format.
+        CheckpointError: If anything is damaged, changed, foreign, or of a newer format.
     """
     import torch
     from safetensors import SafetensorError
@@ -255,35 +249,27 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
         stored = load_file(info.folder / WEIGHTS_FILE)
     except SafetensorError as error:
         raise CheckpointError(f"{info.folder / WEIGHTS_FILE} is not a safetensors file: {error}") from error
-    half = (torch.float16, torch.bfloat16)
-    # Numerical kernels may add up in another order where memory is not aligned, as that of a mapped file: a loaded
-    # model would draw images that differ in the last bit from those of the model that was saved.
-    state = {
-        name: tensor.float()
-        if tensor.dtype in half
-        else tensor
-        if tensor.data_ptr() % _ALIGNMENT == 0
-        else tensor.clone()
-        for name, tensor in stored.items()
-    }
-    return Checkpoint(**{field.name: getattr(info, field.name) for field in fields(info)}, state=state)
+
+    def settled(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            return tensor.float()
+        # Kernels may sum in another order in unaligned memory, such as that of a mapped file, and images of the loaded
+        # model would differ in the last bit from those of the saved one.
+        return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
+
+    return Checkpoint(**vars(info), state={name: settled(tensor) for name, tensor in stored.items()})
 
 
 def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = (), use: str = _USAGE) -> str:
-    """The text of a model card: Markdown with the metadata block that the Hub reads.
+    """Text of a model card: Markdown with the metadata block that the Hub reads.
 
-    Args:
-        about: Licence, data, intended use.
-        family: Name of the generator family, one of the tags.
-        name: Heading, unless `about` has a title.
-        tags: Further tags.
-        use: How it is used, where that is other than loading and sampling; ``{name}`` becomes the name.
+    ``name`` is the heading unless `about` has a title; `use` is the text about loading, with ``{name}`` filled in.
     """
     licence = about.licence.lower()
     lines = ["---"]
     if licence in _HUB_LICENCES:
         lines += [f"license: {licence}"]
-    else:  # the Hub takes a fixed list only, and the true name beside "other"
+    else:  # the Hub knows a fixed list, and takes a name beside "other"
         lines += ["license: other", f"license_name: {json.dumps(about.licence)}"]
     lines += ["library_name: medgen", "pipeline_tag: unconditional-image-generation", "tags:"]
     lines += [f"- {json.dumps(tag)}" for tag in ("medgen", family, "medical-imaging", "image-generation", *tags)]
@@ -305,19 +291,15 @@ def model_card(about: About, *, family: str, name: str, tags: Iterable[str] = ()
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, as 64 hexadecimal digits."""
+    """SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# The identifiers of https://huggingface.co/docs/hub/repositories-licenses that come up in this field.
+# Those identifiers of https://huggingface.co/docs/hub/repositories-licenses that are common in this field.
 _HUB_LICENCES = frozenset(
     {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "openrail", "unknown"}
-    | {
-        f"cc-by{terms}-{version}"
-        for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd")
-        for version in ("3.0", "4.0")
-    }
+    | {f"cc-by{terms}-{n}.0" for terms in ("", "-sa", "-nc", "-nd", "-nc-sa", "-nc-nd") for n in (3, 4)}
     | {"cc0-1.0", "odbl", "pddl"}
 )
 
@@ -343,7 +325,7 @@ def _parse(content: object, path: Path) -> CheckpointInfo:
             raise CheckpointError(f"{path} is damaged: {key} is {content[key]!r}")
     files = content["files"]
     for name, digest in files.items():
-        # A name from the network must not lead out of the folder.
+        # A downloaded name must not lead out of the folder.
         if not _SAFE_NAME.fullmatch(name) or not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise CheckpointError(
                 f"{path} is damaged: the entry {name!r}: {digest!r} of files is not a name with a sha256"
@@ -372,7 +354,7 @@ def _parse(content: object, path: Path) -> CheckpointInfo:
 
 
 def _tuples(value: object) -> object:
-    """JSON has one sequence type, configs are frozen: lists come back as the tuples they were."""
+    """Turn lists into tuples, as configs have them; JSON has lists only."""
     if isinstance(value, list):
         return tuple(_tuples(item) for item in value)
     if isinstance(value, dict):
@@ -381,23 +363,14 @@ def _tuples(value: object) -> object:
 
 
 def description_hash(family: str, config: Mapping[str, object], about: Mapping[str, object]) -> str:
-    """The SHA-256 of a description, whatever the order of its keys and the space between them."""
+    """SHA-256 of a description, independent of the order of its keys."""
     parts = {"family": family, "config": config, "about": about}
     try:
         text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{_NO_JSON}: {error}") from error
+        message = "config must hold numbers, text, booleans, None, tuples and dictionaries only"
+        raise ValueError(f"{message}: {error}") from error
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-_NO_JSON = "config must hold numbers, text, booleans, None, tuples and dictionaries only"
-
-
-def _to_json(description: Mapping[str, object]) -> str:
-    try:
-        return json.dumps(description, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{_NO_JSON}: {error}") from error
 
 
 def _write_file(path: Path, content: str | bytes | Path) -> None:
@@ -433,9 +406,9 @@ def _save_weights(state: Mapping[str, "Tensor"], path: Path, dtype: "torch.dtype
     usual_mode = path.stat().st_mode
     try:
         save_file(stored, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk reaches Python as this type
+    except SafetensorError as error:  # also of a full disk
         raise OSError(f"cannot write the weights to {path.parent.parent.parent}: {error}") from error
-    path.chmod(usual_mode)  # safetensors makes files that only their owner can read
+    path.chmod(usual_mode)  # safetensors writes files that only their owner can read
     _flush_to_disk(path)
 
 

@@ -1,8 +1,8 @@
 """Models on the Hugging Face Hub: pull and push.
 
-The Hub's client checks no content, so everything pulled is verified against the hashes in ``config.json``. Its settings
-apply: ``HF_HOME`` for the download cache, ``HF_TOKEN`` for private repositories, ``HF_HUB_OFFLINE=1`` to use the cache
-only, ``HF_ENDPOINT`` for a mirror.
+Everything pulled is verified against the hashes in ``config.json``, since the Hub's client checks no content. Its
+settings apply: ``HF_HOME`` for the download cache, ``HF_TOKEN`` for private repositories, ``HF_HUB_OFFLINE=1`` to use
+the cache only, ``HF_ENDPOINT`` for a mirror.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ Kind: TypeAlias = Literal["repository", "Space"]
 
 
 def pull(repo: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint on the Hub, complete and verified, in the Hub's own download cache.
+    """Download and verify a checkpoint; returns its folder in the Hub's cache.
 
-    All files come from one commit, even if the repository changes meanwhile. A commit that is in the cache needs no
-    network; a branch or tag that is in the cache is used as it was last seen if the Hub cannot be reached.
+    All files come from one commit, even if the repository changes meanwhile. A cached commit needs no network; if the
+    Hub cannot be reached, the last cached state of a branch or tag is used.
 
-    Args:
-        repo: ``org/name``.
-        revision: Commit, tag or branch; the main branch by default.
+    The revision is a commit, tag or branch of the repository ``org/name``, by default the main branch.
 
     Raises:
         FileNotFoundError: If there is no such repository, revision or file.
-        PermissionError: If the repository wants its terms accepted or a login.
-        ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
-        CheckpointError: If a file is damaged, tampered with, foreign, or of a newer format.
+        PermissionError: If the repository needs a login or accepted terms.
+        ConnectionError: If the Hub cannot be reached.
+        CheckpointError: If a file is damaged, changed, foreign, or of a newer format.
     """
     advice = f"run `hf download {repo} --local-dir FOLDER` on a machine with network, then medgen.load('FOLDER') here"
     folder = download(repo, CONFIG_FILE, revision, advice=advice).parent
@@ -52,14 +50,14 @@ def pull(repo: str, revision: str | None = None) -> Path:
 
 
 def _evict_damaged(folder: Path) -> None:
-    """Remove the damaged files of a checkpoint from the Hub's cache, which would hand them out for ever."""
+    """Remove the damaged files of a checkpoint from the Hub's cache, so that they are fetched again."""
     with suppress(CheckpointError):
         for name, digest in read_info(folder).files.items():
             if (folder / name).is_file() and sha256_of(folder / name) != digest:
                 evict(folder / name)
     config = folder / CONFIG_FILE
     content = config.read_bytes()
-    # The cache keeps small files under git's hash of them. One that has it is sound, such as that of another library.
+    # The cache names small files by their git hash; one that matches is sound, such as that of another library.
     if config.resolve().name != hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest():
         evict(config)
 
@@ -73,19 +71,15 @@ def evict(file: Path) -> None:
 def push(
     source: PublishedModel | str | Path, repo: str, *, private: bool = False, message: str = "Upload medgen checkpoint"
 ) -> str:
-    """The hash of a new commit on the Hub that holds the checkpoint: pin it as ``org/name@hash``.
+    """Upload a checkpoint with its model card; returns the hash of the commit, to pin as ``org/name@hash``.
 
-    Args:
-        source: A model, or the folder of a checkpoint, which is verified first and goes up with its model card.
-        repo: ``org/name``; made if it does not exist.
-        private: Whether a new repository is private.
-        message: Commit message.
+    A folder is verified first. The repository ``org/name`` is created if it does not exist, and private if asked for.
 
     Raises:
         FileNotFoundError: If the checkpoint is incomplete.
-        PermissionError: If the login is missing, or may not write there.
+        PermissionError: If the login is missing or has no write access.
         ConnectionError: If the Hub cannot be reached.
-        CheckpointError: If the folder is not a sound checkpoint.
+        CheckpointError: If a file of the checkpoint is damaged.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -107,7 +101,7 @@ def push(
 
 
 def download(repo: str, name: str, revision: str | None, *, advice: str, kind: Kind = "repository") -> Path:
-    """The file in the Hub's cache: the newest of a branch or tag, if the Hub can be reached."""
+    """Download a file to the Hub's cache; use the cached one if it is of this commit or the Hub is not reachable."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     repo_type = "space" if kind == "Space" else "model"
@@ -115,7 +109,7 @@ def download(repo: str, name: str, revision: str | None, *, advice: str, kind: K
         cached = try_to_load_from_cache(repo, name, revision=revision, repo_type=repo_type)
         if isinstance(cached, str) and Path(cached).parents[name.count("/")].name == revision:  # a commit never changes
             return Path(cached)
-        try:  # once, since the download itself goes on trying for half a minute
+        try:  # one request first: the download retries for half a minute
             get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, repo_type=repo_type))
         except Exception as error:
             if isinstance(cached, str) and _is_outage(error):
@@ -130,7 +124,7 @@ def download(repo: str, name: str, revision: str | None, *, advice: str, kind: K
 
 
 def _is_outage(error: Exception) -> bool:
-    """Whether the Hub could not be reached or is out of order, as opposed to having answered no."""
+    """Whether the Hub could not be reached or failed, rather than refused."""
     from huggingface_hub import errors
 
     http_error = errors.HfHubHTTPError.__mro__[1]  # the base class of the HTTP library, which differs by version
@@ -143,15 +137,7 @@ def _is_outage(error: Exception) -> bool:
 def plain_errors(
     repo: str, revision: str | None, *, advice: str, kind: Kind = "repository", file: str = ""
 ) -> Iterator[None]:
-    """Turns what the Hub's client raises into built-in errors that say what was tried and what to do.
-
-    Args:
-        repo: ``org/name``.
-        revision: What was asked for.
-        advice: How to go on without network.
-        kind: What `repo` is.
-        file: The file that was asked for.
-    """
+    """Replace errors of the Hub's client by built-in ones that say what to do; `advice` is for work offline."""
     from huggingface_hub import constants, errors
 
     where = constants.ENDPOINT

@@ -1,4 +1,4 @@
-"""The one place where value ranges change: float images in [0, 1], bytes in [0, 255] and picture files."""
+"""Conversion between float images in [0, 1], bytes in [0, 255] and picture files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,11 @@ from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor
 
 _ROUNDING = 1e-3
-_GOLDEN = 0.618034
-"""Steps of the golden ratio round the circle of hues keep any number of colours apart."""
+_GOLDEN = 0.618034  # steps of the golden ratio keep any number of hues apart
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Images in [0, 1] as bytes in [0, 255], rounded to nearest; values outside are clipped.
-
-    Raises:
-        ValueError: If ``images`` is not floating point or holds NaN, which has no byte.
-    """
+    """Convert floating point images in [0, 1], without NaN, to bytes in [0, 255], rounded and clipped."""
     if not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; expected floating point in [0, 1]")
     if bool(torch.isnan(images).any()):
@@ -34,7 +29,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """Bytes in [0, 255] as float32 images in [0, 1]."""
+    """Convert bytes in [0, 255] to float32 images in [0, 1]."""
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; expected uint8")
     return images.to(torch.float32).div(255)
@@ -43,18 +38,10 @@ def from_uint8(images: Tensor) -> Tensor:
 def check_images(
     images: Tensor, *, channels: int | None = None, size: tuple[int, int] | None = None, name: str = "images"
 ) -> None:
-    """Refuse a tensor that is no batch of images in [0, 1].
+    """Raise ValueError unless images are (B, C, H, W) floating point in [0, 1], give or take a thousandth.
 
-    Rounding of a thousandth beyond the range is let pass. An empty batch (0, C, H, W) is one.
-
-    Args:
-        images: The tensor.
-        channels: Number of channels; None for 1 or 3.
-        size: Height and width; None for any.
-        name: What errors call it.
-
-    Raises:
-        ValueError: Naming what is wrong and what is expected.
+    An empty batch is allowed. ``channels`` is None for 1 or 3, ``size`` (height, width) None for any; ``name`` is the
+    name in messages.
     """
     sides = f"{size[0]}, {size[1]}" if size else "H, W"
     allowed = (1, 3) if channels is None else (channels,)
@@ -77,7 +64,7 @@ def check_images(
 
 
 def to_pil(image: Tensor) -> Image.Image:
-    """One image (C, H, W) in [0, 1] as a PIL image: mode L for one channel, RGB for three."""
+    """Convert an image (C, H, W) in [0, 1] to a PIL image: mode L for one channel, RGB for three."""
     if image.dim() != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image has shape {tuple(image.shape)}; expected (1, H, W) or (3, H, W)")
     pixels: NDArray[np.uint8] = to_uint8(image).permute(1, 2, 0).cpu().numpy()
@@ -85,13 +72,7 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Tensor | Image.Image, path: Path, text: Mapping[str, str] | None = None) -> None:
-    """Write one image as PNG, whole or not at all.
-
-    Args:
-        image: (C, H, W) in [0, 1], or a finished PIL image.
-        path: File to write.
-        text: Entries for the PNG's tEXt chunks, such as the seed and the checkpoint that made the image.
-    """
+    """Write an image (C, H, W) in [0, 1] or a PIL image as PNG, atomically; ``text`` goes into its tEXt chunks."""
     picture = to_pil(image) if isinstance(image, Tensor) else image
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -102,25 +83,19 @@ def save_png(image: Tensor | Image.Image, path: Path, text: Mapping[str, str] | 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of `path` when all went well and is gone when not."""
+    """Yield a temporary file that replaces `path` on success and is removed on failure."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same picture
     try:
         yield partial
-        os.replace(partial, path)  # noqa: PTH105  Path.replace is the same call; os.replace reads as the idiom
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def save_images(images: Tensor, folder: str | Path, *, first_index: int = 0) -> list[Path]:
-    """Write images as ``000000.png``, ``000001.png`` and so on: L for one channel, RGB for three.
+    """Write images (n, C, H, W) in [0, 1] as ``000000.png``, ``000001.png`` and so on; returns the files.
 
-    Args:
-        images: (n, C, H, W) float in [0, 1].
-        folder: Folder to write into; made if missing.
-        first_index: Number of the first file.
-
-    Returns:
-        The files written, in order.
+    The folder is created if missing; ``first_index`` is the number of the first file.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -131,27 +106,15 @@ def save_images(images: Tensor, folder: str | Path, *, first_index: int = 0) -> 
 
 
 def coloured(masks: Tensor, classes: int) -> Tensor:
-    """Label maps as pictures (B, 3, H, W) in [0, 1]: each class has its own hue, the background is black.
-
-    Args:
-        masks: (B, H, W) class numbers.
-        classes: Number of classes, the background among them.
-    """
+    """Colour label maps (B, H, W): (B, 3, H, W) in [0, 1], one hue per class, black background (class 0)."""
     hues = [colorsys.hsv_to_rgb(k * _GOLDEN % 1, 0.7, 1.0) for k in range(classes - 1)]
     return torch.tensor([(0.0, 0.0, 0.0), *hues])[masks.long()].movedim(-1, 1)
 
 
 def image_grid(images: Tensor, *, columns: int, captions: Sequence[str] = (), scale: int = 1) -> Image.Image:
-    """A contact sheet of images with a caption under each.
+    """Contact sheet (mode L or RGB) of images (n, C, H, W) in [0, 1] with optional captions.
 
-    Args:
-        images: (n, C, H, W) float in [0, 1].
-        columns: Images per row.
-        captions: One text per image, or none at all.
-        scale: Whole-number enlargement by pixel repetition, so that nothing is smoothed over.
-
-    Returns:
-        A PIL image, L or RGB.
+    ``columns`` is the number of images per row; ``scale`` enlarges them by repeating pixels.
     """
     if captions and len(captions) != len(images):
         raise ValueError(f"captions has {len(captions)} texts for {len(images)} images")

@@ -1,4 +1,4 @@
-"""What a generator can be asked for: classes, findings or continuous conditions, and how a user names them."""
+"""Labels of images: classes, findings or continuous conditions, by name or number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelSpace:
     Attributes:
         kind: ``none``, ``single`` (one class per image), ``multi`` (any set of findings) or ``continuous``
             (one number per name, such as an age).
-        names: The classes, findings or conditions, in the order of the label vector.
+        names: Classes, findings or conditions in the order of the label vector.
     """
 
     kind: LabelKind = "none"
@@ -43,10 +43,10 @@ class LabelSpace:
         return len(self.names)
 
     def index(self, label: int | str | float) -> int:
-        """Position of a class or finding given by name (any case) or number.
+        """Number of a class or finding given by name (any case) or number.
 
         Raises:
-            ValueError: If there is no such label; the message lists those there are.
+            ValueError: If there is no such label; the message lists all labels.
         """
         if isinstance(label, str):
             folded = [name.casefold() for name in self.names]
@@ -65,21 +65,20 @@ class LabelSpace:
         return f"use 0-{len(self.names) - 1} or one of {', '.join(map(repr, self.names))}"
 
     def resolve(self, label: Label, n: int) -> Tensor | None:
-        """Turn what a user asked for into one condition per image.
+        """Turn a user's label into one condition per image.
 
         Args:
-            label: ``None`` for images without a condition. For ``single``: a class (name or number) for all images,
-                or a sequence with one class per image. For ``multi``: one finding, a sequence of findings that all
-                images share, or a sequence with one sequence of findings per image. For ``continuous``: one number
-                per condition, or a sequence with one such sequence per image. A tensor or array already in the
-                result's shape is checked and taken as it is.
+            label: ``None`` for no condition. For ``single``: a class (name or number) for all images, or one class per
+                image. For ``multi``: one finding, a sequence of findings for all images, or one such sequence per
+                image. For ``continuous``: one number per condition, or one such sequence per image. A tensor or array
+                in the shape of the result is checked and used as it is.
             n: Number of images.
 
         Returns:
             ``None``, classes (n,) int64, or conditions (n, K) float32.
 
         Raises:
-            ValueError: If a label is unknown, out of range, of the wrong shape, or there is nothing to condition on.
+            ValueError: If a label is unknown, out of range or of the wrong shape, or the kind is ``none``.
         """
         if label is None:
             return None
@@ -135,20 +134,19 @@ class LabelSpace:
             raise ValueError(f"label {item!r} is not a number; give one for each of {', '.join(self.names)}") from None
 
     def describe(self, condition: Tensor | None, n: int) -> list[str]:
-        """One short text per image for file lists and captions: ``Pneumonia``, ``Edema|Effusion``, ``age=63``."""
+        """Short texts for tables and captions, one per image: ``Pneumonia``, ``Edema|Effusion``, ``age=63``."""
         if condition is None:
             return [""] * n
         if self.kind == "single":
             return [self.names[int(item)] for item in condition]
+        rows = [list(zip(self.names, row, strict=True)) for row in condition.tolist()]
         if self.kind == "multi":
-            return [
-                "|".join(name for name, on in zip(self.names, row, strict=True) if on) for row in condition.tolist()
-            ]
-        return ["|".join(f"{k}={v:g}" for k, v in zip(self.names, row, strict=True)) for row in condition.tolist()]
+            return ["|".join(name for name, found in row if found) for row in rows]
+        return ["|".join(f"{name}={value:g}" for name, value in row) for row in rows]
 
 
 def _without_numpy(label: Label) -> _Plain:
-    """Arrays of numbers as tensors, scalars and arrays of names as plain Python values; anything else as it is."""
+    """Convert NumPy arrays of numbers to tensors, NumPy scalars and arrays of names to plain Python values."""
     import numpy as np
     import torch
 

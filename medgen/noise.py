@@ -1,4 +1,4 @@
-"""One random stream per image: what makes sampling independent of batch size, process count and n."""
+"""One random stream per image, so that samples do not depend on batch size, processes and n."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from torch import Tensor
 
 
 def stream_seed(*key: SupportsIndex | str) -> int:
-    """A 63-bit seed that depends on every part of ``key``; neighbouring keys give unrelated seeds."""
+    """Hash a key to a 63-bit seed."""
     plain = tuple(part if isinstance(part, str) else whole_number("a part of the seed", part) for part in key)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def whole_number(name: str, value: SupportsIndex) -> int:
-    """A whole number of any library (``np.int64(3)``) as the int it equals, whose text is the same everywhere.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Convert an integer of any library (``np.int64(3)``) to an int; ValueError if it is not one."""
     try:
         return operator.index(value)
     except TypeError:
@@ -31,7 +27,7 @@ def whole_number(name: str, value: SupportsIndex) -> int:
 
 
 class Noise(Protocol):
-    """What a sampler draws from: a batch of independent random streams."""
+    """Source of random numbers for a sampler: a batch of independent streams."""
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, (B, *shape)."""
@@ -41,13 +37,13 @@ class Noise(Protocol):
 class NoiseSource:
     """Independent random streams for a batch of images, keyed by (seed, index).
 
-    Image ``index`` of ``seed`` gets the same numbers in whatever batch, process or run it is drawn. Numbers are drawn
-    on the CPU in float32 and then moved, so that every device sees the same ones.
+    An image gets the same numbers in every batch, process and run. They are drawn on the CPU in float32 and then moved,
+    so that all devices get the same.
 
     Args:
-        seed: The seed of the whole run.
-        indices: The number of each image in the run; its length is the batch size B.
-        device: Where the numbers are needed.
+        seed: Seed of the run.
+        indices: Number of each image in the run, (B,).
+        device: Device of the numbers.
     """
 
     def __init__(self, seed: int, indices: Sequence[int], device: torch.device | str = "cpu") -> None:

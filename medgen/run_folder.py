@@ -1,4 +1,4 @@
-"""A folder of numbered pictures and a table: resumable, shareable between processes, never mixed with another run."""
+"""Folder of a run: numbered pictures and a table, resumable, shared by processes, never mixed with another run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
 
 from medgen.checkpoint import sha256_of
 from medgen.data.cache import content_key
@@ -29,8 +30,8 @@ class RunFolder:
     """The folder of one run.
 
     Args:
-        path: The folder; made when the first picture is written.
-        request: What makes two runs the same run, as JSON values.
+        path: The folder; created with the first picture.
+        request: Settings that identify the run, as JSON values.
 
     Raises:
         FileExistsError: If the folder holds another run or other PNG files.
@@ -39,33 +40,35 @@ class RunFolder:
     def __init__(self, path: str | Path, request: Mapping[str, object]) -> None:
         self.path = Path(path)
         self.request = dict(request)
+        self._claimed = False
         self._is_claimed()
 
-    def pending(self, n: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[range]:
-        """Numbers of the pictures that this process has to make, in runs of neighbours of at most a batch."""
-        return [
-            chunk
-            for b, start in enumerate(range(0, n, batch_size))
-            if b % world_size == rank
-            for chunk in self._missing(range(start, min(start + batch_size, n)))
-        ]
+    def batches(self, n: int, batch_size: int, *, rank: int, world_size: int, progress: bool) -> Iterator[range]:
+        """Numbers of the pictures that this process has to make, in batches of neighbours, with a progress bar.
 
-    def _missing(self, indices: range) -> Iterator[range]:
-        start: int | None = None
+        Batch b belongs to process ``b % world_size``.
+        """
+        starts = range(rank * batch_size, n, world_size * batch_size)
+        pending = [chunk for start in starts for chunk in self._missing(range(start, min(start + batch_size, n)))]
+        with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
+            for indices in pending:
+                yield indices
+                bar.update(len(indices))
+
+    def _missing(self, indices: range) -> list[range]:
+        """Runs of neighbours without a picture."""
+        runs: list[range] = []
         for index in indices:
-            exists = (self.path / numbered(index)).exists()
-            if not exists and start is None:
-                start = index
-            if exists and start is not None:
-                yield range(start, index)
-                start = None
-        if start is not None:
-            yield range(start, indices.stop)
+            if not (self.path / numbered(index)).exists():
+                first = runs.pop().start if runs and runs[-1].stop == index else index
+                runs.append(range(first, index + 1))
+        return runs
 
     def _is_claimed(self) -> bool:
-        """Whether the folder is this run's already; refused where it is another's."""
+        """Whether the folder belongs to this run already; FileExistsError if it belongs to another."""
         run_file = self.path / RUN_FILE
-        images = sorted(path.name for path in self.path.glob("*.png"))  # first: another process may be starting, too
+        # Look for images before run.json, since another process may be starting.
+        images = sorted(path.name for path in self.path.glob("*.png"))
         if not run_file.exists():
             if images:
                 raise FileExistsError(
@@ -83,28 +86,25 @@ class RunFolder:
         return True
 
     def claim(self) -> None:
-        """Make the folder this run's, unless it is already."""
+        """Create the folder for this run, unless it exists."""
+        if self._claimed:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         if not self._is_claimed():
             self._write_text(RUN_FILE, json.dumps(self.request, indent=2) + "\n")
+        self._claimed = True
 
     def write(self, name: str, picture: Tensor | Image.Image, text: Mapping[str, str]) -> None:
-        """Write one picture with its provenance, whole or not at all."""
+        """Write one picture with its provenance, atomically."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         with full_disk_explained(path):
             save_png(picture, path, {"SyntheticData": "YES", "Software": "medgen", **text})
 
     def write_table(self, n: int, columns: Sequence[str], row: Callable[[int], Sequence[object]]) -> Path:
-        """Write the table once all pictures are there; one of a longer run stays.
+        """Write the table of n pictures if all exist, unless it has more rows already; returns its path.
 
-        Args:
-            n: Number of pictures.
-            columns: Names of the columns.
-            row: The row of a picture by its number.
-
-        Returns:
-            Where the table is or will be: whichever process sees the last picture writes it.
+        So the process that makes the last picture writes it. ``row`` gives the row of a picture by its number.
         """
         table = self.path / TABLE_FILE
         existing = sum(1 for _ in table.open()) - 1 if table.exists() else 0
@@ -117,7 +117,7 @@ class RunFolder:
         return table
 
     def _write_text(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all; several processes may write the same."""
+        """Write a text file atomically; several processes may write the same."""
         path = self.path / name
         partial = path.with_name(f"{name}.{os.getpid()}.part")
         try:
@@ -129,24 +129,24 @@ class RunFolder:
 
 
 def numbered(index: int) -> str:
-    """The name of a picture by its number."""
+    """File name of a picture by its number."""
     return f"{index:06d}.png"
 
 
 def content_of(path: str | Path) -> str:
-    """Hash of a file, or of the names and contents of those in a folder; empty if it is neither."""
+    """Hash of a file, or of the names and contents of the files in a folder; empty if it is neither."""
     place = Path(path)
     try:
         files = sorted(place.iterdir()) if place.is_dir() else [place]
         found = [(file.name, sha256_of(file)) for file in files if file.is_file()]
-    except OSError:  # a name that no file can have
+    except OSError:  # not a possible file name
         return ""
     return content_key(found) if found else ""
 
 
 @contextmanager
 def full_disk_explained(path: Path) -> Iterator[None]:
-    """Say of a full disk which file was not written, and how to go on."""
+    """Name the file that a full disk kept from being written, and the way to go on."""
     try:
         yield
     except OSError as error:
@@ -157,7 +157,7 @@ def full_disk_explained(path: Path) -> Iterator[None]:
 
 
 def write_grid(table: Path, *, columns: int = 8) -> Path:
-    """A contact sheet ``grid.png`` of a finished run, each image with its label under it."""
+    """Write a contact sheet ``grid.png`` of a finished run, with labels."""
     with table.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     images = torch.stack([from_uint8(pil_to_tensor(Image.open(table.parent / row["file"]))) for row in rows])

@@ -1,4 +1,4 @@
-"""Long sampling runs into a folder of numbered PNGs with a table."""
+"""Sampling into a folder of numbered PNGs with a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from medgen.generator import Generator, Precision, check_precision
 from medgen.noise import whole_number
@@ -20,11 +19,11 @@ COLUMNS = ("file", "label", "seed", "index", "checkpoint", "revision")
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingRun:
-    """What makes two sampling runs the same run; ``n`` is not part of it, so that a run can be made longer.
+    """Settings that identify a sampling run; without ``n``, so that a run can be made longer.
 
     Attributes:
         seed: Seed of the run.
-        labels: Labels that the images take in turn (image i gets ``labels[i % len(labels)]``); empty for no condition.
+        labels: Labels that images get in turn (image i gets ``labels[i % len(labels)]``); empty for no condition.
         precision: See `Generator.sample`.
         options: Options of the family, such as ``steps``.
     """
@@ -53,29 +52,19 @@ def sample_to_folder(
     world_size: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Write images 0 to n-1 of a run; those that are there already are kept.
+    """Write images 0 to n-1 of a run that do not exist yet.
 
-    Several processes may share the work: batch b belongs to process ``b % world_size``. They need no connection, since
-    every image has its own random stream and whoever sees the last file writes the table.
-
-    Args:
-        generator: What samples.
-        n: Number of images.
-        folder: Folder of the run; made if missing.
-        run: Seed, labels and options.
-        batch_size: Images drawn together.
-        rank: Number of this process.
-        world_size: Number of processes.
-        progress: Whether to show a progress bar.
+    Several processes may share the work, without a connection: batch b belongs to process ``b % world_size``, every
+    image has its own random stream, and the process that makes the last image writes the table.
 
     Returns:
-        The table, ``samples.csv``, with the columns of `COLUMNS`. Generators of label maps write these, too, as PNGs of
-        class numbers in ``masks``, which the further column ``mask`` names.
+        The table, ``samples.csv``, with the columns of `COLUMNS`. Label maps of generators that make them are written
+        as PNGs of class numbers to ``masks`` and named in a further column ``mask``.
 
     Raises:
         ValueError: If an argument is out of range or unknown to the model.
         FileExistsError: If the folder holds another run or other PNG files.
-        OSError: If the disk is full; the same call goes on where it stopped.
+        OSError: If the disk is full; the same call resumes.
     """
     if n < 1:
         raise ValueError(f"n is {n}; ask for at least one image")
@@ -85,30 +74,21 @@ def sample_to_folder(
     generator.check_options(run.options)
     names = [_display_name(generator, run.label_of(i)) for i in range(len(run.labels) or 1)]
     target = RunFolder(folder, _request(generator, run, names))
-    pending = target.pending(n, batch_size, rank=rank, world_size=world_size)
-    with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
-        for indices in pending:
-            labels = labels_per_image(generator, [x for i in indices if (x := run.label_of(i)) is not None])
-            images = generator.sample(
-                len(indices),
-                labels,
-                seed=run.seed,
-                first_index=indices[0],
-                batch_size=batch_size,
-                precision=run.precision,
-                **run.options,
-            )
-            masks = generator.masks_for(len(indices), labels, seed=run.seed, first_index=indices[0], **run.options)
-            if indices is pending[0]:  # not before: options that the sampler refuses must not occupy the folder
-                target.claim()
-            for place, (index, image) in enumerate(zip(indices, images, strict=True)):
-                text = {"seed": str(run.seed), "index": str(index), "label": names[index % len(names)]}
-                text |= {"checkpoint": generator.source, "revision": generator.revision}
-                if masks is not None:  # before the image, whose presence says that all is done
-                    mask = Image.fromarray(masks[place].numpy().astype(np.uint8))
-                    target.write(f"{MASK_FOLDER}/{numbered(index)}", mask, text)
-                target.write(numbered(index), image, text)
-                bar.update()
+    for indices in target.batches(n, batch_size, rank=rank, world_size=world_size, progress=progress):
+        labels = labels_per_image(generator, [x for i in indices if (x := run.label_of(i)) is not None])
+        stream = {"seed": run.seed, "first_index": indices[0]}
+        images = generator.sample(
+            len(indices), labels, batch_size=batch_size, precision=run.precision, **stream, **run.options
+        )
+        masks = generator.masks_for(len(indices), labels, **stream, **run.options)
+        target.claim()  # not before: options that the sampler refuses must not occupy the folder
+        for place, (index, image) in enumerate(zip(indices, images, strict=True)):
+            text = {"seed": str(run.seed), "index": str(index), "label": names[index % len(names)]}
+            text |= {"checkpoint": generator.source, "revision": generator.revision}
+            if masks is not None:  # before the image, which marks the index as done
+                mask = Image.fromarray(masks[place].numpy().astype(np.uint8))
+                target.write(f"{MASK_FOLDER}/{numbered(index)}", mask, text)
+            target.write(numbered(index), image, text)
     masked = (target.path / MASK_FOLDER).is_dir()
 
     def row(i: int) -> tuple[object, ...]:
@@ -119,14 +99,14 @@ def sample_to_folder(
 
 
 def _display_name(generator: Generator, label: str | None) -> str:
-    """The label as the table shows it; also refuses unknown labels before anything is written."""
+    """Text of a label in the table; ValueError if the label is unknown."""
     space = generator.label_space
     condition = space.resolve(labels_per_image(generator, [label] if label is not None else []), 1)
     return space.describe(condition, 1)[0]
 
 
 def labels_per_image(generator: Generator, labels: Sequence[str]) -> Any:
-    """Labels as `Generator.sample` takes them; findings or numbers of one image are joined by ``|``."""
+    """Labels for `Generator.sample`, from texts in which ``|`` joins the findings or numbers of an image."""
     if not labels:
         return None
     kind = generator.label_space.kind
@@ -138,7 +118,7 @@ def labels_per_image(generator: Generator, labels: Sequence[str]) -> Any:
 
 
 def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> dict[str, object]:
-    # A class has many spellings, and all are the same run; numbers stay as typed, since tables round them.
+    # All spellings of a class are the same run; numbers stay as typed, since tables round them.
     labels = run.labels if generator.label_space.kind == "continuous" else names if run.labels else ()
     request: dict[str, object] = {
         "checkpoint": generator.source,
@@ -148,6 +128,6 @@ def _request(generator: Generator, run: SamplingRun, names: Sequence[str]) -> di
         "precision": run.precision,
         "options": {name: value for name, value in run.options.items() if name != "progress"},  # changes no image
     }
-    # What files hold is part of the run, too; a folder's images take its files in turn.
+    # The contents of files named by options identify the run, too.
     files = {name: content_of(value) for name, value in run.options.items() if isinstance(value, str | Path)}
     return request | ({"files": known} if (known := {name: text for name, text in files.items() if text}) else {})

@@ -1,4 +1,4 @@
-"""Images of a folder translated into another folder: numbered PNGs and a table that says what each was made of."""
+"""Translation of a folder of images into a folder of numbered PNGs with a table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from medgen.data.cache import content_key
 from medgen.data.files import FileRoot
 from medgen.data.preprocessing import Preprocessing, ResizePolicy
-from medgen.data.readers import DICOM_SUFFIXES, RASTER_SUFFIXES, IntensityWindow
+from medgen.data.raw_image import IntensityWindow
+from medgen.data.readers import DICOM_SUFFIXES, RASTER_SUFFIXES
 from medgen.generator import Precision, check_precision
 from medgen.run_folder import MASK_FOLDER, RUN_FILE, RunFolder, numbered
 from medgen.translator import Translator
@@ -35,32 +35,22 @@ def translate_folder(
     world_size: int = 1,
     progress: bool = True,
 ) -> Path:
-    """Show every image of a folder or zip archive as one of a domain; those that are there already are kept.
+    """Translate the images of a folder or zip archive to a domain, unless they exist already.
 
     Several processes may share the work, as in `medgen.sampling.sample_to_folder`.
 
-    Args:
-        translator: What translates; its config says at which size and through which intensity window images are read.
-        source: Folder or zip archive of PNG, JPEG, TIFF or DICOM files. Folders that `medgen sample` wrote are read
-            without their grids and masks.
-        to: The domain, by name or number.
-        folder: Folder of the run; made if missing.
-        resize: How images of another shape are brought to the translator's; see `medgen.data.preprocessing`.
-        batch_size: Images translated together.
-        precision: See `Translator.translate`.
-        rank: Number of this process.
-        world_size: Number of processes.
-        progress: Whether to show a progress bar.
+    Files are PNG, JPEG, TIFF or DICOM; the grid and masks of a folder that `medgen sample` wrote are left out. The
+    translator's config gives the size and intensity window of images; `resize` is the treatment of those of another
+    shape, see `medgen.data.preprocessing`. The domain is given by name or number.
 
     Returns:
-        The table, ``samples.csv``, with the columns of `COLUMNS`; ``label`` is the domain, ``source`` the file that
-        was translated.
+        The table, ``samples.csv``, with the columns of `COLUMNS`; ``label`` is the domain, ``source`` the file.
 
     Raises:
         ValueError: If an argument is out of range, the domain is unknown, or a file cannot be read.
-        FileNotFoundError: If there is no such folder, or no image in it.
+        FileNotFoundError: If the folder is missing or has no image.
         FileExistsError: If the folder of the run holds another run or other PNG files.
-        OSError: If the disk is full; the same call goes on where it stopped.
+        OSError: If the disk is full; the same call resumes.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; use at least 1")
@@ -80,9 +70,8 @@ def translate_folder(
         volume=None,
         voi=None,
     )
-    request = {
-        "checkpoint": translator.source,
-        "revision": translator.revision,
+    origin = {"checkpoint": translator.source, "revision": translator.revision}
+    request = origin | {
         "to": domain,
         "source": str(source),
         "files": content_key([(name, sha256(root.read(name)).hexdigest()) for name in names]),
@@ -90,23 +79,18 @@ def translate_folder(
         "precision": precision,
     }
     target = RunFolder(folder, request)
-    pending = target.pending(len(names), batch_size, rank=rank, world_size=world_size)
-    with tqdm(total=sum(map(len, pending)), unit="image", disable=not progress or rank > 0) as bar:
-        for indices in pending:
-            images = torch.stack([_read(reader, root, names[i]) for i in indices])
-            translated = translator.translate(images, domain, batch_size=batch_size, precision=precision)
-            target.claim()
-            for index, image in zip(indices, translated, strict=True):
-                text = {"index": str(index), "label": domain, "source": names[index]}
-                text |= {"checkpoint": translator.source, "revision": translator.revision}
-                target.write(numbered(index), image, text)
-                bar.update()
-    origin = (translator.source, translator.revision)
-    return target.write_table(len(names), COLUMNS, lambda i: (numbered(i), domain, names[i], i, *origin))
+    for indices in target.batches(len(names), batch_size, rank=rank, world_size=world_size, progress=progress):
+        images = torch.stack([_read(reader, root, names[i]) for i in indices])
+        translated = translator.translate(images, domain, batch_size=batch_size, precision=precision)
+        target.claim()
+        for index, image in zip(indices, translated, strict=True):
+            text = {"index": str(index), "label": domain, "source": names[index]}
+            target.write(numbered(index), image, text | origin)
+    return target.write_table(len(names), COLUMNS, lambda i: (numbered(i), domain, names[i], i, *origin.values()))
 
 
 def _image_names(root: FileRoot) -> list[str]:
-    """The images below a root, without what a run wrote beside its own."""
+    """The images below a root, without the grid and masks of a run."""
     names = root.names()
     if RUN_FILE in names:
         names = [name for name in names if name != "grid.png" and not name.startswith(f"{MASK_FOLDER}/")]
@@ -114,7 +98,7 @@ def _image_names(root: FileRoot) -> list[str]:
 
 
 def _read(reader: Preprocessing, root: FileRoot, name: str) -> Tensor:
-    """One image (C, H, W) float32 in [0, 1], at the translator's size."""
+    """Read one image, (C, H, W) float32 in [0, 1], at the translator's size."""
     depth = np.dtype(np.uint16)
     pixels = reader.image(reader.read_raw(root, name, None), root.locate(name), depth)
     return torch.from_numpy(pixels.astype(np.float32) / np.iinfo(np.uint16).max)

@@ -1,4 +1,4 @@
-"""The checkpoints medgen knows by name; `medgen.loading` gets them."""
+"""Table of named checkpoints; `medgen.loading` loads them."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ _PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """A named checkpoint in medgen's own format.
+class Entry:
+    """A named checkpoint.
 
     Attributes:
-        family: The generator family.
+        family: The generator family that loads it.
         description: One line for `medgen list`.
         licence: Licence of the weights as stated by their owners.
-        repo: Hub repository; empty if the weights come with medgen.
-        revision: Commit of `repo` that this release loads.
     """
 
     family: str
     description: str
     licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(Entry):
+    """A checkpoint in medgen's own format.
+
+    Attributes:
+        repo: Hub repository; empty if the weights come with medgen.
+        revision: Commit of `repo` that this release loads.
+    """
+
     repo: str = ""
     revision: str = ""
 
     @property
     def where(self) -> str:
-        """Where the weights are."""
+        """Place of the weights."""
         return f"{self.repo}@{self.revision}" if self.repo else "bundled"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialEntry:
-    """A checkpoint that its authors keep in a Hub Space in their own format; fetched and converted on first use.
+class OfficialEntry(Entry):
+    """A checkpoint in a Hub Space in its authors' own format; fetched and converted on first use.
 
     Attributes:
-        family: The generator family it is converted to.
-        description: One line for `medgen list`.
-        licence: Licence of the weights as stated by their owners.
         space: The Space.
-        patterns: Names the file may have; exactly one file of the Space matches.
+        patterns: Possible names of the file; exactly one file of the Space matches.
         image_size: Height and width of the images, which the file does not state.
-        label_names: Names of its classes, which the file does not state either.
-        data: What it was trained on.
+        label_names: Names of its classes, which the file does not state.
+        data: Training data.
     """
 
-    family: str
-    description: str
-    licence: str
     space: str
     patterns: tuple[str, ...]
     image_size: tuple[int, int]
@@ -60,34 +63,31 @@ class OfficialEntry:
 
     @property
     def where(self) -> str:
-        """Where the weights are."""
+        """Place of the weights."""
         return f"https://huggingface.co/spaces/{self.space} {' or '.join(self.patterns)}"
 
 
 _MEDFUSION_SPACE = "mueller-franzes/medfusion-app"
 _NOT_STATED = "not stated by the authors"
 
-ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
-    "medfusion-cxr": ModelEntry(
-        family="medfusion",
+
+def _small_cxr(family: str) -> ModelEntry:
+    return ModelEntry(
+        family=family,
         description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
-        licence="see its card: medgen info medfusion-cxr",
-    ),
+        licence=f"see its card: medgen info {family}-cxr",
+    )
+
+
+ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
+    "medfusion-cxr": _small_cxr("medfusion"),
     "spade-cardiac": ModelEntry(
         family="spade",
         description="128 px cardiac MR with label maps, five groups of patients; small, trained on a CPU",
         licence="see its card: medgen info spade-cardiac",
     ),
-    "stylegan2-cxr": ModelEntry(
-        family="stylegan2",
-        description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
-        licence="see its card: medgen info stylegan2-cxr",
-    ),
-    "vqvae2-cxr": ModelEntry(
-        family="vqvae2",
-        description="64 px frontal chest X-rays, No Finding / Pneumonia; small, trained on a CPU",
-        licence="see its card: medgen info vqvae2-cxr",
-    ),
+    "stylegan2-cxr": _small_cxr("stylegan2"),
+    "vqvae2-cxr": _small_cxr("vqvae2"),
     "medfusion-chexpert": OfficialEntry(
         family="medfusion",
         description="256 px frontal chest X-rays, cardiomegaly no / yes; the authors' weights",
@@ -113,29 +113,21 @@ ZOO: Mapping[str, ModelEntry | OfficialEntry] = {
         description="512 px colorectal histology by microsatellite status; the authors' weights",
         licence=_NOT_STATED,
         space=_MEDFUSION_SPACE,
-        patterns=(
-            "runs/*colon*diffusion*/last.ckpt",
-            "runs/*crc*diffusion*/last.ckpt",
-            "runs/*histo*diffusion*/last.ckpt",
-        ),
+        patterns=tuple(f"runs/*{word}*diffusion*/last.ckpt" for word in ("colon", "crc", "histo")),
         image_size=(512, 512),
-        label_names=("Class 0", "Class 1"),  # stable or instable: which is which is not stated
+        label_names=("Class 0", "Class 1"),  # stable and instable, in an order that is not stated
         data="CRC-DX, H&E tiles of colorectal cancer, 512 px",
     ),
 }
 
 
 def list_models() -> list[str]:
-    """Names that `load` knows, in order of the table."""
+    """Names of the checkpoints that `load` knows."""
     return list(ZOO)
 
 
 def bundled_folder(name: str) -> Path:
-    """Folder of a checkpoint that comes with medgen: inside the installed package, or beside it in a source tree.
-
-    Raises:
-        FileNotFoundError: If this installation lacks it.
-    """
+    """Folder of a bundled checkpoint, in the installed package or source tree; FileNotFoundError if missing."""
     for folder in (_PACKAGE / "checkpoints" / name, _PACKAGE.parent / "checkpoints" / name):
         if (folder / "config.json").is_file():
             return folder
@@ -143,6 +135,6 @@ def bundled_folder(name: str) -> Path:
 
 
 def __getattr__(name: str) -> object:
-    if name == "load":  # its earlier home
+    if name == "load":  # old place
         return import_module("medgen.loading").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

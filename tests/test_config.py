@@ -89,7 +89,7 @@ def test_shapes_are_compared_field_by_field():
     other = changed(mine, unet={"hidden": (8, 16, 16), "dropout": 0.5}, autoencoder={"num_codes": 4})
     fields = {"unet", "autoencoder"}
     with pytest.raises(
-        ValueError, match=r"autoencoder.num_codes is 16 here and 4 there; .*unet.dropout is 0.0"
+        ValueError, match=r"unet.dropout is 0.0 here and 0.5 there; .*autoencoder.num_codes is 16 here and 4 there"
     ) as refused:
         check_shape(mine, other, "it", fields)
     assert "unet.hidden is (8, 8, 16) here and (8, 16, 16) there" in str(refused.value)

@@ -1,6 +1,6 @@
-"""Anatomy one can change: random but plausible label maps, for generators that draw images of them.
+"""Random but plausible changes of anatomical label maps, for generators of images from them.
 
-Transforms are called with maps and random streams, one for each map::
+Transforms take maps and one random stream per map::
 
     from medgen.anatomy import HEART, Checked, Compose, RandomElastic, Thicken
     from medgen.noise import NoiseSource

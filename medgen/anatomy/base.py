@@ -1,4 +1,4 @@
-"""What every change of a label map is: settings one calls with maps and noise, to be joined and left to chance."""
+"""Base of the transforms of label maps, transforms that combine others, and checks of their settings."""
 
 from __future__ import annotations
 
@@ -11,36 +11,31 @@ import torch
 from torch import Tensor
 
 from medgen.noise import NoiseSource
+from medgen.renamed import renamed_arguments
 
 Range = float | tuple[float, float]
-"""One number for all maps, or the lowest and highest of a number drawn for each."""
+"""A fixed number, or the lowest and highest of a number drawn for each map."""
 
 Labels = int | tuple[int, ...]
 """One class or several, by number."""
 
-_MOST_CLASSES = 255
-"""A class number this large is a grey value, or the 255 that marks "no class" in many data sets."""
+_MOST_CLASSES = 255  # larger numbers are grey values, and 255 marks "no class" in many data sets
 
 
 class MaskTransform(ABC):
-    """A random change of label maps.
+    """Random change of label maps.
 
-    Derive a frozen dataclass and write `_changed`. Its random numbers all come from the noise it is given, so that
-    map ``i`` of the result depends on the map, the settings and the stream of map ``i``, and not on the batch.
+    Derive a frozen dataclass and write `_changed`. All random numbers must come from the given noise, so that a result
+    depends on its map, the settings and its stream only, and not on the batch.
     """
 
     def __call__(self, masks: Tensor, noise: NoiseSource) -> Tensor:
-        """Changed maps.
+        """Change copies of maps of class numbers, (B, H, W) int64, in which 0 is the background.
 
-        Args:
-            masks: Class of each pixel, (B, H, W) int64; 0 is the background. They are left as they are.
-            noise: One stream per map: ``NoiseSource(seed, range(len(masks)))``, of `medgen.noise`.
-
-        Returns:
-            Class of each pixel, (B, H, W) int64.
+        ``noise`` has one stream per map: ``NoiseSource(seed, range(len(masks)))``, of `medgen.noise`.
 
         Raises:
-            ValueError: If the masks are no class maps, or there is another number of streams.
+            ValueError: If the masks are not class maps, or the number of streams differs.
         """
         check_masks(masks)
         if not isinstance(noise, NoiseSource):
@@ -53,16 +48,12 @@ class MaskTransform(ABC):
 
     @abstractmethod
     def _changed(self, masks: Tensor, noise: NoiseSource) -> Tensor:
-        """Changed maps of maps that are checked; takes equally many random numbers from every stream."""
+        """Change checked maps, with equally many random numbers from every stream."""
 
 
 @dataclass(frozen=True)
 class Compose(MaskTransform):
-    """One transform after the other.
-
-    Attributes:
-        transforms: In the order in which they are applied.
-    """
+    """Apply transforms one after the other."""
 
     transforms: Sequence[MaskTransform]
 
@@ -77,24 +68,22 @@ class Compose(MaskTransform):
         return masks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Sometimes(MaskTransform):
-    """A transform of some of the maps; the others stay as they are.
-
-    Attributes:
-        transform: What may happen.
-        chance: How often, from 0 to 1.
-    """
+    """Apply a transform to each map with a probability from 0 to 1."""
 
     transform: MaskTransform
-    chance: float
+    probability: float
 
-    def __post_init__(self) -> None:
-        check_transform("transform", self.transform)
-        check_number("chance", self.chance, 0, 1)
+    @renamed_arguments(chance="probability")
+    def __init__(self, transform: MaskTransform, probability: float) -> None:
+        check_transform("transform", transform)
+        check_number("probability", probability, 0, 1)
+        object.__setattr__(self, "transform", transform)
+        object.__setattr__(self, "probability", probability)
 
     def _changed(self, masks: Tensor, noise: NoiseSource) -> Tensor:
-        rows = (noise.uniform() < self.chance).nonzero()[:, 0].to(masks.device)
+        rows = (noise.uniform() < self.probability).nonzero()[:, 0].to(masks.device)
         branches = Branches(noise)
         if not len(rows):
             return masks
@@ -102,31 +91,23 @@ class Sometimes(MaskTransform):
 
 
 class Branches:
-    """Streams that spring from those of a batch, for some of its maps, and as often as needed.
+    """Further random streams for some maps of a batch, keyed by two numbers from each stream of the batch.
 
-    A transform that runs again for the maps that failed would leave the streams of a batch at places that depend on its
-    other maps. So each stream gives one key, and what grows from it moves no stream of the batch.
-
-    Args:
-        noise: The streams; two numbers are taken from each.
+    A transform that is repeated for some maps draws from these, so that the streams of the batch stay in step.
     """
 
     def __init__(self, noise: NoiseSource) -> None:
-        halves = (noise.uniform(2).cpu() * 2**24).long()  # all 24 random bits that a float32 below 1 holds
+        halves = (noise.uniform(2).cpu() * 2**24).long()  # the 24 random bits of a float32
         self._keys: list[int] = (halves[:, 0] * 2**24 + halves[:, 1]).tolist()
         self._device = noise.device
 
     def of(self, rows: Sequence[int], number: int = 0) -> NoiseSource:
-        """Streams of the maps in these rows of the batch, others for each number."""
+        """Streams of these rows of the batch; each ``number`` gives others."""
         return NoiseSource(number, [self._keys[row] for row in rows], self._device)
 
 
 def check_masks(masks: Tensor) -> None:
-    """Refuses what is no batch of class maps.
-
-    Raises:
-        ValueError: If the shape is not (B, H, W), the type not int64, or a value no class number from 0 to 254.
-    """
+    """Raise ValueError unless masks are (B, H, W) int64 with values from 0 to 254."""
     if masks.dim() != 3:
         raise ValueError(f"masks have shape {tuple(masks.shape)}; give class numbers as (B, H, W)")
     if masks.dtype != torch.int64:
@@ -141,42 +122,26 @@ def check_masks(masks: Tensor) -> None:
 
 
 def check_transform(name: str, transform: object) -> None:
-    """Refuses what is no `MaskTransform`.
-
-    Raises:
-        ValueError: Naming it.
-    """
+    """Raise ValueError unless this is a `MaskTransform`."""
     if not isinstance(transform, MaskTransform):
         raise ValueError(f"{name} is {transform!r}; give a transform of medgen.anatomy, with its settings")
 
 
 def check_number(name: str, value: float, least: float, most: float = math.inf) -> None:
-    """Refuses numbers out of range.
-
-    Raises:
-        ValueError: Naming the setting, its value and the range.
-    """
+    """Raise ValueError unless the number is finite and in range."""
     if not (least <= value <= most and math.isfinite(value)):
         raise ValueError(f"{name} is {value}; it must be {_between(least, most)}")
 
 
 def check_range(name: str, value: Range, least: float, most: float = math.inf) -> None:
-    """Refuses ranges that are upside down or reach too far.
-
-    Raises:
-        ValueError: Naming the setting, its value and what it may be.
-    """
+    """Raise ValueError unless the range is ordered, finite and within its bounds."""
     ends = ends_of(value) if not isinstance(value, Sequence) or len(value) == 2 else (math.nan, math.nan)
     if not (least <= ends[0] <= ends[1] <= most and math.isfinite(ends[1])):
         raise ValueError(f"{name} is {value}; give one number, or the lowest and the highest, {_between(least, most)}")
 
 
 def check_labels(name: str, labels: Labels) -> None:
-    """Refuses what is no class number or no set of them.
-
-    Raises:
-        ValueError: Naming the setting and its value.
-    """
+    """Raise ValueError unless these are distinct class numbers from 0 to 254."""
     numbers = labels_of(labels)
     if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= number < _MOST_CLASSES for number in numbers):
         raise ValueError(f"{name} is {labels}; give class numbers from 0 to {_MOST_CLASSES - 1}, each once")
@@ -193,7 +158,7 @@ def labels_of(labels: Labels) -> tuple[int, ...]:
 
 
 def draw(noise: NoiseSource, value: Range) -> Tensor:
-    """One number of the range for each map, (B,) float32."""
+    """Draw a number of the range for each map, (B,) float32."""
     low, high = ends_of(value)
     return low + (high - low) * noise.uniform()
 

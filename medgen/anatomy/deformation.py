@@ -1,8 +1,7 @@
-"""Label maps moved in the plane: smooth random deformations, and rotations, shifts, scalings and shears.
+"""Geometric changes of label maps: smooth random deformations, rotations, shifts, scalings and shears.
 
-Each class is interpolated by itself and the strongest wins, so that borders stay nearly as smooth as those that people
-draw; the nearest neighbour, with which `medgen.data.augmentation` moves masks along with images, leaves them ragged.
-What comes in from outside is background, since there is no image whose rim it would have to match.
+Each class is interpolated by itself and the largest weight wins, which keeps borders smoother than nearest-neighbour
+interpolation. Pixels from beyond the border are background.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from medgen.noise import NoiseSource
 
 @dataclass(frozen=True)
 class RandomElastic(MaskTransform):
-    """A smooth random deformation.
+    """Smooth random deformation.
 
-    Distances between pixels near each other change by about ``0.7 * pixels / smoothness``. Up to 0.15, hearts look like
-    hearts; from about 0.25 on they look torn, also where their topology holds.
+    Distances between neighbouring pixels change by about ``0.7 * pixels / smoothness``. Hearts look natural up to 0.15
+    and torn from about 0.25, even where their topology holds.
 
     Attributes:
         pixels: Root mean square of the shift along each axis, in pixels.
-        smoothness: Standard deviation of the Gaussian that white noise is smoothed by, in pixels.
+        smoothness: Standard deviation of the Gaussian that smooths white noise, in pixels.
 
     Source: Simard et al. 2003, "Best practices for convolutional neural networks applied to visual document analysis",
     section 2, whose strength alpha gives ``pixels = 0.16 * alpha / smoothness``.
@@ -50,7 +49,7 @@ class RandomElastic(MaskTransform):
 
 @dataclass(frozen=True)
 class RandomAffine(MaskTransform):
-    """A random rotation, shift, scaling and shear about the middle of the image; each is off unless asked for.
+    """Random rotation, shift, scaling and shear about the middle of the image; all are off by default.
 
     Attributes:
         rotation_degrees: Largest rotation to either side.
@@ -86,17 +85,16 @@ class RandomAffine(MaskTransform):
 
 
 def resampled(masks: Tensor, across: Tensor, down: Tensor) -> Tensor:
-    """Label maps whose pixels are taken from given places of others.
+    """Resample label maps at given places.
 
     Args:
         masks: Class of each pixel, (B, H, W) int64.
-        across: Column that each pixel of the result comes from, (B, H', W') float, in pixels; 0 is the middle of the
-            first.
-        down: Row that it comes from.
+        across: Source column of each pixel of the result, (B, H', W') float; 0 is the middle of the first.
+        down: Source row of each pixel.
 
     Returns:
-        (B, H', W') int64: the class with the largest bilinear weight, after a blur that smooths some of the corners of
-        resampling and is too weak to change a map in which nothing moves. The smaller number where two are equal.
+        (B, H', W') int64: the class with the largest bilinear weight, the smaller number if equal. A slight blur
+        smooths corners; it does not change a map in which nothing moves.
     """
     height, width = masks.shape[1:]
     places = torch.stack([(2 * across + 1) / width - 1, (2 * down + 1) / height - 1], dim=-1)
@@ -106,7 +104,7 @@ def resampled(masks: Tensor, across: Tensor, down: Tensor) -> Tensor:
         soft = F.conv2d(chosen[:, None].float(), soften[None, None], padding=1)
         return F.grid_sample(soft, places, align_corners=False)[:, 0]
 
-    strongest = 1 - weight(masks != 0)  # the background goes on outside the map
+    strongest = 1 - weight(masks != 0)  # outside the map is background
     result = torch.zeros_like(strongest, dtype=torch.int64)
     for label in masks.unique().tolist():
         if label:
@@ -117,27 +115,20 @@ def resampled(masks: Tensor, across: Tensor, down: Tensor) -> Tensor:
 
 
 def smooth_noise(noise: NoiseSource, fields: int, size: tuple[int, int], smoothness: float) -> Tensor:
-    """White noise smoothed by a Gaussian, with mean 0 and variance 1 at every pixel.
+    """White noise smoothed by a Gaussian, with mean 0 and variance 1 at every pixel: (B, fields, H, W) float32.
 
-    Args:
-        noise: One stream per map.
-        fields: Independent fields per map.
-        size: Height and width.
-        smoothness: Standard deviation of the Gaussian in pixels.
-
-    Returns:
-        (B, fields, H, W) float32, on the noise's device.
+    ``smoothness`` is the standard deviation of the Gaussian in pixels; the result is on the noise's device.
     """
     reach = math.ceil(3 * smoothness)
     white = noise.normal(fields, size[0] + 2 * reach, size[1] + 2 * reach)
     rows, columns = (_gaussians(side, reach, smoothness).to(white.device) for side in size)
     with torch.autocast(white.device.type, enabled=False):
-        # One map at a time: products of other batches may round differently, and a map is not to depend on them.
+        # One map at a time, since the rounding of batched products may depend on the batch.
         return torch.stack([rows @ field @ columns.T for field in white])
 
 
 def _gaussians(side: int, reach: int, smoothness: float) -> Tensor:
-    """Weights of white noise at each pixel of a side, (side, side + 2 * reach), that keep its variance."""
+    """Gaussian weights of each pixel of a side, (side, side + 2 * reach), with unit norm."""
     places = torch.arange(side + 2 * reach) - reach
     weights = (-(places - torch.arange(side)[:, None]).square() / (2 * smoothness**2)).exp()
     norms: Tensor = weights.norm(dim=1, keepdim=True)
@@ -146,10 +137,6 @@ def _gaussians(side: int, reach: int, smoothness: float) -> Tensor:
 
 def _pixel_grid(masks: Tensor) -> tuple[Tensor, Tensor]:
     """Column and row of each pixel, each (1, H, W)."""
-    height, width = masks.shape[1:]
-    down, across = torch.meshgrid(
-        torch.arange(height, device=masks.device, dtype=torch.float32),
-        torch.arange(width, device=masks.device, dtype=torch.float32),
-        indexing="ij",
-    )
+    sides = [torch.arange(side, device=masks.device, dtype=torch.float32) for side in masks.shape[1:]]
+    down, across = torch.meshgrid(*sides, indexing="ij")
     return across[None], down[None]

@@ -1,4 +1,4 @@
-"""Lesions put into label maps, such as scars of the heart's muscle for the synthesis of late-enhancement images."""
+"""Lesions in label maps, such as myocardial scars for the synthesis of late-enhancement images."""
 
 from __future__ import annotations
 
@@ -16,29 +16,25 @@ from medgen.noise import NoiseSource
 
 @dataclass(frozen=True)
 class InsertLesion(MaskTransform):
-    """A lesion as a new class within another: a sector of a wall, from its inner border outwards.
+    """Insert a lesion as a new class within another: a sector of a wall, from its inner border outwards.
 
-    An infarct begins at the inner border of the muscle and spreads outwards through what one artery supplies. So a
-    lesion lies along the cavity in a sector, the deeper the larger its share, and grows to the sides where it has
-    reached through the wall. In cardiac maps (2 myocardium, 3 left ventricular cavity):
-    ``InsertLesion(within=2, label=4, inner=3)``, held to the rules of `SCARRED_HEART`. Images of such maps need a
-    generator that knows the new class.
+    An infarct begins at the inner border of the muscle and spreads outwards through the region of one artery. So a
+    larger lesion reaches deeper into the wall, and once through it, grows to the sides. In cardiac maps (2 myocardium,
+    3 left ventricular cavity): ``InsertLesion(within=2, label=4, inner=3)``, checked by the rules of `SCARRED_HEART`.
+    Images of such maps need a generator trained with the new class.
 
     Attributes:
-        within: The class that the lesion lies in; no other is touched.
-        label: The class that it becomes.
-        inner: The class from which it spreads, the cavity. In maps without it, and if this is None, lesions are
-            sectors through the whole wall.
+        within: The class that the lesion lies in; no other changes.
+        label: The class of the lesion.
+        inner: The class of the cavity. In maps without it, and if None, lesions are sectors through the whole wall.
         share: Share of the pixels of ``within`` that become the lesion.
-        sector_degrees: Opening of the sector it spreads in, seen from the middle of the cavity; 0 for lesions through
-            the whole wall.
-        direction_degrees: Where the middle of the sector lies: 0 is to the right, 90 below.
-        roughness: How much its width and depth vary along the border, as a fraction.
-        smoothness: How slowly they vary, in pixels.
+        sector_degrees: Opening of the sector, seen from the middle of the cavity; 0 for lesions through the whole wall.
+        direction_degrees: Direction of the middle of the sector: 0 is right, 90 down.
+        roughness: Variation of width and depth along the border, as a fraction.
+        smoothness: Length scale of that variation, in pixels.
 
-    Source: Reimer et al. 1977, "The wavefront phenomenon of ischemic cell death"; what such maps are good for:
-    Lustermans et al. 2022, "Optimized automated cardiac MR scar quantification with GAN-based data augmentation". The
-    shape is our own.
+    Source: Reimer et al. 1977, "The wavefront phenomenon of ischemic cell death"; use in augmentation: Lustermans et
+    al. 2022, "Optimized automated cardiac MR scar quantification with GAN-based data augmentation". The shape is ours.
     """
 
     within: int
@@ -76,7 +72,7 @@ class InsertLesion(MaskTransform):
         has_cavity = cavity.any(2, keepdim=True).any(1, keepdim=True)
         turned = widening * _angle_between(_directions(torch.where(has_cavity, cavity, within)), direction)
         half = torch.where(has_cavity, torch.deg2rad(sector / 2)[:, None, None], 0.0)
-        # Pixels become the lesion in the order in which a front reaches them that runs ahead in the middle.
+        # Pixels join the lesion in the order in which a front reaches them, which is fastest in the middle.
         front = deepening * self._depth(masks, within, cavity) / (1 - (turned / half) ** 4).clamp(min=1e-4).sqrt()
         order = torch.where(turned < half, front, 1e3 + turned)  # beyond the sector: after all others
 
@@ -86,7 +82,7 @@ class InsertLesion(MaskTransform):
         return torch.where(within & (rank < wanted[:, None, None]), self.label, masks)
 
     def _depth(self, masks: Tensor, within: Tensor, cavity: Tensor) -> Tensor:
-        """Share of the wall from its inner border to each pixel of it, 0 to 1; 0 where there is no cavity."""
+        """Relative depth of each pixel in the wall, from 0 at its inner border to 1; 0 without a cavity."""
         reach = max(masks.shape[1:])
         from_inside = squared_distance(cavity, reach).sqrt() - 0.5  # of a pixel's middle to the border
         from_outside = squared_distance(~(within | cavity | (masks == self.label)), reach).sqrt() - 0.5
@@ -95,14 +91,14 @@ class InsertLesion(MaskTransform):
 
 
 def _directions(inside: Tensor) -> Tensor:
-    """Direction in radians of each pixel, seen from the mean place of those inside, (B, H, W)."""
+    """Direction of each pixel in radians, (B, H, W), seen from the centroid of the pixels inside."""
     height, width = inside.shape[1:]
     down = torch.arange(height, device=inside.device)[:, None]
     across = torch.arange(width, device=inside.device)[None]
     count = inside.sum((1, 2)).clamp(min=1)
 
     def from_middle(place: Tensor) -> Tensor:
-        middle = (inside * place).sum((1, 2)) / count  # sums of whole numbers, which no order of adding changes
+        middle = (inside * place).sum((1, 2)) / count  # integer sums, exact in any order
         return place - middle[:, None, None]
 
     return torch.atan2(from_middle(down), from_middle(across))

@@ -1,4 +1,4 @@
-"""What anatomy must be like whatever its shape: one piece, no holes, enclosed; and changes that are held to it."""
+"""Topological rules of anatomy (one piece, no holes, enclosed), and transforms whose results must obey them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """Something that one class of a map, or several together, must be like; maps without them obey.
+    """A rule that one class of a map, or the union of several, must obey; maps without them obey.
 
     Derive a frozen dataclass and write `_holds`.
-
-    Attributes:
-        labels: The class or classes.
     """
 
     labels: Labels
@@ -47,22 +44,18 @@ class Rule(ABC):
         check_labels("labels", self.labels)
 
     def holds(self, mask: NDArray[np.int64]) -> bool:
-        """Whether a map (H, W) of class numbers obeys.
-
-        Raises:
-            ImportError: If the rule needs SciPy and it is missing.
-        """
+        """Whether a map (H, W) of class numbers obeys; most rules need SciPy."""
         inside = np.isin(mask, labels_of(self.labels))
         return not inside.any() or self._holds(inside, mask)
 
     @abstractmethod
     def _holds(self, inside: NDArray[np.bool_], mask: NDArray[np.int64]) -> bool:
-        """Whether a map obeys that has some pixels of the classes, those inside."""
+        """Whether a map obeys, given that some pixels are inside the classes."""
 
 
 @dataclass(frozen=True)
 class OneComponent(Rule):
-    """The classes are in one piece; pixels that meet at a corner are joined."""
+    """The classes form one component; pixels that meet at a corner are connected."""
 
     def _holds(self, inside: NDArray[np.bool_], mask: NDArray[np.int64]) -> bool:
         return count_components(inside) == 1
@@ -70,7 +63,7 @@ class OneComponent(Rule):
 
 @dataclass(frozen=True)
 class NoHoles(Rule):
-    """The classes enclose nothing else; a hole that only a corner opens is still one."""
+    """The classes enclose no other pixels; pixels outside them are not connected by corners."""
 
     def _holds(self, inside: NDArray[np.bool_], mask: NDArray[np.int64]) -> bool:
         return count_holes(inside) == 0
@@ -78,11 +71,11 @@ class NoHoles(Rule):
 
 @dataclass(frozen=True)
 class Enclosed(Rule):
-    """The classes lie inside others: no side of their pixels meets anything else or the rim of the image.
+    """The classes lie inside others: their pixels have no side in common with a third class or the image border.
 
     Attributes:
         labels: The class or classes inside.
-        by: Those around them.
+        by: The class or classes around them.
     """
 
     by: Labels
@@ -101,7 +94,7 @@ class Enclosed(Rule):
 
 @dataclass(frozen=True)
 class WithinImage(Rule):
-    """No pixel of the classes lies at the rim of the image, so that nothing of them is cut off."""
+    """The classes have no pixel at the border of the image."""
 
     def _holds(self, inside: NDArray[np.bool_], mask: NDArray[np.int64]) -> bool:
         return not bool(inside[[0, -1]].any() or inside[:, [0, -1]].any())
@@ -109,12 +102,7 @@ class WithinImage(Rule):
 
 @dataclass(frozen=True)
 class Size(Rule):
-    """The classes cover as much of the image as they should.
-
-    Attributes:
-        labels: The class or classes.
-        share: Smallest and largest share of the pixels.
-    """
+    """The classes cover a share of the image, from the smallest to the largest allowed."""
 
     share: Range
 
@@ -143,27 +131,19 @@ def _heart(*muscle: int) -> tuple[Rule, ...]:
 HEART = _heart(2)
 """One right ventricle (1), attached to one left ventricle whose cavity (3) lies inside one myocardium (2).
 
-Class numbers are those of short-axis slices of ACDC (Bernard et al. 2018). Slices without some of them pass. Of 1117
-slices of 59 patients, 98.6 % obey all of them.
+Class numbers are those of short-axis slices of ACDC (Bernard et al. 2018), of which 98.6 % obey all
+rules (1117 slices of 59 patients). Slices without some of the classes can obey.
 """
 
 SCARRED_HEART = _heart(2, 4)
-"""The same of hearts with a scar (4), which is muscle as well and may touch the cavity; see `InsertLesion`."""
+"""Rules of `HEART` with a scar (4), which counts as muscle and may touch the cavity; see `InsertLesion`."""
 
 
 def obeys(masks: Tensor, rules: Sequence[Rule]) -> Tensor:
-    """Which maps obey all rules.
-
-    Args:
-        masks: Class of each pixel, (B, H, W) int64.
-        rules: The rules.
-
-    Returns:
-        (B,) bool, on the CPU.
+    """Whether each of the maps (B, H, W) int64 obeys all rules, (B,) bool on the CPU.
 
     Raises:
-        ImportError: If a rule needs SciPy and it is missing.
-        ValueError: If the masks are no class maps.
+        ValueError: If the masks are not class maps.
     """
     check_masks(masks)
     return torch.tensor([all(rule.holds(mask) for rule in rules) for mask in masks.cpu().numpy()], dtype=torch.bool)
@@ -171,12 +151,12 @@ def obeys(masks: Tensor, rules: Sequence[Rule]) -> Tensor:
 
 @dataclass
 class Tally:
-    """How often the maps that `Checked` drew obeyed.
+    """Counts of `Checked`.
 
     Attributes:
         accepted: Maps that were changed.
         rejected: Draws that broke a rule.
-        given_up: Maps that stayed as they were, since all draws did.
+        given_up: Maps left unchanged because all their draws broke a rule.
     """
 
     accepted: int = 0
@@ -186,16 +166,16 @@ class Tally:
 
 @dataclass(frozen=True)
 class Checked(MaskTransform):
-    """A transform that draws again where a map breaks a rule, and leaves it as it was where all draws do.
+    """Repeat a transform for maps whose results break a rule; leave a map unchanged if all its draws do.
 
-    A map that breaks a rule itself will mostly stay as it is. Where all maps of a batch do, a warning is logged.
+    A warning is logged if all maps of a batch stay unchanged; maps that break a rule themselves mostly do.
 
     Attributes:
-        transform: What changes the maps; each try has noise of its own.
-        rules: What the results must obey.
+        transform: The transform; each try draws new noise.
+        rules: Rules that the results must obey.
         tries: Most draws per map.
-        keeps: Share of the pixels of each class that a result must still have, so that none vanishes; 0 lets them.
-        tally: What happened since this was made, in this process.
+        keeps: Least size of each class in the result, as a share of its size before; 0 lets classes vanish.
+        tally: Counts since this object was made, in this process.
     """
 
     transform: MaskTransform
@@ -239,25 +219,17 @@ class Checked(MaskTransform):
 
 
 def count_components(inside: NDArray[np.bool_]) -> int:
-    """Number of pieces of a set of pixels (H, W); pixels that meet at a corner are joined.
-
-    Raises:
-        ImportError: If SciPy is missing.
-    """
+    """Number of components of a set of pixels (H, W); pixels that meet at a corner are connected. Needs SciPy."""
     return int(_ndimage().label(inside, structure=np.ones((3, 3)))[1])
 
 
 def count_holes(inside: NDArray[np.bool_]) -> int:
-    """Number of pieces of the rest (H, W) that are cut off from its outside; a corner joins none of them.
-
-    Raises:
-        ImportError: If SciPy is missing.
-    """
+    """Number of holes in a set of pixels (H, W); pixels of a hole are not connected by corners. Needs SciPy."""
     return int(_ndimage().label(np.pad(~inside, 1, constant_values=True))[1]) - 1
 
 
 def _has_kept(before: Tensor, after: Tensor, share: float) -> Tensor:
-    """Whether each map has enough of every class of the one before, (B,) bool on the CPU."""
+    """Whether each map has at least a share of every class of the map before, (B,) bool on the CPU."""
     kept = torch.ones(len(before), dtype=torch.bool, device=before.device)
     for label in before.unique().tolist():
         sizes = [(masks == label).sum((1, 2)) for masks in (after, before)]

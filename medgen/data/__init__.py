@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medgen.data.augmentation import Augmentation
-    from medgen.data.base import Batch, ImageDataModule
+    from medgen.data.base import ImageDataModule
+    from medgen.data.batch import Batch
     from medgen.data.chestxray14 import ChestXray14DataModule
     from medgen.data.chexpert import CheXpertDataModule
-    from medgen.data.readers import IntensityWindow, RawImage, read_image, read_mask
+    from medgen.data.raw_image import IntensityWindow, RawImage
+    from medgen.data.readers import read_image, read_mask
     from medgen.data.table import TableDataModule
 
 DATASETS: dict[str, str] = {
@@ -16,16 +18,16 @@ DATASETS: dict[str, str] = {
     "chexpert": "medgen.data.chexpert.CheXpertDataModule",
     "chestxray14": "medgen.data.chestxray14.ChestXray14DataModule",
 }
-"""Name of each data set and the class that reads it; imported when used, so that listing them needs no torch."""
+"""Class of each data set, imported when used, so that listing them needs no torch."""
 
 _HOME = {
     "Augmentation": "medgen.data.augmentation",
-    "Batch": "medgen.data.base",
+    "Batch": "medgen.data.batch",
     "CheXpertDataModule": "medgen.data.chexpert",
     "ChestXray14DataModule": "medgen.data.chestxray14",
     "ImageDataModule": "medgen.data.base",
-    "IntensityWindow": "medgen.data.readers",
-    "RawImage": "medgen.data.readers",
+    "IntensityWindow": "medgen.data.raw_image",
+    "RawImage": "medgen.data.raw_image",
     "read_image": "medgen.data.readers",
     "read_mask": "medgen.data.readers",
     "TableDataModule": "medgen.data.table",

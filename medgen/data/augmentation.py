@@ -1,4 +1,4 @@
-"""Random changes of image and mask alike, each a pure function of (seed, epoch, index)."""
+"""Augmentation of images with their masks, as a pure function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How training images are varied; everything is off unless asked for.
+    """Random changes of training images; all are off by default.
 
     Attributes:
         horizontal_flip: Mirror left and right in half of the cases. Leave off where sides matter (heart, side markers).
@@ -44,8 +44,8 @@ class Augmentation:
     contrast: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, largest in (("translation", 1), ("scaling", 1), ("brightness", 1), ("contrast", 1)):
-            if not 0 <= getattr(self, name) < largest:
+        for name in ("translation", "scaling", "brightness", "contrast"):
+            if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"augment.{name} is {getattr(self, name)}; it is a fraction from 0 to below 1")
         for name in ("rotation_degrees", "shear_degrees", "elastic_pixels"):
             if not 0 <= getattr(self, name) < np.inf:
@@ -56,18 +56,10 @@ class Augmentation:
     def __call__(
         self, images: Tensor, masks: Tensor | None, *, seed: int, epochs: NDArray[np.int64], indices: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor | None]:
-        """Vary a batch.
+        """Augment images (B, C, H, W) in [0, 1] and masks (B, H, W), which move with them by nearest neighbour.
 
-        Args:
-            images: (B, C, H, W) in [0, 1].
-            masks: (B, H, W) class numbers, moved with the images (nearest neighbour), or ``None``.
-            seed: One stream of changes per seed.
-            epochs: (B,) which look at each image this is.
-            indices: (B,) which image each is.
-
-        Returns:
-            Images in [0, 1] and masks of the same shapes. What comes in from outside is the mirror image of what is
-            inside, since a black border would teach a model to draw black borders.
+        Each image's changes depend on the seed and its entries in ``epochs`` and ``indices``, (B,) each. Pixels from
+        beyond the border are reflections, since a model would learn to draw black borders.
         """
         keys = _mix(_mix(_mix(np.uint64(seed)) ^ epochs.astype(np.uint64)) ^ indices.astype(np.uint64))
         images, masks = self._flip(images, masks, keys)
@@ -118,17 +110,17 @@ class Augmentation:
         return v2.Compose(steps) if steps else None
 
     def _margin(self, height: int, width: int) -> int:
-        """Pixels from outside that a change can bring in; mirroring has no more to give than the image is wide."""
+        """Padding that the transforms need; reflection gives at most the image size less one."""
         angle = math.radians(min(90.0, self.rotation_degrees)) + math.radians(min(45.0, self.shear_degrees))
         side = max(height, width)
         reach = side * (self.translation + (self.scaling + math.tan(min(angle, math.pi / 4))) / 2)
-        # Shifts are half of uniform noise in (-1, 1) after a blur; six of its standard deviations are the most.
+        # Elastic shifts are half of blurred uniform noise in (-1, 1), at most six standard deviations.
         blurred = min(1.0, 6 / math.sqrt(3) / (2 * math.sqrt(math.pi) * self.elastic_smoothness))
         return min(math.ceil(reach + self.elastic_pixels / 2 * blurred), height - 1, width - 1)
 
 
 class _Elastic(v2.ElasticTransform):  # type: ignore[misc]
-    """torchvision's deformation, whose blur with a kernel of two dimensions takes most of the time, as two of one."""
+    """torchvision's deformation with a separable blur, since its 2-D kernel takes most of the time."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = flat_inputs[0].shape[-2:]
@@ -143,7 +135,7 @@ class _Elastic(v2.ElasticTransform):  # type: ignore[misc]
 
 
 def _mix(keys: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    """The finaliser of SplitMix64 (Steele et al. 2014): spreads each key over all 64 bits."""
+    """Hash keys by the finaliser of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
         mixed = np.asarray(keys, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,4 +1,4 @@
-"""Data modules: a table of images becomes splits, cached pixels and loaders whose order survives any restart."""
+"""Data modules: from a table of images to splits, cached pixels and resumable loaders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from medgen.data.augmentation import Augmentation
+from medgen.data.batch import Batch
 from medgen.data.cache import content_key, open_or_build
-from medgen.data.dataset import Batch, Decoder, ImageDataset, RowSource
+from medgen.data.dataset import Decoder, ImageDataset, RowSource
 from medgen.data.image_table import SPLITS, ImageTable, Split
 from medgen.data.preprocessing import Preprocessing, ResizePolicy
-from medgen.data.readers import STORED, IntensityWindow, SliceAxis
+from medgen.data.raw_image import STORED, IntensityWindow, SliceAxis
 from medgen.data.sampling import EpochLoader, EpochSampler, balanced_weights
 from medgen.labels import LabelSpace
 
@@ -28,24 +29,24 @@ class ImageDataModule(LightningDataModule, ABC):
         image_size: Height and width in pixels, or one number for a square.
         channels: 1 for grey, 3 for colour.
         intensity_window: The values in the files that become 0 and 1.
-        intensity_unit: What they are: ``"stored value"`` (plain pixel numbers), ``"HU"``, ``"display value"`` (with
-            ``voi``), or ``"declared range"`` to give the window in fractions of what each file could hold.
+        intensity_unit: Unit of the window: ``"stored value"`` (plain pixel numbers), ``"HU"``, ``"display value"``
+            (with ``voi``), or ``"declared range"`` for fractions of the range that each file declares.
         resize: ``"crop"``, ``"pad"`` or ``"stretch"``; see `Preprocessing`.
         batch_size: Images per batch and process.
-        num_workers: Worker processes per loader. 0 is the fastest with a cache and flips only.
-        augment: How training images are varied; nothing by default.
+        num_workers: Worker processes per loader. 0 is fastest with a cache and no augmentation but flips.
+        augment: Augmentation of training images; none by default.
         balanced: Draw every class equally often in training, with replacement.
-        drop_last: Leave out the training images that do not fill a batch, in each epoch others.
+        drop_last: Leave out training images that do not fill a batch; they differ between epochs.
         seed: Order and augmentation of training images.
         cache: Keep decoded images on disk; without it every file is decoded in every epoch.
-        cache_folder: Where; by default ``MEDGEN_CACHE`` or the user's cache folder.
+        cache_folder: Folder of the cache; by default ``MEDGEN_CACHE`` or the user's cache folder.
         slice_axis: Plane of NIfTI slices.
         volume: Volume of 4-D NIfTI files.
-        voi: Which of a DICOM file's display windows to apply; by default none: values stay physical.
+        voi: Display window of DICOM files to apply; by default none, and values stay physical.
         mask_classes: Number of classes of the masks, for tables that have masks.
 
     Attributes:
-        images_in_training: Whether training batches hold images; a module that knows them by their index turns it off.
+        images_in_training: Whether training batches hold images; off for modules that use encoded ones by index.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def read_table(self) -> ImageTable:
-        """List the images. Called once, when the table is first needed."""
+        """List the images; called once, on first use."""
 
     @cached_property
     def table(self) -> ImageTable:
@@ -119,12 +120,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def label_space(self) -> LabelSpace:
-        """What the labels of a batch mean."""
+        """Kind and names of the labels of a batch."""
         return self.table.label_space
 
     @property
     def unseen_labels(self) -> tuple[str, ...]:
-        """Classes without a training image, and findings that no training image is known to show."""
+        """Classes without a training image, or findings without a positive one."""
         space, labels = self.label_space, self.table.labels
         if labels is None or space.kind not in ("single", "multi"):
             return ()
@@ -133,7 +134,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return tuple(name for name, images in zip(space.names, found, strict=True) if not images.any())
 
     def prepare_data(self) -> None:
-        """Decode everything into the cache, unless that was done before."""
+        """Build the cache, unless it exists."""
         self._sources  # noqa: B018
 
     def dataset(self, split: Split) -> ImageDataset:
@@ -155,7 +156,7 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def fingerprint(self, split: Split) -> str:
-        """Hash of all that decides a split's images and labels: files, preprocessing, classes. A key for caches."""
+        """Hash of everything that a split's images and labels depend on, as a key for caches."""
         table, rows = self.table, self.table.rows(split).tolist()
         identities = self._identities
         labels = None if table.labels is None else table.labels[rows].double().nan_to_num(-1.0).tolist()
@@ -184,12 +185,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
             weights = balanced_weights(dataset.labels)
         sampler = EpochSampler(
-            dataset,
-            shuffle=True,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            weights=weights,
-            drop_last=self.drop_last,
+            dataset, shuffle=True, seed=self.seed, batch_size=self.batch_size, weights=weights, drop_last=self.drop_last
         )
         if not len(sampler):
             raise ValueError(
@@ -227,7 +223,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @cached_property
     def _sources(self) -> tuple[RowSource, RowSource | None]:
-        identities = self._identities
         table = self.table
         images = Decoder(table, self.preprocessing)
         masks = None if table.masks is None else Decoder(table, self.preprocessing, self.mask_classes, images)
@@ -236,11 +231,11 @@ class ImageDataModule(LightningDataModule, ABC):
             return images, masks
         build = partial(open_or_build, folder=self.cache_folder)
         count, size = len(table.images), self.image_size
-        what = [identities, [table.frame(row) for row in range(count)], self.preprocessing.describe()]
-        image_cache = build(content_key("images", *what), (count, self.channels, *size), images.depth, images.fill)
+        contents = [self._identities, [table.frame(row) for row in range(count)], self.preprocessing.describe()]
+        image_cache = build(content_key("images", *contents), (count, self.channels, *size), images.depth, images.fill)
         if masks is None:
             return image_cache, None
-        key = content_key("masks as large as images", self.mask_classes, *what)
+        key = content_key("masks as large as images", self.mask_classes, *contents)
         return image_cache, build(key, (count, *size), masks.depth, masks.fill)
 
 

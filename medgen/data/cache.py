@@ -1,8 +1,7 @@
-"""Arrays on disk that are built once and then shared, memory-mapped, by all workers, ranks and later runs.
+"""Arrays on disk, built once and memory-mapped by all workers, ranks and later runs.
 
-Decoded images and encoded latents both live here. A cache is a folder named after a key, which is the hash of
-everything its content depends on. It is built beside its final place and renamed when complete, under a lock: a reader
-sees either a whole cache or none, whatever is killed or however full the disk gets.
+A cache is a folder named after the hash of everything its content depends on. It is built under a lock, beside its
+final place, and renamed when complete: readers see a whole cache or none, also after a crash or on a full disk.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _DATA = "data.npy"
 
 
 def default_cache_folder() -> Path:
-    """``MEDGEN_CACHE`` if set, else the cache folder of the user on this platform."""
+    """``MEDGEN_CACHE`` if set, else the user's cache folder on this platform."""
     if chosen := os.environ.get("MEDGEN_CACHE"):
         return Path(chosen)
     if sys.platform == "win32":
@@ -45,19 +44,13 @@ def default_cache_folder() -> Path:
 
 
 def content_key(*parts: object) -> str:
-    """Hash of JSON values, 32 hexadecimal digits: the same parts give the same key on every machine."""
+    """Hash of JSON values, 32 hexadecimal digits, equal on every machine."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class ArrayCache:
-    """A finished cache: a read-only array on disk, shared by every process that maps it.
-
-    Pickled as its path, so that worker processes map the file again instead of getting a copy.
-
-    Args:
-        folder: The folder that `open_or_build` made.
-    """
+    """Read-only array of a finished cache folder; pickled as its path, so that workers map the file again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,34 +64,34 @@ class ArrayCache:
         return len(self.array)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Copies of the given rows, (len(rows), ...), gathered in one go."""
+        """Copies of the given rows, (len(rows), ...)."""
         return np.take(self.array, rows, axis=0)
 
 
 def open_or_build(
     key: str, shape: tuple[int, ...], dtype: DTypeLike, fill: Fill, *, folder: str | Path | None = None
 ) -> ArrayCache:
-    """Open the cache of this key, building it first if nobody has.
+    """Open the cache of a key; build it if it does not exist.
 
-    Any number of processes may call this at once: one builds, the others wait for it and open the result.
+    Of several processes that call this at once, one builds and the others wait.
 
     Args:
         key: Hash of everything the content depends on, as `content_key` makes it.
-        shape: Shape of the whole array, such as (N, C, H, W) for images or (N, variants, C, h, w) for latents.
+        shape: Shape of the array, such as (N, C, H, W) for images or (N, variants, C, h, w) for latents.
         dtype: Type of its values.
-        fill: Writes the values into the array it is given. May write in any order and from several threads.
-        folder: Where caches are kept; by default `default_cache_folder`.
+        fill: Writes the values into the array it is given, in any order and from any threads.
+        folder: Folder of all caches; by default `default_cache_folder`.
 
     Raises:
-        OSError: If the disk is too full, before ``fill`` is called. No cache is left behind.
-        ValueError: If the cache of this key has another shape or type than asked for.
+        OSError: If the disk is too full, before ``fill`` is called.
+        ValueError: If the cache of this key has another shape or type.
     """
     home = Path(folder) if folder is not None else default_cache_folder()
     target = home / key
     if not target.exists():
         home.mkdir(parents=True, exist_ok=True)
         with _exclusive(home / f"{key}.lock"):
-            if not target.exists():  # another process may have built it while this one waited
+            if not target.exists():  # built by another process meanwhile
                 _build(home, key, shape, np.dtype(dtype), fill)
     cache = ArrayCache(target)
     if cache.array.shape != shape or cache.array.dtype != np.dtype(dtype):
@@ -110,7 +103,7 @@ def open_or_build(
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    # The operating system frees the lock when its holder dies, so a killed builder blocks nobody.
+    # The operating system frees the lock when its holder dies.
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -124,7 +117,7 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 
 def _build(home: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], fill: Fill) -> None:
-    for stale in home.glob(f"{key}.building-*"):  # of a builder that was killed: the lock is ours
+    for stale in home.glob(f"{key}.building-*"):  # left by a killed process
         shutil.rmtree(stale, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{key}.building-", dir=home))
     try:
@@ -149,7 +142,7 @@ def _build(home: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[np.gene
 
 
 def _reserve(path: Path) -> None:
-    """Claim every block of the file now: on a full disk a write to mapped memory would kill the process instead."""
+    """Allocate the file: on a full disk, writing to unallocated mapped memory would kill the process."""
     size = path.stat().st_size
     with path.open("rb+") as file:
         if hasattr(os, "posix_fallocate"):

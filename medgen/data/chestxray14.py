@@ -34,15 +34,14 @@ FINDINGS = (
 class ChestXray14DataModule(ImageDataModule):
     """112,120 frontal chest radiographs of 30,805 patients with 15 text-mined labels, "No Finding" among them.
 
-    Labels are those of ``Data_Entry_2017*.csv``. The test split is ``test_list.txt`` as published; the patients of
-    ``train_val_list.txt``, which is the rest, are dealt out to train and val with equal label shares. Without the lists
-    all patients are dealt out. Images may lie in ``images_001/images`` to ``images_012/images``, in ``images``, or
-    anywhere below the root.
+    Labels are those of ``Data_Entry_2017*.csv``. The test split is ``test_list.txt`` as published; all other patients
+    (``train_val_list.txt``) are split into train and val with equal label shares. Without the list all patients are
+    split. Images may lie anywhere below the root, such as in ``images_001/images`` to ``images_012/images``.
 
     Args:
         root: The folder or zip archive of the download.
-        val_fraction: Share of the train and val patients that become the val split.
-        test_fraction: Share of all patients that become the test split, where there are no lists.
+        val_fraction: Share of the patients outside the test split that form the val split.
+        test_fraction: Share of all patients that form the test split if there is no ``test_list.txt``.
         split_seed: Chooses the split.
         image_size: Height and width in pixels, or one number for a square.
         **options: Everything else `ImageDataModule` takes.
@@ -65,7 +64,7 @@ class ChestXray14DataModule(ImageDataModule):
         self.split_seed = split_seed
 
     def read_table(self) -> ImageTable:
-        """The films of ``Data_Entry_2017*.csv``."""
+        """List the images of ``Data_Entry_2017*.csv``."""
         root = FileRoot(self.root)
         places = {PurePosixPath(name).name: name for name in root.names()}
         entries = sorted(name for name in places if name.startswith("Data_Entry_2017") and name.endswith(".csv"))
@@ -93,13 +92,10 @@ class ChestXray14DataModule(ImageDataModule):
             return split_by_patient(patients, labels, fractions=fractions, seed=self.split_seed)
         tested = set(root.read(places["test_list.txt"]).decode().split())
         rows = [row for row, name in enumerate(images) if name not in tested]
-        dealt = split_by_patient(
-            [patients[row] for row in rows],
-            labels[rows],
-            fractions=(1 - self.val_fraction, self.val_fraction, 0.0),
-            seed=self.split_seed,
-        )
+        fractions = (1 - self.val_fraction, self.val_fraction, 0.0)
+        own = [patients[row] for row in rows]
         splits = ["test"] * len(images)
-        for row, split in zip(rows, dealt, strict=True):
+        others = split_by_patient(own, labels[rows], fractions=fractions, seed=self.split_seed)
+        for row, split in zip(rows, others, strict=True):
             splits[row] = split
         return splits

@@ -32,17 +32,17 @@ FINDINGS = (
 class CheXpertDataModule(ImageDataModule):
     """Chest radiographs of Stanford Hospital with 14 findings, split as published.
 
-    ``train.csv`` is the train split and ``valid.csv``, labelled by three radiologists, the val split; a test split is
-    not part of the download. Patients are those of the file paths. The default is the set Medfusion was trained on:
-    frontal films, cardiomegaly yes or no, unknown counted as no. (The counts in that paper, 30,092 with cardiomegaly of
-    which 23,385 are stated as such, fit ``uncertain="ones"``.)
+    ``train.csv`` is the train split and ``valid.csv``, labelled by three radiologists, the val split; the download has
+    no test split. Patients are those of the file paths. The default is the training set of Medfusion: frontal images,
+    cardiomegaly yes or no, unknown counted as no. (The counts in that paper, 30,092 with cardiomegaly of which 23,385
+    are certain, fit ``uncertain="ones"``.)
 
     Args:
         root: The folder or zip archive that holds ``train.csv`` and ``valid.csv``, or the folder above it.
         finding: One finding as two classes, no and yes; ``None`` gives all 14 as a multi-label vector.
-        frontal_only: Leave out lateral films.
-        uncertain: What -1 becomes: ``"ones"``, ``"zeros"``, ``"ignore"`` or ``"drop"``.
-        blank: What an unmentioned finding becomes.
+        frontal_only: Leave out lateral images.
+        uncertain: Meaning of -1: ``"ones"``, ``"zeros"``, ``"ignore"`` (unknown) or ``"drop"`` (leave the row out).
+        blank: Meaning of an unmentioned finding, as for ``uncertain``.
         image_size: Height and width in pixels, or one number for a square.
         **options: Everything else `ImageDataModule` takes.
     """
@@ -68,7 +68,7 @@ class CheXpertDataModule(ImageDataModule):
         self.blank: LabelPolicy = blank
 
     def read_table(self) -> ImageTable:
-        """The films of ``train.csv`` and ``valid.csv``."""
+        """List the images of ``train.csv`` and ``valid.csv``."""
         root = self._home()
         train, valid = (Columns.parse(root.read(name), root.locate(name)) for name in ("train.csv", "valid.csv"))
         columns = train.joined(valid)

@@ -1,4 +1,4 @@
-"""Text tables by column, and how their label columns become numbers."""
+"""Text tables by column, and labels from their columns."""
 
 from __future__ import annotations
 
@@ -23,19 +23,14 @@ _UNCERTAIN = -1.0
 
 @dataclass(frozen=True)
 class Columns:
-    """A table as text, by column.
-
-    Attributes:
-        path: Where it came from, for messages.
-        values: The cells of each column, stripped of blanks around them.
-    """
+    """A table of text: the stripped cells of each column, and the path that messages name."""
 
     path: str
     values: dict[str, list[str]]
 
     @classmethod
     def parse(cls, data: bytes, path: str) -> Columns:
-        """The columns of a CSV file: a header line and one line per row, separated by commas, semicolons or tabs.
+        """Parse a CSV file with a header line, separated by commas, semicolons or tabs.
 
         Raises:
             ValueError: If it is empty or not text.
@@ -61,20 +56,20 @@ class Columns:
         return self.values[name]
 
     def keep(self, mask: NDArray[np.bool_]) -> Columns:
-        """The rows for which the mask is true."""
+        """Keep the rows where the mask is true."""
         rows = np.flatnonzero(mask).tolist()
         return Columns(self.path, {name: [cells[row] for row in rows] for name, cells in self.values.items()})
 
     def joined(self, more: Columns) -> Columns:
-        """The rows of this table, then those of another with the same columns."""
+        """Append the rows of another table with the same columns."""
         return Columns(self.path, {name: cells + more[name] for name, cells in self.values.items()})
 
     def with_column(self, name: str, cells: list[str]) -> Columns:
-        """The table with one more column."""
+        """Add a column."""
         return Columns(self.path, self.values | {name: cells})
 
     def where(self, conditions: Mapping[str, str | Sequence[str]]) -> Columns:
-        """The rows whose cells are among the allowed values, for every column named.
+        """Keep the rows whose cells are among the allowed values of every named column.
 
         Raises:
             ValueError: If a column does not exist or no row is left.
@@ -90,10 +85,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of all rows, and which rows to leave out.
+    """Labels of all rows.
 
     Attributes:
-        space: What they mean.
+        space: Kind and names of the labels.
         values: (n,) int64 classes with -1 for unknown, or (n, K) float32 with NaN for unknown.
         keep: (n,) false for rows that a policy drops.
     """
@@ -106,23 +101,24 @@ class Labels:
 def class_labels(
     columns: Columns, name: str, classes: Sequence[str] | None, uncertain: LabelPolicy, blank: LabelPolicy
 ) -> Labels:
-    """One class per row, written as its name or, where ``classes`` are given, as its number.
+    """One class per row, from a column of class names or numbers.
 
     Args:
         columns: The table.
         name: The label column.
         classes: Class names in order; by default all that occur, sorted (by size if all are numbers).
-        uncertain: What -1 means where it is not a class: class 1 (``ones``), class 0 (``zeros``), no label
-            (``ignore``), or leave the row out (``drop``).
-        blank: The same for empty cells.
+        uncertain: Meaning of -1 unless it is a class: class 1 (``ones``), class 0 (``zeros``), unknown (``ignore``), or
+            the row is left out (``drop``).
+        blank: Meaning of an empty cell, as for ``uncertain``.
 
     Raises:
         ValueError: If a label is not among ``classes``, or a policy of ones or zeros meets other than two classes.
     """
     cells = columns[name]
-    order = list(classes) if classes is not None else sorted({cell for cell in cells if cell and not _uncertain(cell)})
+    occurring = {cell for cell in cells if cell and _number(cell) != _UNCERTAIN}
+    order = list(classes) if classes is not None else sorted(occurring)
     if classes is None and all(_number(label) is not None for label in order):
-        order.sort(key=float)  # 0, 1, 2, 10; as text 10 would be the third
+        order.sort(key=float)  # 0, 1, 2, 10, not 0, 1, 10, 2
     number = {label: position for position, label in enumerate(order)}
     codes = np.empty(len(cells))
     unknown: Counter[str] = Counter()
@@ -147,7 +143,7 @@ def class_labels(
 
 
 def finding_labels(columns: Columns, names: Sequence[str], uncertain: LabelPolicy, blank: LabelPolicy) -> Labels:
-    """Any set of findings per row, one column of 1 / 0 / -1 / empty each.
+    """Findings of each row, from one column of 1, 0, -1 (uncertain) or empty per finding.
 
     Raises:
         ValueError: If a cell holds anything else.
@@ -167,7 +163,7 @@ def finding_labels(columns: Columns, names: Sequence[str], uncertain: LabelPolic
 def listed_labels(
     columns: Columns, name: str, separator: str, findings: Sequence[str] | None, blank: LabelPolicy
 ) -> Labels:
-    """Any set of findings per row, listed in one column: ``Edema|Effusion``.
+    """Findings of each row, listed in one column: ``Edema|Effusion``.
 
     Raises:
         ValueError: If a finding is not among ``findings`` (by default all that occur, sorted).
@@ -187,7 +183,7 @@ def listed_labels(
 
 
 def continuous_labels(columns: Columns, names: Sequence[str], blank: LabelPolicy) -> Labels:
-    """One number per named column, as it is in the table."""
+    """Numbers of each row, one per named column."""
     values = _numbers(columns, names)
     missing = np.asarray(np.isnan(values).any(axis=1))
     if blank not in ("ignore", "drop"):
@@ -199,7 +195,7 @@ def continuous_labels(columns: Columns, names: Sequence[str], blank: LabelPolicy
 def _settle(
     values: NDArray[np.float64], name: str, uncertain: LabelPolicy, blank: LabelPolicy, *, binary: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Apply both policies to (n, K) values; returns them with NaN for unknown, and which rows to keep."""
+    """Apply both policies to (n, K) values: the values with NaN for unknown, and the rows to keep."""
     keep = np.ones(len(values), dtype=bool)
     values = values.copy()
     for which, policy, cells in (("uncertain", uncertain, values == _UNCERTAIN), ("blank", blank, np.isnan(values))):
@@ -233,7 +229,3 @@ def _number(cell: str) -> float | None:
         return float(cell)
     except ValueError:
         return None
-
-
-def _uncertain(cell: str) -> bool:
-    return _number(cell) == _UNCERTAIN

@@ -1,10 +1,11 @@
-"""The images of a split as tensors: whole batches gathered from the cache, or decoded when asked for."""
+"""Data set of one split: batches gathered from the cache, or decoded on demand."""
 
 from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypedDict
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,45 +15,23 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from medgen.data.augmentation import Augmentation
+from medgen.data.batch import Batch
 from medgen.data.image_table import ImageTable
 from medgen.data.preprocessing import Preprocessing, resized_mask
-from medgen.data.readers import RawImage, looks_like_mask
+from medgen.data.raw_image import RawImage
+from medgen.data.readers import looks_like_mask
 from medgen.data.sampling import Key, keys_to_arrays
 
 
-class Batch(TypedDict, total=False):
-    """What every loader yields.
-
-    Attributes:
-        image: (B, C, H, W) float32 in [0, 1].
-        label: (B,) int64 class, -1 for unknown; or (B, K) float32 findings or conditions, NaN for unknown. Left out
-            where the data set has no labels.
-        mask: (B, H, W) int64 class numbers. Left out where the data set has no masks.
-        index: (B,) int64 position in the split: the lasting identity of an image.
-    """
-
-    image: Tensor
-    label: Tensor
-    mask: Tensor
-    index: Tensor
-
-
 class RowSource(Protocol):
-    """Pixels by row of the table: an `ArrayCache`, or files decoded anew each time."""
+    """Pixels by row of the table: an `ArrayCache` or a `Decoder`."""
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.generic]:
         """Pixels of these rows, in this order."""
 
 
 class Decoder:
-    """Decodes rows when they are asked for: images, or with `num_classes` their label maps.
-
-    Args:
-        table: What there is.
-        preprocessing: What files become.
-        num_classes: Classes of the label maps.
-        images: What decodes the images, with which label maps are compared.
-    """
+    """Decodes rows of a table on demand: images, or with `num_classes` label maps, which must fit those `images`."""
 
     def __init__(
         self,
@@ -66,14 +45,14 @@ class Decoder:
         self.num_classes = num_classes
         self.images = images
         self.depth = np.dtype(np.uint8) if num_classes else preprocessing.depth(table.images)
-        self._sizes = np.zeros((len(table.images), 2), dtype=np.int32)  # of images in their files; 0 is not read yet
+        self._sizes = np.zeros((len(table.images), 2), dtype=np.int32)  # height, width in the file; 0: unread
 
     def row(self, row: int) -> NDArray[np.generic]:
         """Pixels (C, H, W) of one image, or classes (H, W) of one mask."""
         table = self.table
         if self.num_classes is None:
             return self.preprocessing.image(self._read(row), table.root.locate(table.images[row]), self.depth)
-        assert table.masks is not None  # both are given for tables with masks
+        assert table.masks is not None
         assert self.images is not None
         mask = self.preprocessing.read_mask(table.root, table.masks[row], table.frame(row), self.num_classes)
         if mask.shape != (size := self.images.size(row)):
@@ -85,7 +64,7 @@ class Decoder:
         return resized_mask(mask, self.preprocessing.image_size, self.preprocessing.resize)
 
     def size(self, row: int) -> tuple[int, int]:
-        """Height and width of one image in its file; costs nothing where it was decoded before."""
+        """Height and width of one image in its file; the file is read only if it was not decoded before."""
         if not self._sizes[row].all():
             self._read(row)
         height, width = self._sizes[row].tolist()
@@ -101,12 +80,10 @@ class Decoder:
         return np.stack([self.row(int(row)) for row in rows])
 
     def refuse_masks(self) -> None:
-        """Stop where label maps were given as images.
-
-        Decided over several images, since one dark picture can look like a mask.
+        """Refuse a table whose images are label maps.
 
         Raises:
-            ValueError: If all of up to 16 images, evenly spread over the table, look like label maps.
+            ValueError: If up to 16 images, evenly spread over the table, all look like label maps.
         """
         table = self.table
         rows = np.unique(np.linspace(0, len(table.images) - 1, 16).astype(int)).tolist()
@@ -117,7 +94,7 @@ class Decoder:
             )
 
     def fill(self, array: NDArray[np.generic]) -> None:
-        """Decode all rows into an array, with a few threads (decoders release the interpreter lock)."""
+        """Decode all rows into an array, in threads: decoders release the interpreter lock."""
         if self.num_classes is None:
             self.refuse_masks()
 
@@ -135,33 +112,24 @@ class Decoder:
                 raise
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ImageDataset(Dataset[Batch]):
     """The images of one split.
 
-    ``dataset[7]`` is the image as it is in the file; ``dataset[(3, 7)]`` is the same image as training sees it in epoch
-    3, augmented. Whole batches are gathered at once by ``__getitems__``, which `torch.utils.data` calls.
+    ``dataset[7]`` is image 7 as it is in the file, ``dataset[(3, 7)]`` the same image augmented for epoch 3.
+    `torch.utils.data` gathers whole batches with ``__getitems__``.
 
     Attributes:
-        with_images: Whether batches hold images and masks; without, only labels and indices.
+        with_images: Whether batches hold images and masks, not only labels and indices.
     """
 
-    def __init__(
-        self,
-        *,
-        images: RowSource,
-        rows: NDArray[np.int64],
-        labels: Tensor | None,
-        masks: RowSource | None,
-        augmentation: Augmentation | None,
-        seed: int,
-    ) -> None:
-        self.images = images
-        self.rows = rows
-        self.labels = labels
-        self.masks = masks
-        self.augmentation = augmentation
-        self.seed = seed
-        self.with_images = True
+    images: RowSource
+    rows: NDArray[np.int64]
+    labels: Tensor | None
+    masks: RowSource | None
+    augmentation: Augmentation | None
+    seed: int
+    with_images: bool = True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -176,7 +144,7 @@ class ImageDataset(Dataset[Batch]):
         return item
 
     def __getitems__(self, keys: list[int] | list[Key] | list[int | Key]) -> Batch:
-        """The batch of these keys."""
+        """Gather the batch of these keys."""
         epochs, indices = keys_to_arrays(keys)
         batch = Batch(index=torch.from_numpy(indices))
         if self.labels is not None:

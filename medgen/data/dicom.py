@@ -10,28 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medgen.data.readers import DISPLAY, STORED, RawImage, checked_frame
+from medgen.data.raw_image import DISPLAY, STORED, RawImage, checked_frame, integer_range
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_DAMAGED = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error, zlib.error)
+
 
 def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | None = None) -> RawImage:
-    """One frame of a DICOM file.
+    """Read one frame of a DICOM file from its bytes; the frame (from 0) may be left out if there is only one.
 
     Grey: stored values through the modality LUT or rescale slope and intercept (HU for CT), then, if ``voi`` is given,
-    through that display window or VOI LUT. In enhanced multi-frame files both are those of the frame. MONOCHROME1,
-    where large values are dark, is turned around within the declared range, so that larger is always brighter.
-    Colour (RGB, YBR, palette): red, green, blue as stored; overlays are not drawn.
-
-    Args:
-        data: The whole file.
-        name: What messages call it.
-        frame: Frame from 0; may be left out where there is only one.
-        voi: Display window from 0 (windows and lookup tables as pydicom counts them), or ``None`` for modality values.
+    through that display window or VOI LUT (from 0, as pydicom counts them). In enhanced multi-frame files both are
+    those of the frame. MONOCHROME1, where large values are dark, is inverted within the declared range, so that larger
+    is always brighter. Colour (RGB, YBR, palette): red, green, blue as stored; overlays are not drawn.
 
     Raises:
-        ValueError: If it is not an image that can be decoded; says why.
+        ValueError: If it is not an image that can be decoded.
         ImportError: Without the ``dicom`` extra.
     """
     try:
@@ -49,13 +45,11 @@ def read_dicom(data: bytes, name: str, *, frame: int | None = None, voi: int | N
         chosen = checked_frame(frame, int(dataset.get("NumberOfFrames") or 1), name)
         stored = pixel_array(dataset, index=chosen)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            return _colour(apply_color_lut(stored, dataset))
+            stored = apply_color_lut(stored, dataset)
         if stored.ndim == 3:
-            return _colour(stored)
+            return RawImage.stored(stored)
         return _grey(stored, _with_frame_groups(dataset, chosen), name, voi)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name} cannot be read as a DICOM image: {error}") from error
-    except (ValueError, struct.error, zlib.error, EOFError, BytesLengthException) as error:
+    except (*_DAMAGED, EOFError, BytesLengthException) as error:
         reason = str(error)
         raise ValueError(reason if name in reason else f"{name} cannot be read as a DICOM image: {reason}") from error
 
@@ -81,19 +75,14 @@ def _grey(stored: NDArray[np.generic], dataset: Dataset, name: str, voi: int | N
     return RawImage(values.astype(np.float32), low, high, unit)
 
 
-def _colour(values: NDArray[np.generic]) -> RawImage:
-    high = float(np.iinfo(values.dtype).max)  # type: ignore[type-var]
-    return RawImage(values.astype(np.float32), 0.0, high, STORED)
-
-
 def _modality_range(stored: NDArray[np.generic], dataset: Dataset) -> tuple[float, float]:
-    """What modality values the stored bits could give; PS3.3 C.11.1."""
+    """Range of the modality values that the stored bits can give; PS3.3 C.11.1."""
     if not np.issubdtype(stored.dtype, np.integer):
         return float(stored.min()), float(stored.max())
     if dataset.get("ModalityLUTSequence"):
         return 0.0, float(2 ** dataset.ModalityLUTSequence[0].LUTDescriptor[2] - 1)
     bits = int(dataset.BitsStored)
-    ends = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2**bits - 1)
+    ends = integer_range(bits, bool(dataset.PixelRepresentation))
     slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if slope is None or intercept is None:
         return float(ends[0]), float(ends[1])
@@ -123,7 +112,7 @@ def _count_windows(dataset: Dataset) -> int:
 
 
 def _with_frame_groups(dataset: Dataset, frame: int) -> Dataset:
-    """The data set with the rescale and windows of one frame where pydicom looks for them; PS3.3 C.7.6.16."""
+    """Copy the rescale and windows of one frame to where pydicom looks for them; PS3.3 C.7.6.16."""
     import pydicom
 
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -132,16 +121,8 @@ def _with_frame_groups(dataset: Dataset, frame: int) -> Dataset:
     if not groups:
         return dataset
     flat = pydicom.Dataset()
-    for keyword in (
-        "PhotometricInterpretation",
-        "BitsStored",
-        "PixelRepresentation",
-        "Modality",
-        "RescaleSlope",
-        "RescaleIntercept",
-        "WindowCenter",
-        "WindowWidth",
-    ):
+    image = ("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "Modality")
+    for keyword in (*image, "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
         if keyword in dataset:
             flat[keyword] = dataset[keyword]
     for group in groups:

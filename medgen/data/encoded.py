@@ -1,4 +1,4 @@
-"""Splits that a frozen first stage encodes once into the cache, so that later stages never run it."""
+"""Splits encoded once by a frozen first stage into the cache, so that later stages never run it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,16 @@ _BATCH = 64
 
 
 class EncodedSet:
-    """A split as a first stage encodes it, read by image number from a memory map.
+    """Encoded images of a split, read by number from a cache (N, variants, ...).
 
-    With augmentation, each image is encoded several times under different changes, and epochs take turns.
-
-    Args:
-        cache: (N, variants, ...).
+    With augmentation, each image is encoded in several variants, and epochs take them in turn.
     """
 
     def __init__(self, cache: ArrayCache) -> None:
         self.array = cache.array
 
     def read(self, index: Tensor, epoch: int = 0) -> Tensor:
-        """Encoded images (B, ...) with these numbers."""
+        """Read the encoded images (B, ...) with these numbers."""
         return torch.from_numpy(self.array[index.cpu().numpy(), epoch % self.array.shape[1]])
 
     @classmethod
@@ -53,18 +50,11 @@ class EncodedSet:
         variants: int,
         device: torch.device,
     ) -> Self:
-        """Open the set of a split and a first stage; it is encoded if it is not in the cache yet.
+        """Open the encoded split; encode it if it is not in the cache yet.
 
-        Args:
-            name: What is encoded, part of the key.
-            data: The images, with the augmentation of that data module, if the split is ``train``.
-            split: Which of them.
-            encoder: The first stage, trained: its weights are part of the key.
-            encode: What to keep, (B, *shape), of images (B, C, H, W) in [-1, 1]; runs the encoder.
-            shape: Shape of what is kept of one image.
-            dtype: Its type.
-            variants: Versions of each image to encode; more than one only makes sense with augmentation.
-            device: Where to run the encoder.
+        The name, the images and the weights of the encoder make the key. ``encode`` runs the encoder on images
+        (B, C, H, W) in [-1, 1] and returns (B, *shape). Images are augmented if the split is ``train`` and the data
+        module augments; they then need more than one of ``variants``, else exactly one.
 
         Raises:
             ValueError: If ``variants`` does not go with the data's augmentation.
@@ -82,7 +72,9 @@ class EncodedSet:
             dataset.augmentation = None
         whole = (len(dataset), variants, *shape)
         augment = repr(data.augment) if augments else ""
-        what = (data.fingerprint(split), augment, data.seed, variants, weights_hash(encoder.state_dict()))
+        key = content_key(
+            name, data.fingerprint(split), augment, data.seed, variants, weights_hash(encoder.state_dict())
+        )
 
         def fill(array: NDArray[np.generic]) -> None:
             logger.info("encoding %d images in %d variants", len(dataset), variants)
@@ -95,11 +87,11 @@ class EncodedSet:
                         images = batch["image"].to(device).mul(2).sub(1)
                         array[start : rows.stop, variant] = encode(images).cpu().numpy()
 
-        return cls(open_or_build(content_key(name, *what), whole, dtype, fill, folder=data.cache_folder))
+        return cls(open_or_build(key, whole, dtype, fill, folder=data.cache_folder))
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """Content hash of named weights."""
+    """Hash of the names and values of weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())

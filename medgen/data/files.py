@@ -1,4 +1,4 @@
-"""Files of a data set by relative name, whether they lie in a folder or in a zip archive."""
+"""Files of a data set by relative name, in a folder or a zip archive."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ import zipfile
 import zlib
 from pathlib import Path
 
-# What a damaged archive can raise; RuntimeError is also encryption and, as NotImplementedError, unknown methods.
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-)
+# Errors of damaged archives; RuntimeError also of encryption and unknown methods.
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, RuntimeError, ValueError)
 
 
 class FileRoot:
-    """Read-only view of a folder, of a zip archive, or of a folder inside one.
+    """Read-only view of a folder, a zip archive, or a folder inside one.
 
-    A zip is opened once per process: worker processes that were forked must not share a file position.
+    Each process opens the archive itself, since forked processes would share its file position.
 
     Args:
         path: ``scans``, ``scans.zip`` or ``scans.zip/train``.
@@ -55,24 +46,24 @@ class FileRoot:
         return self.__dict__ | {"_handle": None}
 
     def _zip(self) -> zipfile.ZipFile:
-        assert self.archive is not None  # only called for archives
+        assert self.archive is not None
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.archive))
-            except _UNREADABLE as error:
+            except _DAMAGED as error:
                 raise ValueError(f"{self.archive} is not a readable zip archive: {error}") from error
         return self._handle[1]
 
     def locate(self, name: str) -> str:
-        """The full path of a file, as error messages name it."""
+        """Full path of a file for messages."""
         return str(self.path / name)
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file.
+        """Read one file.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the archive holds it damaged or encrypted.
+            ValueError: If it is damaged or encrypted in the archive.
         """
         if self.archive is None:
             return (self.path / name).read_bytes()
@@ -80,14 +71,13 @@ class FileRoot:
             return self._zip().read(self._prefix + Path(name).as_posix())
         except KeyError:
             raise FileNotFoundError(f"{self.locate(name)} does not exist") from None
-        except _UNREADABLE as error:
+        except _DAMAGED as error:
             raise ValueError(f"{self.locate(name)} cannot be unpacked: {error}") from error
 
     def identity(self, name: str) -> str | None:
-        """What tells two versions of a file apart without reading it; ``None`` if there is no such file.
+        """Identity of a file's content without reading it; ``None`` if there is no such file.
 
-        Checksum and size inside an archive. In a folder: where it lies, its size, and the times of its last change, of
-        which programs that copy files set one (mtime) back, but none the other (ctime).
+        In an archive: size and checksum. In a folder: place, size, mtime, and ctime, which copying does not set back.
         """
         if self.archive is None:
             try:
@@ -102,27 +92,20 @@ class FileRoot:
         return f"{member.file_size}-{member.CRC:08x}"
 
     def names(self) -> list[str]:
-        """All files below the root, sorted, as relative names with forward slashes.
-
-        Without hidden ones (``.name``), and without the ``__MACOSX`` that macOS adds to the zips it makes.
-        """
-        found: list[str] = []
+        """All files below the root, sorted, with forward slashes; without hidden ones and ``__MACOSX``."""
         if self.archive is not None:
             inside = (name for name in self._zip().namelist() if name.startswith(self._prefix))
-            found += [name[len(self._prefix) :] for name in inside if not name.endswith("/")]
+            found = [name[len(self._prefix) :] for name in inside if not name.endswith("/")]
         else:
+            found = []
             for folder, _, files in os.walk(self.path, followlinks=True):
                 base = Path(folder).relative_to(self.path)
                 found += [(base / file).as_posix() for file in files]
-        return sorted(name for name in found if not any(_is_clutter(part) for part in name.split("/")))
-
-
-def _is_clutter(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+        return sorted(name for name in found if not any(p[:1] == "." or p == "__MACOSX" for p in name.split("/")))
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The bytes of a file, which may lie inside a zip archive: ``scans.zip/images/a.png``."""
+    """Read a file, which may lie inside a zip archive: ``scans.zip/images/a.png``."""
     path = Path(path)
     if path.is_file():
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Which images a data set has: files, labels, patients and splits, checked before anything is decoded."""
+"""Table of a data set: files, labels, patients and splits, checked before anything is decoded."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTable:
-    """Which images there are, what is known of each, and which split it is in.
+    """Files, labels, patients and splits of the images.
 
     Attributes:
-        root: Where the files are.
+        root: Folder or archive of the files.
         images: File name of each image below ``root``.
         splits: ``"train"``, ``"val"`` or ``"test"`` for each.
-        label_space: What labels mean.
+        label_space: Kind and names of the labels.
         labels: (n,) int64 or (n, K) float32 as in `Batch`, or ``None``.
         patients: Patient of each image, or ``None`` if not known; no patient may be in two splits.
         masks: File name of each label map, or ``None``.
@@ -58,11 +58,7 @@ class ImageTable:
                 )
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Positions of a split's images in this table.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """Rows of a split; ValueError if it is empty."""
         rows = np.flatnonzero(np.asarray(self.splits) == split)
         if not len(rows):
             sizes = ", ".join(f"{name} {self.splits.count(name)}" for name in SPLITS)
@@ -74,10 +70,10 @@ class ImageTable:
         return None if self.frames is None else self.frames[row]
 
     def identities(self) -> list[str]:
-        """Identity of every file read, images then masks.
+        """Identities of all files, images then masks.
 
         Raises:
-            FileNotFoundError: If files are missing; says how many and names the first five.
+            FileNotFoundError: If files are missing.
         """
         names = self.images + (self.masks or [])
         known = {name: self.root.identity(name) for name in names}

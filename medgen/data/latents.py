@@ -1,4 +1,4 @@
-"""Latents of a training set, encoded once into the cache, so that diffusion training never runs the encoder."""
+"""Latents of a training set, encoded once into the cache for diffusion training."""
 
 from __future__ import annotations
 
@@ -20,16 +20,12 @@ _BATCH = 64
 
 
 class LatentStore:
-    """Latent distributions of every training image, encoded if they are not in the cache yet.
+    """Latents of every training image, encoded if they are not in the cache yet.
 
-    A ``kl`` autoencoder's mean and log-variance are kept rather than one draw, so that every epoch draws anew.
+    Of a ``kl`` autoencoder, mean and log-variance are stored, so that every epoch draws anew.
 
-    Args:
-        autoencoder: The first stage, trained.
-        data: The images of its train split, with the augmentation that data module has.
-        latent_shape: Channels, height and width of a latent.
-        variants: Versions of each image to encode; more than one only makes sense with augmentation.
-        device: Where to run the encoder.
+    ``latent_shape`` is channels, height and width of a latent, ``variants`` the number of augmented versions of each
+    image: 1 without augmentation, else more.
 
     Raises:
         ValueError: If ``variants`` does not go with the data's augmentation.
@@ -59,7 +55,7 @@ class LatentStore:
         )
 
     def draw(self, index: Tensor, epoch: int) -> Tensor:
-        """Latents of the images with these numbers, (B, c, h, w), drawn from torch's global random state."""
+        """Draw latents (B, c, h, w) of the images with these numbers, from torch's global random state."""
         stored = self.encoded.read(index, epoch)
         if not self._has_moments:
             return stored
@@ -67,26 +63,25 @@ class LatentStore:
         return reparameterise(mean, logvar, torch.randn_like(mean))
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every channel over the whole store, (c, 1, 1) each."""
+        """Mean and standard deviation of every channel, (c, 1, 1) each."""
         array = self.encoded.array
         channels = array.shape[2] // (2 if self._has_moments else 1)
         over = (0, 1, 3, 4)
-        # A few images at a time, since the store may be larger than the memory; twice, since the mean square less the
-        # squared mean would lose digits.
+        # In parts, since the store may exceed the memory; in two passes, since E[x^2] - E[x]^2 would lose digits.
         parts = [array[start : start + _BATCH] for start in range(0, len(array), _BATCH)]
         count = array[:, :, 0].size
         mean = sum(part[:, :, :channels].sum(over, dtype=np.float64) for part in parts) / count
         variance = np.zeros(channels)
         for part in parts:
             variance += np.square(part[:, :, :channels] - mean[:, None, None]).sum(over)
-            if self._has_moments:  # law of total variance: spread of the means plus the mean spread
+            if self._has_moments:  # law of total variance
                 variance += np.exp(part[:, :, channels:]).sum(over, dtype=np.float64)
         mean_and_std = torch.from_numpy(np.stack([mean, np.sqrt(variance / count)])).float()
         return mean_and_std[0, :, None, None], mean_and_std[1, :, None, None]
 
 
 def _encode(autoencoder: KLAutoencoder | VQAutoencoder, images: Tensor) -> Tensor:
-    """Encode images (B, C, H, W) in [-1, 1] to what the store keeps."""
+    """Encode images (B, C, H, W) in [-1, 1] as the store keeps them."""
     if isinstance(autoencoder, KLAutoencoder):
         return torch.cat(autoencoder.encode_moments(images), dim=1)
     return autoencoder.encode(images)

@@ -1,4 +1,4 @@
-"""From a file's pixels to those a generator learns: size, channels, intensity window, and the depth kept on disk."""
+"""Preprocessing of images: size, channels, intensity window, and the depth kept on disk."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medgen.data.files import FileRoot
-from medgen.data.readers import DECLARED_RANGE, IntensityWindow, Pixels, RawImage, SliceAxis, decode_image, decode_mask
+from medgen.data.raw_image import DECLARED_RANGE, IntensityWindow, Pixels, RawImage, SliceAxis
+from medgen.data.readers import decode_image, decode_mask
 
 ResizePolicy: TypeAlias = Literal["crop", "pad", "stretch"]
 Pixel = TypeVar("Pixel", np.float32, np.uint8)
 
-_VERSION = 1  # raised whenever the same file would give other pixels: old caches are then not found
+_VERSION = 1  # raise it when the same file would give other pixels, so that old caches are not used
 _EIGHT_BIT_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Everything that decides how one file becomes one training image.
+    """Settings that turn a file into a training image.
 
     Attributes:
         image_size: Height and width in pixels.
@@ -55,23 +56,19 @@ class Preprocessing:
         return asdict(self) | {"resampling": "bicubic", "version": _VERSION}
 
     def depth(self, names: list[str]) -> np.dtype[np.generic]:
-        """``uint8`` where that loses nothing, else ``uint16``.
-
-        Files of whole numbers seen through a window at most 255 wide need no finer steps than 1/255; all else (HU
-        windows, 12- and 16-bit images, scaled or floating point values) gets steps of 1/65535 of the window.
-        """
+        """Type of the stored pixels: ``uint8`` for 8-bit files and a window at most 255 wide, else ``uint16``."""
         coarse = self.window.unit != DECLARED_RANGE and self.window.high - self.window.low <= 255
         whole = all(name.lower().endswith(_EIGHT_BIT_SUFFIXES) for name in names)
         return np.dtype(np.uint8 if coarse and whole else np.uint16)
 
     def read_raw(self, root: FileRoot, name: str, frame: int | None) -> RawImage:
-        """The image as it is in the file."""
+        """Read an image as it is in the file."""
         return decode_image(
             root.read(name), root.locate(name), frame=frame, axis=self.axis, volume=self.volume, voi=self.voi
         )
 
     def image(self, raw: RawImage, path: str, depth: np.dtype[np.generic]) -> NDArray[np.generic]:
-        """One training image, (C, H, W): whole steps of ``depth`` from 0 (window low) to its maximum (window high)."""
+        """Make a training image (C, H, W), from 0 (low end of the window) to the maximum of ``depth`` (high end)."""
         black, _ = self.window.bounds(raw, path)
         pixels = resized(raw.to_channels(self.channels), self.image_size, self.resize, fill=black)
         shown = self.window.apply(replace(raw, pixels=pixels), path)
@@ -79,7 +76,7 @@ class Preprocessing:
         return np.ascontiguousarray(np.round(shown * steps).transpose(2, 0, 1), dtype=depth)
 
     def read_mask(self, root: FileRoot, name: str, frame: int | None, num_classes: int) -> NDArray[np.uint8]:
-        """The label map as it is in the file, (H, W).
+        """Read a label map (H, W) as it is in the file.
 
         Raises:
             ValueError: If it holds values that are not classes 0 to ``num_classes - 1``.
@@ -99,7 +96,7 @@ class Preprocessing:
 
 
 def resized(pixels: Pixels, size: tuple[int, int], policy: ResizePolicy, *, fill: float = 0.0) -> Pixels:
-    """Pixels (H, W, C) at ``size``: bicubic, antialiased where they shrink, and never beyond the range they had."""
+    """Resize pixels (H, W, C): bicubic, antialiased when they shrink, clipped to the range they had."""
     if pixels.shape[:2] == size:
         return pixels
     box, inner = _geometry(pixels.shape[:2], size, policy)
@@ -111,7 +108,7 @@ def resized(pixels: Pixels, size: tuple[int, int], policy: ResizePolicy, *, fill
 
 
 def resized_mask(classes: NDArray[np.uint8], size: tuple[int, int], policy: ResizePolicy) -> NDArray[np.uint8]:
-    """A label map (H, W) at ``size`` by nearest neighbour, with the geometry of `resized`; borders are class 0."""
+    """Resize a label map (H, W) by nearest neighbour, with the geometry of `resized`; borders are class 0."""
     if classes.shape == size:
         return classes
     box, inner = _geometry((classes.shape[0], classes.shape[1]), size, policy)
@@ -122,7 +119,7 @@ def resized_mask(classes: NDArray[np.uint8], size: tuple[int, int], policy: Resi
 def _geometry(
     old: tuple[int, ...], new: tuple[int, int], policy: ResizePolicy
 ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
-    """Which part of the old image is taken (left, top, right, bottom), and how large it becomes (height, width)."""
+    """Part of the old image to keep (left, top, right, bottom), and its new size (height, width)."""
     height, width = old[0], old[1]
     scales = (new[0] / height, new[1] / width)
     if policy == "crop":

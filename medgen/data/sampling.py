@@ -1,9 +1,9 @@
-"""The order of training images: shuffled by (seed, epoch), shared by ranks, resumable at any batch."""
+"""Order of training images: shuffled by (seed, epoch), divided among ranks, resumable at any batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch.distributed as dist
@@ -11,28 +11,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-if TYPE_CHECKING:
-    from medgen.data.dataset import Batch
+from medgen.data.batch import Batch
 
-Key: TypeAlias = "tuple[int, int]"  # (epoch, index): which look at which image
+Key: TypeAlias = tuple[int, int]  # (epoch, index)
 
 
 class EpochSampler(DistributedSampler[Key]):
-    """Yields (epoch, index) pairs, in an order that depends on nothing but seed and epoch.
+    """Yields (epoch, index) pairs in an order that depends on seed and epoch only.
 
-    Epoch and index together let a data set augment as a pure function of what it is asked for, so neither workers nor
-    a restart change anything. Being a `DistributedSampler`, Lightning sets its epoch and wraps no other around it.
+    The data set augments as a pure function of (epoch, index), so neither workers nor a restart change an image. It is
+    a `DistributedSampler` so that Lightning sets its epoch and does not wrap it in another.
 
-    Rank r takes every world-size-th entry from r on, so that the images of one optimiser step are the same for any
-    number of ranks at equal total batch size. All ranks get the same number.
+    Rank r takes every world-size-th entry from r on, so that an optimiser step sees the same images for any number of
+    ranks at equal total batch size. All ranks get equally many.
 
     Args:
         dataset: The data set to draw from.
         shuffle: A new order each epoch; otherwise the order of the data set.
         seed: Chooses the sequence of orders.
-        weights: (n,) Draw with replacement, in proportion to these, instead of each image once.
-        drop_last: Leave out what does not fill every rank's last batch, instead of repeating images at the end.
         batch_size: Images per batch and rank.
+        weights: (n,) Draw with replacement, in proportion to these, instead of each image once.
+        drop_last: Leave out the images that do not fill every rank's last batch, instead of repeating some.
     """
 
     def __init__(
@@ -63,19 +62,18 @@ class EpochSampler(DistributedSampler[Key]):
         self.num_samples = self.total_size // self.num_replicas
 
     def __iter__(self) -> Iterator[Key]:
-        order = self._order()
-        order = np.resize(order, self.total_size)  # shorter, or repeated from its start
+        order = np.resize(self._order(), self.total_size)  # cut, or repeated from its start
         mine = order[self.rank :: self.num_replicas][self.start_batch * self.batch_size :]
         return ((self.epoch, int(index)) for index in mine)
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of another epoch, from its first batch on."""
+        """Switch to the order of another epoch, from its first batch on."""
         if epoch != self.epoch:
             self.start_batch = 0
         super().set_epoch(epoch)
 
     def layout(self) -> dict[str, int]:
-        """What decides which images the n-th batch holds."""
+        """Numbers that decide which images the n-th batch holds."""
         return {"images": self._length, "batch_size": self.batch_size, "processes": self.num_replicas}
 
     def _order(self) -> NDArray[np.int64]:
@@ -87,12 +85,12 @@ class EpochSampler(DistributedSampler[Key]):
         return random.permutation(self._length)
 
 
-class EpochLoader(DataLoader["Batch"]):
-    """A loader that can stop in the middle of an epoch and go on there; its sampler is an `EpochSampler`.
+class EpochLoader(DataLoader[Batch]):
+    """Data loader that can resume in the middle of an epoch; its sampler is an `EpochSampler`.
 
-    Lightning saves ``state_dict`` with the fit loop and loads it before the first batch. Workers are started with the
-    first batch, not when the iterator is made, because Lightning sets the epoch in between. (With ``overfit_batches``
-    it replaces the sampler by a plain one; the loader then has no state and the images are not augmented.)
+    Lightning saves ``state_dict`` with the fit loop and loads it before the first batch. Workers start with the first
+    batch, not with the iterator, because Lightning sets the epoch in between. (With ``overfit_batches`` Lightning
+    installs a plain sampler; the loader then has no state and images are not augmented.)
     """
 
     _batches_done = 0
@@ -104,22 +102,22 @@ class EpochLoader(DataLoader["Batch"]):
             return
         self._batches_done = order.start_batch
         for batch in super().__iter__():
-            order.start_batch = 0  # it held for this pass only
+            order.start_batch = 0  # for this pass only
             self._batches_done += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch and how many of its batches were handed out, with all that must be the same to go on within it."""
+        """The epoch, how many of its batches were yielded, and the layout that resuming needs."""
         order = self.sampler
         if not isinstance(order, EpochSampler):
             return {}
         return {"epoch": order.epoch, "batches": self._batches_done, "of": len(self)} | order.layout()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on after the batches that were handed out.
+        """Go on after the batches that were yielded.
 
         Raises:
-            ValueError: If the state is from within an epoch of other batches (batch size, processes, images).
+            ValueError: If the state is from within an epoch of another layout (batch size, processes, images).
         """
         order = self.sampler
         if not isinstance(order, EpochSampler) or not state_dict:
@@ -136,10 +134,10 @@ class EpochLoader(DataLoader["Batch"]):
 
 
 def balanced_weights(labels: Tensor) -> NDArray[np.float64]:
-    """Chances (n,) that amount to choosing a class at random and then one of its images.
+    """Probabilities (n,) of drawing each image when a class is drawn first, then one of its images.
 
-    For several findings per image, choosing one of the findings (or "none of them") and then one image that shows it.
-    Images of unknown class are never drawn.
+    With several findings per image, a finding (or "none of them") takes the place of the class. Images of unknown class
+    are never drawn.
 
     Args:
         labels: (n,) classes with -1 for unknown, or (n, K) findings 0 / 1 with NaN for unknown.
@@ -148,9 +146,7 @@ def balanced_weights(labels: Tensor) -> NDArray[np.float64]:
     if values.ndim == 1:
         member = values[:, None] == np.unique(values[values >= 0])[None]
     else:
-        found = values == 1
-        none = (values == 0).all(axis=1, keepdims=True)
-        member = np.concatenate([found, none], axis=1)
+        member = np.concatenate([values == 1, (values == 0).all(axis=1, keepdims=True)], axis=1)
     counts = member.sum(axis=0)
     if not counts.any():
         raise ValueError("balanced sampling needs labels, but every label of the training split is unknown")
@@ -160,6 +156,6 @@ def balanced_weights(labels: Tensor) -> NDArray[np.float64]:
 
 
 def keys_to_arrays(keys: Sequence[int | Key]) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-    """Epochs and indices of a list of keys; epochs are ``None`` for plain indices, which mean the image as it is."""
+    """Epochs and indices of a list of keys; epochs are ``None`` for plain indices (images that are not augmented)."""
     array = np.asarray(keys, dtype=np.int64)
     return (None, array) if array.ndim == 1 else (array[:, 0], array[:, 1])

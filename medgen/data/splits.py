@@ -1,4 +1,4 @@
-"""Train, val and test by patient, with the labels in equal shares."""
+"""Splits by patient with equal label shares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split_by_patient(
 ) -> list[str]:
     """Assign every image to a split so that no patient is in two.
 
-    A patient carries every label that any of their images has, and patients are dealt out by iterative stratification,
+    A patient carries every label that any of their images has. Patients are assigned by iterative stratification,
     rarest label first (Sechidis et al. 2011, "On the stratification of multi-label data"), so that each split has
     nearly its share of every class or finding. The order of the rows does not matter.
 
@@ -28,13 +28,13 @@ def split_by_patient(
         patients: Patient of each image.
         labels: (n,) classes with -1 for unknown or (n, K) findings with NaN for unknown; ``None`` splits at random.
         fractions: Shares of train, val and test; they sum to 1, and 0 leaves a split empty.
-        seed: Another seed, another split.
+        seed: Chooses the split.
 
     Returns:
         ``"train"``, ``"val"`` or ``"test"`` for each image.
 
     Raises:
-        ValueError: If the fractions do not sum to 1, or there are too few patients for the splits asked for.
+        ValueError: If the fractions do not sum to 1, or there are fewer patients than splits.
     """
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"split_fractions is {fractions}; give the shares of train, val and test, which sum to 1")
@@ -53,8 +53,7 @@ def split_by_patient(
     else:
         position = {name: place for place, name in enumerate(names)}
         rows = np.array([position[patient] for patient in patients])
-        carried = _per_patient(labels, rows, len(names))
-        parts = _stratify(carried[order], shares, random)
+        parts = _stratify(_per_patient(labels, rows, len(names))[order], shares, random)
     part_of = np.empty(len(names), dtype=int)
     part_of[order] = parts
     of_patient = {name: wanted[part_of[place]][0] for place, name in enumerate(names)}
@@ -62,7 +61,7 @@ def split_by_patient(
 
 
 def _per_patient(labels: Tensor, rows: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """(patients, K): which labels any image of a patient has."""
+    """Labels that any image of a patient has, (patients, K)."""
     values = labels.numpy()
     shown = values[:, None] == np.unique(values[values >= 0])[None] if values.ndim == 1 else values == 1
     carried = np.zeros((count, shown.shape[1]), dtype=bool)
@@ -71,9 +70,7 @@ def _per_patient(labels: Tensor, rows: NDArray[np.int64], count: int) -> NDArray
 
 
 def _stratify(
-    carried: NDArray[np.bool_],
-    shares: NDArray[np.float64],
-    random: np.random.RandomState,
+    carried: NDArray[np.bool_], shares: NDArray[np.float64], random: np.random.RandomState
 ) -> NDArray[np.int64]:
     try:
         from iterstrat.ml_stratifiers import IterativeStratification

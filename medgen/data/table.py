@@ -1,4 +1,4 @@
-"""Images of one's own: any CSV beside a folder or zip of images, or folders named after classes."""
+"""Data sets of the user: a CSV file with a folder or zip of images, or folders named after classes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,14 @@ from medgen.data.readers import SUFFIXES
 from medgen.data.splits import split_by_patient
 from medgen.labels import LabelSpace
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+_SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+_SPLIT_NAMES = {spelling: split for split, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 class TableDataModule(ImageDataModule):
     """Images listed in a CSV file, or sorted into class folders.
 
-    With ``csv`` every role is a column chosen by name. Without it, ``root`` holds ``<class>/...`` or
-    ``<split>/<class>/...`` folders, or images only.
+    Without ``csv``, ``root`` holds ``<class>/...`` or ``<split>/<class>/...`` folders, or images only.
 
     Args:
         root: Folder or zip archive of the images, or a folder in an archive (``images.zip/train``). By default the
@@ -49,18 +40,18 @@ class TableDataModule(ImageDataModule):
         image_column: File of the image, relative to ``root``.
         label_column: One column of classes, or of findings listed with a separator; several columns of findings (1, 0,
             -1 for uncertain, empty) or of numbers.
-        label_kind: By default ``"single"`` for one column, ``"multi"`` for several columns or with a separator; say
-            ``"continuous"`` for numbers such as an age. They reach the networks as they stand in the table: bring them
-            to about -1 to 1 there, such as an age in centuries, and ask for samples in the same unit.
+        label_kind: By default ``"single"`` for one column, ``"multi"`` for several columns or with a separator;
+            ``"continuous"`` for numbers such as an age. Networks get numbers as they are in the table: scale them to
+            about -1 to 1 there, such as an age in centuries, and ask for samples in the same unit.
         label_names: Classes or findings in order; by default all that occur, sorted.
-        label_separator: What separates listed findings, such as ``"|"``.
-        uncertain: What an uncertain finding (-1) becomes: ``"ones"``, ``"zeros"``, ``"ignore"`` (unknown) or ``"drop"``
+        label_separator: Separator of listed findings, such as ``"|"``.
+        uncertain: Meaning of an uncertain finding (-1): ``"ones"``, ``"zeros"``, ``"ignore"`` (unknown) or ``"drop"``
             (the row is left out).
-        blank: The same for empty cells.
-        patient_column: Patient of the image; splits never part a patient. Without it every image counts as a patient.
-        split_column: The split as given (train, val or valid, test). Without it patients are dealt out at random.
+        blank: Meaning of an empty cell, as for ``uncertain``.
+        patient_column: Patient of the image, who is in one split only. Without it every image counts as a patient.
+        split_column: The split of the image (train, val or valid, test). Without it patients are split at random.
         split_fractions: Shares of train, val and test where there is no ``split_column``.
-        split_seed: Chooses the split; apart from ``seed``, so that a new training run keeps it.
+        split_seed: Chooses the split; ``seed`` does not change it.
         mask_column: File of the label map, relative to ``root``; needs ``mask_classes``.
         frame_column: Frame or slice number, for multi-frame DICOM, TIFF and NIfTI files.
         where: Only rows whose cell is among the given values: ``{"view": ["PA"], "label": ["Edema", "Fracture"]}``.
@@ -111,7 +102,7 @@ class TableDataModule(ImageDataModule):
         self.where: Mapping[str, str | list[str]] = where or {}
 
     def read_table(self) -> ImageTable:
-        """The images of the CSV, or of the class folders."""
+        """List the images of the CSV file, or of the class folders."""
         return self._from_folders() if self.csv is None else self._from_csv(self.csv)
 
     def _from_csv(self, path: str) -> ImageTable:

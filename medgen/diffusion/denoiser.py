@@ -1,9 +1,9 @@
-"""From a network to a denoiser: what its output means, guidance by a label, self-conditioning."""
+"""Denoisers made of networks: prediction types, classifier-free guidance, self-conditioning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ PredictionType = Literal["eps", "x_0", "v"]
 
 
 class Estimate(NamedTuple):
-    """What a denoiser makes of x_t.
+    """Estimate of a denoiser for x_t.
 
     Attributes:
-        x_0: The clean image, (B, C, ...).
-        eps: The noise in x_t, (B, C, ...).
-        variance: Where the variance of the step lies between its bounds, 0 to 1, (B, C, ...); None if not learned.
+        x_0: Clean image, (B, C, ...).
+        eps: Noise in x_t, (B, C, ...).
+        variance: Position of the step's variance between its bounds, 0 to 1, (B, C, ...); None if not learned.
     """
 
     x_0: Tensor
@@ -27,29 +27,14 @@ class Estimate(NamedTuple):
     variance: Tensor | None = None
 
 
-class Denoiser(Protocol):
-    """What samplers call."""
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        """Estimate the clean image and the noise in x_t (B, C, ...) at the times t (B,) int64."""
-        ...
-
-
-class Network(Protocol):
-    """A network whose label, if it takes one, has been settled."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, x_0: Tensor | None) -> Tensor:
-        """Prediction (B, C, ...), or (B, 2 C, ...) with learned variance; x_0 is the last estimate, if there is one."""
-        ...
-
-
-class ConditionalNetwork(Protocol):
-    """A network that takes a label."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor | None, x_0: Tensor | None) -> Tensor:
-        """As `Network`; label is (B,) int64 with -1 for none, or (B, K) float32 with NaN for none, or None at all."""
-        ...
-
+Denoiser = Callable[[Tensor, Tensor], Estimate]
+"""Called by samplers as ``denoise(x_t, t)`` with x_t (B, C, ...) and times t (B,) int64."""
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Called as ``network(x_t, t, x_0)``, x_0 being the previous estimate or None; gives a prediction (B, C, ...), or
+(B, 2 C, ...) with learned variance."""
+ConditionalNetwork = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""Called as ``network(x_t, t, label, x_0)``; otherwise like `Network`. The label is (B,) int64 with -1 for none,
+(B, K) float32 with NaN for none, or None."""
 
 X_0: Mapping[PredictionType, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": NoiseSchedule.x_0_from_eps,
@@ -67,10 +52,10 @@ def estimate_x_0(
     *,
     clip: bool = False,
 ) -> Tensor:
-    """The clean image that a prediction implies, (B, C, ...), held in [-1, 1] if ``clip``.
+    """Compute the clean image (B, C, ...) from a prediction, clamped to [-1, 1] if ``clip``.
 
     Raises:
-        ValueError: If there is no such prediction type.
+        ValueError: If the prediction type is unknown.
     """
     if prediction_type not in X_0:
         raise ValueError(
@@ -81,9 +66,9 @@ def estimate_x_0(
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Separate a network's output into its prediction and the variance fraction in its second half, if it has one.
+    """Split a network's output into the prediction and the variance fraction in its second half, if it has one.
 
-    The network says -1 for the smaller and 1 for the larger bound of the variance; the fraction goes from 0 to 1.
+    The output is -1 at the lower bound of the variance and 1 at the upper one; the fraction is 0 and 1.
 
     Raises:
         ValueError: If the output has neither ``channels`` channels nor twice as many.
@@ -99,14 +84,14 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
 
 
 class NetworkDenoiser:
-    """A network's output read as an `Estimate`. Make a new one for every sampling run.
+    """A `Denoiser` made of a network. Create a new one for every sampling run.
 
     Args:
-        network: Prediction of noise, clean image or velocity; a second half of channels is the learned variance.
-        schedule: The forward process the network was trained on.
-        prediction_type: What the network predicts.
-        clip: Hold x_0 in [-1, 1]; right for pixels, wrong for latents. The noise stays what the network said.
-        self_conditioning: Give the network the x_0 of the step before (Chen et al. 2022, "Analog bits").
+        network: Network that predicts noise, clean image or velocity.
+        schedule: Forward process that the network was trained on.
+        prediction_type: Quantity that the network predicts.
+        clip: Clamp x_0 to [-1, 1], for pixels but not for latents; predicted noise is unchanged.
+        self_conditioning: Pass the x_0 of the previous step to the network (Chen et al. 2022, "Analog bits").
     """
 
     def __init__(
@@ -137,7 +122,7 @@ class NetworkDenoiser:
 
 
 def unlabelled(label: Tensor) -> Tensor:
-    """The label that says "no label" to a network, in the shape and type of ``label``."""
+    """The label for "no label", in the shape and type of ``label``."""
     return torch.full_like(label, torch.nan if label.is_floating_point() else -1)
 
 
@@ -150,13 +135,10 @@ def guided(
     variance is taken from the pass with the label.
 
     Args:
-        network: The network that takes a label.
-        label: What the images should show, (B,) int64 or (B, K) float32; None for no label.
+        network: Network that takes a label.
+        label: Wanted label, (B,) int64 or (B, K) float32; None for no label.
         weight: 1 follows the label as trained, more exaggerates it, 0 ignores it.
-        negative: What the images should not show, as ``label``; None stands for no label.
-
-    Returns:
-        A network without a label.
+        negative: Unwanted label, in the shape of ``label``; None for no label.
 
     Source: Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6 (with its 1 + w written as w).
     """
@@ -169,14 +151,11 @@ def guided(
     both_labels = torch.cat([label, unlabelled(label) if negative is None else negative])
 
     def guide(x_t: Tensor, t: Tensor, x_0: Tensor | None) -> Tensor:
-        both = network(_twice(x_t), _twice(t), both_labels, None if x_0 is None else _twice(x_0))
+        previous = None if x_0 is None else torch.cat([x_0, x_0])
+        both = network(torch.cat([x_t, x_t]), torch.cat([t, t]), both_labels, previous)
         with_label, without = both.to(x_t.dtype).chunk(2)
         channels = x_t.shape[1]
         prediction = without[:, :channels] + weight * (with_label[:, :channels] - without[:, :channels])
         return torch.cat([prediction, with_label[:, channels:]], dim=1)
 
     return guide
-
-
-def _twice(x: Tensor) -> Tensor:
-    return torch.cat([x, x])

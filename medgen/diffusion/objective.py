@@ -1,9 +1,9 @@
-"""What a denoising network is trained to minimise."""
+"""Training losses of denoising networks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,11 +15,7 @@ from medgen.diffusion.schedule import NoiseSchedule
 Distance = Literal["l1", "mse", "huber"]
 VarianceMean = Literal["estimate", "truth"]
 
-DISTANCES: Mapping[Distance, Callable[[Tensor, Tensor], Tensor]] = {
-    "l1": l1_loss,
-    "mse": mse_loss,
-    "huber": huber_loss,
-}
+DISTANCES: Mapping[Distance, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1_loss, "mse": mse_loss, "huber": huber_loss}
 
 TARGETS: Mapping[PredictionType, Callable[[NoiseSchedule, Tensor, Tensor, Tensor], Tensor]] = {
     "eps": lambda schedule, x_0, eps, t: eps,
@@ -28,21 +24,18 @@ TARGETS: Mapping[PredictionType, Callable[[NoiseSchedule, Tensor, Tensor, Tensor
 }
 
 
-class MultiscaleNetwork(Protocol):
-    """A network whose label has been settled, with all its output heads."""
-
-    def __call__(self, x_t: Tensor, t: Tensor, x_0: Tensor | None) -> Sequence[Tensor]:
-        """Predictions, full resolution first; the first has twice the channels with learned variance."""
-        ...
+MultiscaleNetwork = Callable[[Tensor, Tensor, Tensor | None], Sequence[Tensor]]
+"""Called as ``network(x_t, t, x_0)``; gives the predictions of all output heads, full resolution first, of which the
+first one has twice the channels with learned variance."""
 
 
 class DiffusionLoss(NamedTuple):
-    """A training loss and what it is made of.
+    """A training loss and its terms.
 
     Attributes:
-        total: What to descend, a scalar.
-        terms: Detached scalars to log: ``l1`` and ``mse`` of the full-resolution prediction whatever is minimised, and
-            with learned variance ``variance`` and ``variance_fraction``.
+        total: Scalar to minimise.
+        terms: Detached scalars to log: ``l1`` and ``mse`` of the full-resolution prediction for any distance, and with
+            learned variance ``variance`` and ``variance_fraction``.
     """
 
     total: Tensor
@@ -62,28 +55,23 @@ def diffusion_loss(
     self_conditioning: bool = False,
     variance_mean: VarianceMean = "estimate",
 ) -> DiffusionLoss:
-    """Training loss of one batch: the prediction at all scales and, if the network learns it, the variance.
-
-    Every head weighs half as much as the one above it, against a target averaged down to its size.
+    """Training loss of one batch: the error of all output heads and, if the network learns it, the variance.
 
     Args:
-        network: Network with its label settled; twice the channels of ``x_0`` means learned variance.
+        network: Network with a fixed label; twice the channels of ``x_0`` mean learned variance.
         x_0: Clean latents or images in [-1, 1], (B, C, ...).
-        t: Time of each, (B,) int64.
+        t: Time of each image, (B,) int64.
         eps: Standard normal noise in the shape of ``x_0``.
-        schedule: The forward process.
-        prediction_type: What the network predicts.
-        distance: How its error is measured.
-        clip: Hold estimates of x_0 in [-1, 1], as sampling will.
-        self_conditioning: Let the network look at its own first estimate, which gets no gradient (Chen et al. 2022).
-        variance_mean: What the learned variance is measured around: the network's own estimate of x_0, or, for networks
-            that predict the noise, the true x_0 (clipped, if ``clip``) as in the published Medfusion code.
-
-    Returns:
-        The loss and its terms.
+        schedule: Forward process.
+        prediction_type: Quantity that the network predicts.
+        distance: Error of a prediction.
+        clip: Clamp estimates of x_0 to [-1, 1], as in sampling.
+        self_conditioning: Pass the network its own first estimate, without gradients (Chen et al. 2022).
+        variance_mean: Mean around which the learned variance is measured: the network's estimate of x_0, or, for
+            networks that predict the noise, the true x_0 (clipped, if ``clip``) as in the published Medfusion code.
 
     Raises:
-        ValueError: If there is no such prediction type or distance.
+        ValueError: If the prediction type or distance is unknown.
 
     Source: Ho et al. 2020, eq. 14; Salimans and Ho 2022 for v; Nichol and Dhariwal 2021, eq. 16 for the variance.
     """
@@ -115,12 +103,9 @@ def diffusion_loss(
 def multiscale_mean(
     predictions: Sequence[Tensor], target: Tensor, distance: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Weighted mean of the distances of all heads, full resolution first: weights 1, 1/2, 1/4 ... over their sum.
+    """Weighted mean of the distances of all predictions, full resolution first, with weights 1, 1/2, 1/4 ...
 
-    Args:
-        predictions: (B, C, ...), each at its own size.
-        target: (B, C, ...) at the size of the first; averaged down to that of the others.
-        distance: Scalar distance of two tensors of one shape.
+    The target has the size of the first prediction and is averaged down to that of the others.
     """
     weights = [0.5**level for level in range(len(predictions))]
     losses = [distance(p, interpolate(target, size=p.shape[2:], mode="area")) for p in predictions]
@@ -130,30 +115,29 @@ def multiscale_mean(
 def variance_loss(
     schedule: NoiseSchedule, x_t: Tensor, x_0: Tensor, estimate: Tensor, t: Tensor, fraction: Tensor
 ) -> Tensor:
-    """How badly the learned variance describes one reverse step: the part of the variational bound that trains it.
+    """Variational bound of one reverse step, as a loss of the learned variance.
 
-    The divergence of the true from the learned reverse step, in nats per pixel, and at t = 0 the negative
-    log-likelihood of x_0, up to a constant.
+    This is the divergence of the true from the learned reverse step, in nats per pixel, and at t = 0 the negative
+    log-likelihood of x_0, up to a constant; averaged over pixels and images.
 
     Args:
-        schedule: The forward process.
+        schedule: Forward process.
         x_t: Noisy images, (B, C, ...).
         x_0: Clean images, (B, C, ...).
-        estimate: Estimate of the clean images, (B, C, ...). Detach it, so that only the variance learns from this.
+        estimate: Estimate of the clean images, (B, C, ...); detach it to train the variance only.
         t: Time of each image, (B,) int64.
-        fraction: Where the variance lies between its bounds, (B, C, ...).
-
-    Returns:
-        The mean over pixels and images, a scalar.
+        fraction: Position of the variance between its bounds, (B, C, ...).
 
     Source: Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models", section 3.1.
     """
     log_variance = schedule.posterior_log_variance(t, x_t, fraction)
     true_log_variance = schedule.posterior_log_variance(t, x_t)
     first = (t == 0).reshape(-1, *[1] * (x_t.dim() - 1))
-    surprise = gaussian_nll_loss(estimate, x_0, log_variance.exp(), reduction="none")
+    nll = gaussian_nll_loss(estimate, x_0, log_variance.exp(), reduction="none")
     error = schedule.posterior_mean(x_t, x_0, t) - schedule.posterior_mean(x_t, estimate, t)
-    log_variance = torch.where(first, true_log_variance, log_variance)  # an overflow here would spoil all gradients
+    log_variance = torch.where(
+        first, true_log_variance, log_variance
+    )  # avoids an overflow, which would make gradients NaN
     difference = true_log_variance - log_variance
     divergence = (difference.exp() - 1 - difference + error.square() * (-log_variance).exp()) / 2
-    return torch.where(first, surprise, divergence).mean()
+    return torch.where(first, nll, divergence).mean()

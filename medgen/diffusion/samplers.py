@@ -1,4 +1,4 @@
-"""Samplers: pure functions of a denoiser, noise and a schedule. Anything diffusers has is reached by name as well."""
+"""Samplers: pure functions of a denoiser, noise and a schedule; see `medgen.diffusion.registry` for those by name."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def ddim(
     eta: float = 1.0,
     times: Sequence[int] | None = None,
 ) -> Tensor:
-    """Images by DDIM: deterministic after the first draw at eta = 0, as noisy as ancestral sampling at eta = 1.
+    """Sample by DDIM: deterministic given x_T at eta = 0, as noisy as ancestral sampling at eta = 1.
 
     Args:
         denoise: Estimates the clean image and the noise in x_t.
-        noise: Streams of the images; gives the first x_T, then one tensor per step that adds noise.
+        noise: Random streams of the images, for x_T and then for every step that adds noise.
         shape: Shape of one image, such as (C, H, W).
-        schedule: The forward process.
+        schedule: Forward process.
         steps: Number of calls of ``denoise``, evenly spread over the schedule.
         eta: Share of the noise added back at each step, 0 to 1.
-        times: Times to visit instead, strictly falling.
+        times: Times to visit instead of ``steps``, strictly falling.
 
     Returns:
-        The last estimates of x_0, (B, *shape), in the range of the training data.
+        Images (B, *shape) in the range of the training data.
 
     Raises:
         ValueError: If steps, eta or times are out of range.
@@ -57,11 +57,7 @@ def ddim(
 
 
 def check_eta(eta: float) -> None:
-    """Refuse a noise that `ddim` cannot add.
-
-    Raises:
-        ValueError: If it is not between 0 and 1.
-    """
+    """Raise a `ValueError` if `eta` is not between 0 and 1."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; use 0 (deterministic) to 1 (as noisy as ancestral sampling)")
 
@@ -75,24 +71,10 @@ def ancestral(
     steps: int = 1000,
     times: Sequence[int] | None = None,
 ) -> Tensor:
-    """Images by sampling q(x_{t-1} | x_t, x_0) step by step, with the denoiser's own variance if it learned one.
+    """Sample q(x_{t-1} | x_t, x_0) step by step, with the learned variance if there is one.
 
-    Fewer steps than the schedule has are evenly spread over it, and the betas are those of the shorter chain
-    (Nichol and Dhariwal 2021, section 4).
-
-    Args:
-        denoise: Estimates the clean image, the noise in x_t and, if learned, the variance of the step.
-        noise: Streams of the images; gives the first x_T, then one tensor per step but the last.
-        shape: Shape of one image, such as (C, H, W).
-        schedule: The forward process.
-        steps: Number of calls of ``denoise``.
-        times: Times to visit instead, strictly falling.
-
-    Returns:
-        The last posterior means, which are estimates of x_0, (B, *shape), in the range of the training data.
-
-    Raises:
-        ValueError: If steps or times are out of range.
+    If there are fewer steps than in the schedule, they are spread evenly, with the betas of the shorter chain
+    (Nichol and Dhariwal 2021, section 4). Arguments, result and errors are those of `ddim`.
 
     Source: Ho et al. 2020, "Denoising diffusion probabilistic models", algorithm 2.
     """
@@ -122,7 +104,4 @@ def _per_image(t: int, x: Tensor) -> Tensor:
 Sampler = Callable[..., Tensor]
 """Called as ``sampler(denoise, noise, shape, schedule, steps=...)``; some take more keywords."""
 
-SAMPLERS: Mapping[str, Sampler] = {
-    "ddim": ddim,
-    "ancestral": ancestral,
-}
+SAMPLERS: Mapping[str, Sampler] = {"ddim": ddim, "ancestral": ancestral}

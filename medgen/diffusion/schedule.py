@@ -1,4 +1,4 @@
-"""How much noise x_t holds at each time step, and the conversions between x_0, noise, velocity and x_t."""
+"""Noise schedules, and conversions between x_0, noise, velocity and x_t."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from medgen.config import Config
 
 BetaShape = Literal["linear", "scaled_linear", "cosine"]
 
-_LEAST_VARIANCE = 1e-20  # the posterior at t = 0 is a point; its logarithm has to stay finite
+_LEAST_VARIANCE = 1e-20  # keeps the logarithm finite at t = 0, where the posterior variance is 0
 
 
 def _linear(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
@@ -28,7 +28,7 @@ def _scaled_linear(timesteps: int, beta_start: float, beta_end: float) -> Tensor
 
 
 def _cosine(timesteps: int, beta_start: float, beta_end: float) -> Tensor:
-    """Nichol and Dhariwal 2021, eq. 17; it has no free ends, so both betas are ignored."""
+    """Nichol and Dhariwal 2021, eq. 17; both betas are ignored."""
     offset = 0.008
     position = torch.linspace(0, timesteps, timesteps + 1, dtype=torch.float64) / timesteps
     alpha_bar = torch.cos((position + offset) / (1 + offset) * torch.pi / 2) ** 2
@@ -53,7 +53,7 @@ class ScheduleConfig(Config):
         beta_end: Last beta, in (0, 1). Unused by ``cosine``.
 
     Raises:
-        ValueError: If there is no step, no such shape, or a beta outside (0, 1).
+        ValueError: If an argument is out of range or the shape is unknown.
     """
 
     timesteps: int = 1000
@@ -72,12 +72,10 @@ class ScheduleConfig(Config):
 
 
 class NoiseSchedule(nn.Module):
-    """The forward process x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t = 0 ... T-1.
+    """Forward process x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t = 0 ... T-1.
 
-    t = 0 has been diffused once already; samplers write -1 for the clean image. All tables are computed in float64 and
-    kept as float32 buffers that move with the module but are not part of its state: the arguments rebuild them.
-
-    Arguments are those of `ScheduleConfig`.
+    x_t at t = 0 has been diffused once already; t = -1 stands for the clean image. Tables are computed in float64 and
+    kept as float32 buffers outside the state dict. Arguments are those of `ScheduleConfig`.
 
     Source: Ho et al. 2020, "Denoising diffusion probabilistic models"; names follow its equations.
     """
@@ -95,11 +93,7 @@ class NoiseSchedule(nn.Module):
     posterior_variance: Tensor
 
     def __init__(
-        self,
-        timesteps: int = 1000,
-        shape: BetaShape = "cosine",
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
+        self, timesteps: int = 1000, shape: BetaShape = "cosine", beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> None:
         super().__init__()
         ScheduleConfig(timesteps=timesteps, shape=shape, beta_start=beta_start, beta_end=beta_end)  # checks them
@@ -123,7 +117,7 @@ class NoiseSchedule(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.to(torch.float32), persistent=False)
-        self._signal: list[float] = [*alpha_bar.tolist(), 1.0]  # the last entry is found by t = -1, the clean image
+        self._signal: list[float] = [*alpha_bar.tolist(), 1.0]  # the last entry is that of t = -1
 
     def __len__(self) -> int:
         return len(self._signal) - 1
@@ -135,7 +129,7 @@ class NoiseSchedule(nn.Module):
         return self._signal[t]
 
     def timesteps(self, steps: int) -> list[int]:
-        """The times a sampler of ``steps`` steps visits, falling from T-1; to 0 unless there is only one.
+        """Times that a sampler of ``steps`` steps visits, falling from T-1 to 0; T-1 alone for one step.
 
         Raises:
             ValueError: If ``steps`` is not between 1 and T.
@@ -147,28 +141,28 @@ class NoiseSchedule(nn.Module):
         return torch.linspace(0, len(self) - 1, steps, dtype=torch.int64).flip(0).tolist()
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t for one time per image: x_0 and eps (B, ...), t (B,) int64."""
+        """Compute x_t from x_0 and eps, (B, ...), for times t (B,) int64."""
         return _at(self.sqrt_alpha_bar, t, x_0) * x_0 + _at(self.sqrt_one_minus_alpha_bar, t, x_0) * eps
 
     def x_0_from_eps(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_0 that x_t and its noise imply."""
+        """Compute x_0 from x_t and its noise."""
         return _at(self.sqrt_recip_alpha_bar, t, x_t) * x_t - _at(self.sqrt_recip_alpha_bar_minus_one, t, x_t) * eps
 
     def eps_from_x_0(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
-        """Noise that x_t and x_0 imply."""
+        """Compute the noise from x_t and x_0."""
         recip = _at(self.sqrt_recip_alpha_bar, t, x_t)
         return (recip * x_t - x_0) / _at(self.sqrt_recip_alpha_bar_minus_one, t, x_t)
 
     def velocity(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The target v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 of Salimans and Ho 2022."""
+        """Compute v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 of Salimans and Ho 2022."""
         return _at(self.sqrt_alpha_bar, t, x_0) * eps - _at(self.sqrt_one_minus_alpha_bar, t, x_0) * x_0
 
     def x_0_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """x_0 that x_t and its velocity imply."""
+        """Compute x_0 from x_t and its velocity."""
         return _at(self.sqrt_alpha_bar, t, x_t) * x_t - _at(self.sqrt_one_minus_alpha_bar, t, x_t) * v
 
     def eps_from_velocity(self, x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
-        """Noise that x_t and its velocity imply."""
+        """Compute the noise from x_t and its velocity."""
         return _at(self.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(self.sqrt_alpha_bar, t, x_t) * v
 
     def posterior_mean(self, x_t: Tensor, x_0: Tensor, t: Tensor) -> Tensor:
@@ -176,13 +170,13 @@ class NoiseSchedule(nn.Module):
         return _at(self.posterior_weight_x_0, t, x_t) * x_0 + _at(self.posterior_weight_x_t, t, x_t) * x_t
 
     def posterior_log_variance(self, t: Tensor, like: Tensor, fraction: Tensor | float = 0.0) -> Tensor:
-        """Logarithm of the variance of one reverse step, between its two bounds.
+        """Log-variance of one reverse step, interpolated between its two bounds.
 
         Args:
             t: Time of each image, (B,) int64.
-            like: Any tensor (B, ...) with the number of dimensions the result should broadcast against.
-            fraction: 0 for the variance of q(x_{t-1} | x_t, x_0), 1 for beta_t, and what lies between in log space:
-                a number, or what a network with learned variance says, shaped as ``like``.
+            like: Any tensor (B, ...) with the number of dimensions that the result should broadcast against.
+            fraction: 0 for the variance of q(x_{t-1} | x_t, x_0), 1 for beta_t; a number or a tensor shaped as
+                ``like``.
 
         Source: Nichol and Dhariwal 2021, eq. 15.
         """
@@ -192,12 +186,12 @@ class NoiseSchedule(nn.Module):
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """Entries ``t`` (B,) of a table, shaped (B, 1, ...) to broadcast against ``like`` (B, ...)."""
+    """Look up entries ``t`` (B,) of a table, shaped (B, 1, ...) to broadcast against ``like`` (B, ...)."""
     return table[t].reshape(-1, *[1] * (like.dim() - 1))
 
 
 def check_times(times: Sequence[int], schedule: NoiseSchedule) -> list[int]:
-    """A sampler's own list of times, refused unless it falls strictly within the schedule."""
+    """Raise a `ValueError` unless times fall strictly within the schedule; returns them as integers."""
     visited = [int(t) for t in times]
     falling = all(later < earlier for earlier, later in pairwise(visited))
     if not visited or not falling or visited[0] >= len(schedule) or visited[-1] < 0:

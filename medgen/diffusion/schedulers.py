@@ -1,4 +1,4 @@
-"""One adapter that makes a sampler of any diffusers scheduler: DPM-Solver++, UniPC, Heun and the rest."""
+"""Samplers that run diffusers schedulers: DPM-Solver++, UniPC, Heun and others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TimestepSpacing = Literal["linspace", "leading", "trailing"]
 
 
 class SchedulerEntry(NamedTuple):
-    """A diffusers class and what it is built with."""
+    """A diffusers class and its arguments."""
 
     class_name: str
     options: Mapping[str, object] = MappingProxyType({})
 
 
-# Steps uniform in the logarithm of the signal-to-noise ratio (Lu et al. 2022, "DPM-Solver", section 3.4) instead of in
-# time: under the published schedule, 20 steps even in time end in a jump that loses a third of a narrow spread.
+# Steps uniform in the log signal-to-noise ratio (Lu et al. 2022, "DPM-Solver", section 3.4) instead of in time: under
+# the published schedule, the last of 20 steps uniform in time loses a third of a small standard deviation.
 _EVEN_LOG_SNR: Mapping[str, object] = MappingProxyType({"use_exponential_sigmas": True})
 
 SHORT_NAMES: Mapping[str, SchedulerEntry] = {
@@ -43,7 +43,7 @@ SHORT_NAMES: Mapping[str, SchedulerEntry] = {
     "pndm": SchedulerEntry("PNDMScheduler", {"skip_prk_steps": True}),
     "sa": SchedulerEntry("SASolverScheduler"),
 }
-"""Short names, taken in any case; the name of a diffusers class works as well, with that class's own defaults."""
+"""Short names, in any case; the name of a diffusers class works as well, with the defaults of that class."""
 
 REFUSED: Mapping[str, str] = {
     "DDIMInverseScheduler": "runs from the image to the noise",
@@ -55,24 +55,24 @@ REFUSED: Mapping[str, str] = {
     "TCDScheduler": "is made for distilled models",
 }
 
-# Whatever the class has of these: clipping belongs to the denoiser, and the last step ends at the clean image.
+# Set where the class has them: clipping belongs to the denoiser, and the last step ends at the clean image.
 _FIXED: Mapping[str, object] = {"clip_sample": False, "set_alpha_to_one": True, "prediction_type": "epsilon"}
 
 
 def diffusers_sampler(name: str, *, timestep_spacing: TimestepSpacing = "linspace", **options: object) -> Sampler:
-    """A sampler with the signature of `medgen.diffusion.samplers.ddim` that runs a diffusers scheduler.
+    """Make a sampler with the signature of `medgen.diffusion.samplers.ddim` that runs a diffusers scheduler.
 
-    Stochastic schedulers draw every image's noise from that image's own stream. Second-order schedulers call the
+    Stochastic schedulers draw the noise of every image from its own random stream. Second-order schedulers call the
     denoiser more often than ``steps`` times.
 
     Args:
         name: A name of `SHORT_NAMES` or of a diffusers class, such as "dpm++" or "DPMSolverMultistepScheduler".
-        timestep_spacing: How the times spread over the schedule (Lin et al. 2023, "Common diffusion noise schedules and
-            sample steps are flawed", table 2). "linspace" goes from the last to the first, as `ddim` does.
+        timestep_spacing: Spacing of the times (Lin et al. 2023, "Common diffusion noise schedules and sample steps are
+            flawed", table 2). "linspace" goes from the last to the first, as in `ddim`.
         **options: More arguments of the diffusers class, such as ``solver_order=3``.
 
     Raises:
-        ValueError: If there is no such scheduler, it cannot serve here, or it has no such option.
+        ValueError: If the scheduler or an option is unknown, or the scheduler cannot be used here.
         ImportError: If diffusers is not installed.
     """
     try:
@@ -109,12 +109,12 @@ def diffusers_sampler(name: str, *, timestep_spacing: TimestepSpacing = "linspac
             random["generator"] = _generators(noise)
         scheduler.set_timesteps(steps, device=x.device)
         if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)  # a search by time fails where two steps round to the same one
+            scheduler.set_begin_index(0)  # a search by time fails where two steps round to the same time
         x = x * scheduler.init_noise_sigma
         for time in scheduler.timesteps:
             x_t = scheduler.scale_model_input(x, time)
             t = torch.full((x.shape[0],), round(float(time)), device=x.device, dtype=torch.int64)
-            # The noise that agrees with x_0, so that clipping in the denoiser reaches the scheduler
+            # Noise computed from x_0, so that clipping in the denoiser reaches the scheduler
             eps = schedule.eps_from_x_0(x_t, denoise(x_t, t).x_0, t)
             x = scheduler.step(eps, time, x, return_dict=False, **random)[0]
         return x
@@ -123,8 +123,8 @@ def diffusers_sampler(name: str, *, timestep_spacing: TimestepSpacing = "linspac
 
 
 def _generators(noise: Noise) -> list[torch.Generator]:
-    """One generator per image, each seeded from that image's stream."""
-    words = noise.normal(4).cpu().view(torch.int32).tolist()  # the bits of four floats: plenty for a seed
+    """One generator per image, seeded from its random stream."""
+    words = noise.normal(4).cpu().view(torch.int32).tolist()  # the bits of four floats
     return [torch.Generator().manual_seed(stream_seed("diffusers", *row)) for row in words]
 
 

@@ -80,7 +80,8 @@ class OfficialFiles:
 
     def converted(self, file: ForeignFile, **options: Any) -> Converted:
         """The model in a file that `recognises` has said yes to."""
-        return cast("Converted", imported(self.convert)(file, **options))
+        made: Converted = imported(self.convert)(file, **options)
+        return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,8 @@ class Family:
 
     def model_class(self) -> type[Any]:
         """The class of its models."""
-        return cast("type[Any]", imported(self.model))
+        found: type[Any] = imported(self.model)
+        return found
 
     def config_class(self) -> type[ModelConfig]:
         """The class of their configs."""

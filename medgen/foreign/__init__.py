@@ -1,1 +1,1 @@
-"""Files of other projects, read as data: nothing in them is run."""
+"""Safe readers of files of other projects, which run nothing in them."""

@@ -1,4 +1,4 @@
-"""Weights of other projects, and of unfinished training runs, as medgen's networks and checkpoints."""
+"""Conversion of official weights and of training checkpoints to medgen's networks and checkpoint folders."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from medgen.renamed import current_arguments
 
 
 def official_networks() -> dict[str, Component]:
-    """The official networks that `load_official` knows, of all families, by name."""
+    """Official networks of all families, by name, for `load_official`."""
     return {name: part for family in FAMILIES.values() for name, part in family.official_networks().items()}
 
 
 def load_official(component: str, weights: Mapping[str, Tensor], config: Mapping[str, object]) -> nn.Module:
-    """Our network with the weights of an official one, ready for inference.
+    """Build a network with official weights, in evaluation mode.
 
     Args:
         component: A name of `official_networks`.
-        weights: The official state dict of that network alone, without a prefix.
-        config: The keyword arguments of the official constructor.
+        weights: Official state dict of that network alone, without a prefix.
+        config: Keyword arguments of the official constructor.
 
     Raises:
-        ValueError: If there is no such component, an argument cannot be built, or a weight is missing, unknown or of
-            another shape.
+        ValueError: If the component or an argument is unknown, or a weight is missing, unknown or of another shape.
     """
     found = official_networks()
     if component not in found:
@@ -56,26 +55,23 @@ def convert(
     extra_files: Mapping[str, Path] | None = None,
     **options: Any,
 ) -> Path:
-    """The folder of a new medgen checkpoint, made from other files without running anything in them.
+    """Write a medgen checkpoint folder from other files, without running anything in them.
 
     Args:
-        path: A file of an official code, as the records of the families expect it, or a checkpoint of a medgen training
-            run, of which the published weights are taken. A discriminator becomes the extra file `DISCRIMINATOR_FILE`.
-        out: The folder to write.
-        image_size: Height and width, for files that do not state them.
-        label_names: Class names, likewise; "class 0", ... by default. They are those of label maps where a model draws
-            from these.
-        about: Licence, data and intended use of the weights; what a training run has fine-tuned keeps its licence where
-            none is stated here.
-        dtype: How floating-point weights are stored, see `write_checkpoint`.
+        path: An official file of a family, or a checkpoint of a medgen training run, of which the published weights are
+            taken. A discriminator becomes the extra file `DISCRIMINATOR_FILE`.
+        out: Folder to write.
+        image_size: Height and width in pixels, for files that do not state them.
+        label_names: Names of the classes, or of the classes of label maps for models that draw from these, for files
+            that do not state them; "class 0", ... by default.
+        about: Licence, data and intended use of the weights; the licence of a fine-tuned model is kept unless stated.
+        dtype: Type of stored floating-point weights, see `write_checkpoint`.
         extra_files: Files to put beside the weights, by name.
-        **options: What else the files of a family do not state, and further files that belong to the first: the fields
-            of `OfficialFiles.options`.
+        **options: Options of the family, including further files: the fields of `OfficialFiles.options`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If a file is damaged, unsafe, or of a kind that cannot be converted, or if files are missing or
-            do not belong together.
+        CheckpointError: If a file is damaged, unsafe, of an unknown kind, or missing, or files do not belong together.
         ValueError: If `image_size`, `label_names` or an option do not fit the file.
     """
     file = ForeignFile(path)
@@ -116,11 +112,7 @@ def _with_files() -> list[tuple[Family, OfficialFiles]]:
 
 
 def _own_options(given: Mapping[str, Any], official: OfficialFiles | None, file: ForeignFile) -> dict[str, Any]:
-    """Those of the options that go with a file; others have their default value.
-
-    Raises:
-        ValueError: Naming one that goes with other files.
-    """
+    """Select the options of a file; raises a `ValueError` for others, unless they have their default value."""
     mine = official.defaults() if official else {}
     for name, value in given.items():
         others = [(other.defaults(), other.expects) for _, other in _with_files()]
@@ -142,27 +134,17 @@ def _listed(names: Sequence[str], word: str = "and") -> str:
 
 
 def _trained_family(file: ForeignFile) -> Family | None:
-    """The family of which medgen's own training wrote a checkpoint; None for another's."""
+    """The family whose medgen training wrote a checkpoint; None for other files."""
     settings = file.lightning.hyper_parameters if file.lightning else {}
     config = settings.get("config")
-    # A recipe leaves a dictionary and the module's name, see LightningCLI.
+    # Runs from a recipe have a dictionary as config and the module's name, see LightningCLI.
     named = [str(settings.get("_class_path")), *([config.kind.module] if isinstance(config, Record) else [])]
-    return next(
-        (
-            family
-            for family in FAMILIES.values()
-            if family.stages and any(name.startswith(f"{family.package}.") for name in named)
-        ),
-        None,
-    )
+    trained = (family for family in FAMILIES.values() if family.stages)
+    return next((family for family in trained if any(name.startswith(f"{family.package}.") for name in named)), None)
 
 
 def _published(file: ForeignFile, family: Family) -> tuple[Converted, About]:
-    """What a training run publishes, and what is known of it.
-
-    Raises:
-        CheckpointError: If the run has not come to the stage that publishes, or the file is damaged.
-    """
+    """Published weights of a training run; raises a `CheckpointError` before the stage that has them."""
     run = file.lightning
     assert run is not None
     fields = _fields(run.hyper_parameters.get("config"))
@@ -181,6 +163,6 @@ def _published(file: ForeignFile, family: Family) -> tuple[Converted, About]:
 
 
 def _fields(config: object) -> object:
-    """A config as a dictionary, with those of its parts, which are objects of their own in a pickle."""
+    """A config as a dictionary, including the configs of its parts, which are records in a pickle."""
     fields = config.state if isinstance(config, Record) else config
     return {name: _fields(value) for name, value in fields.items()} if isinstance(fields, dict) else fields

@@ -1,4 +1,4 @@
-"""A file of another program, of any kind that medgen reads."""
+"""Files of other programs, of all kinds that medgen reads."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ from medgen.foreign.torch_files import read_torch_file
 
 
 class ForeignFile:
-    """A file that is read as data when it is first asked for, once; nothing in it is run.
+    """A file that is read once, on first access, without running anything in it.
 
-    Every property may raise `FileNotFoundError`, or a `CheckpointError` where the file is damaged or unsafe.
-
-    Args:
-        path: The file.
+    Every property may raise a `FileNotFoundError`, or a `CheckpointError` if the file is damaged or unsafe.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -24,7 +21,7 @@ class ForeignFile:
 
     @classmethod
     def of(cls, source: str | Path | ForeignFile) -> ForeignFile:
-        """The file at a path; one that is open already stays as it is."""
+        """Wrap a path; a `ForeignFile` is returned unchanged."""
         return source if isinstance(source, ForeignFile) else cls(source)
 
     def __str__(self) -> str:
@@ -32,27 +29,27 @@ class ForeignFile:
 
     @cached_property
     def is_network_pickle(self) -> bool:
-        """Whether it is a pickle of networks, as ``.pkl`` files are."""
+        """Whether the file is a pickle of networks (``.pkl``)."""
         return is_pickle(self.path)
 
     @cached_property
     def networks(self) -> dict[str, PickledNetwork]:
-        """The networks of a pickle by name; empty for other files."""
+        """Networks of a pickle by name; empty for other files."""
         return read_network_pickle(self.path) if self.is_network_pickle else {}
 
     @cached_property
     def content(self) -> object:
-        """The content of a file of ``torch.save``; None for a pickle of networks."""
+        """Content of a file of ``torch.save``; None for a pickle of networks."""
         return None if self.is_network_pickle else read_torch_file(self.path)
 
     @cached_property
     def lightning(self) -> LightningFile | None:
-        """The checkpoint of a Lightning run; None for other files."""
+        """Lightning checkpoint; None for other files."""
         is_checkpoint = isinstance(self.content, dict) and isinstance(self.content.get("state_dict"), dict)
         return lightning_content(self.content, self.path) if is_checkpoint else None
 
     def summary(self) -> str:
-        """Names of the parts that it has, in a few words."""
+        """Short list of the parts of the file."""
         if self.networks:
             network = self.networks.get("G_ema", next(iter(self.networks.values())))
             parts = dict.fromkeys(".".join(name.split(".")[:2]) for name in network.state_dict)

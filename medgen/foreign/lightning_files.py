@@ -1,12 +1,11 @@
-"""Lightning checkpoints of other projects, read as data, without running anything the file names."""
+"""Safe reader of Lightning checkpoints."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from medgen.checkpoint import CheckpointError
-from medgen.foreign.pickles import Record
 from medgen.foreign.torch_files import read_torch_file
 
 
@@ -16,14 +15,13 @@ class LightningFile:
 
     Attributes:
         state_dict: Tensors by name, views of the mapped file.
-        hyper_parameters: What the module was built with; classes are `GlobalName`.
-        version: The Lightning version that wrote the file.
+        hyper_parameters: Arguments of the module; classes are `GlobalName`, objects are `Record`.
+        version: Lightning version that wrote the file.
         global_step: Optimiser steps so far.
-        publishable: Whether the generator in it is whole, see `medgen.training.base.GenerativeModule`; True where the
-            file does not say.
-        trained_with: Feature networks of the losses, as a training run of medgen notes them.
-        licence: Likewise that of the model it started from.
-        source: Likewise what it started from; empty for nothing.
+        publishable: Whether the generator is complete, see `medgen.training.base.GenerativeModule`; True by default.
+        trained_with: Feature networks of the losses, if stated.
+        licence: Licence of the model that the run started from, if stated.
+        source: Model that the run started from; empty for none.
     """
 
     state_dict: dict[str, Tensor]
@@ -37,7 +35,7 @@ class LightningFile:
 
 
 def read_lightning(path: str | Path) -> LightningFile:
-    """The weights and hyper-parameters of a Lightning ``.ckpt`` file.
+    """Read the weights and hyper-parameters of a Lightning ``.ckpt`` file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -48,7 +46,7 @@ def read_lightning(path: str | Path) -> LightningFile:
 
 
 def lightning_content(content: object, path: str | Path) -> LightningFile:
-    """The same of what has been read from a file.
+    """Interpret the content of a file as a Lightning checkpoint.
 
     Raises:
         CheckpointError: If it is not from Lightning.
@@ -56,19 +54,15 @@ def lightning_content(content: object, path: str | Path) -> LightningFile:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict")
     state = content["state_dict"]
-    strangers = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
-    if strangers:
-        raise CheckpointError(
-            f"{path} is not a Lightning checkpoint: state_dict entry {strangers[0]!r} is not a tensor"
-        )
+    others = [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: state_dict entry {others[0]!r} is not a tensor")
     hyper_parameters, step = content.get("hyper_parameters", {}), content.get("global_step", 0)
     networks, origin = content.get("trained_with"), content.get("origin")
     origin = origin if isinstance(origin, dict) else {}
     return LightningFile(
         state_dict=state,
-        hyper_parameters={name: _with_plain_parts(value) for name, value in hyper_parameters.items()}
-        if isinstance(hyper_parameters, dict)
-        else {},
+        hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
         version=str(content.get("pytorch-lightning_version", "")),
         global_step=step if isinstance(step, int) else 0,
         publishable=content.get("publishable", True) is True,
@@ -76,11 +70,3 @@ def lightning_content(content: object, path: str | Path) -> LightningFile:
         licence=str(origin.get("licence", "unknown")),
         source=str(origin.get("source", "")),
     )
-
-
-def _with_plain_parts(value: object) -> object:
-    """An object whose attributes that are objects became dictionaries: a config with those of its parts."""
-    if not isinstance(value, Record) or not isinstance(value.state, dict):
-        return value
-    inner = {name: _with_plain_parts(item) for name, item in value.state.items()}
-    return replace(value, state={name: v.state if isinstance(v, Record) else v for name, v in inner.items()})

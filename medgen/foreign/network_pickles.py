@@ -7,7 +7,6 @@ files with names other than those that the official code writes.
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +27,10 @@ class PickledNetwork:
     """One module of a file.
 
     Attributes:
-        class_name: Name of its official class, such as ``Generator``, which StyleGAN2 and StyleGAN3 share.
-        arguments: The keyword arguments of the constructor.
+        class_name: Name of the official class, such as ``Generator``, which StyleGAN2 and StyleGAN3 share.
+        arguments: Keyword arguments of the constructor.
         state_dict: Weights and buffers by their official names.
-        attributes: Numbers, texts and the like that modules were given, by the name of the module and their own.
+        attributes: Plain attributes of the modules, by dotted name.
     """
 
     class_name: str
@@ -47,26 +46,22 @@ def is_pickle(path: str | Path) -> bool:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file {path}")
-    with path.open("rb") as file:
+    with reading(path, _KIND), path.open("rb") as file:
         head = file.read(2)
     return len(head) == 2 and head[0] == 0x80 and head[1] >= 2 and not is_torch_file(path)
 
 
 def read_network_pickle(path: str | Path) -> dict[str, PickledNetwork]:
-    """The networks of a file, by the names of `NETWORKS`; those that it lacks are left out.
+    """Read the networks of a file, by those names of `NETWORKS` that it has.
 
     Raises:
         FileNotFoundError: If there is no such file.
         CheckpointError: If the file is damaged, of the older TensorFlow code, or of another program.
-        UnsafeFileError: If the file names anything but what the official code writes.
+        UnsafeFileError: If the file has names that the official code does not write.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file {path}")
     with reading(path, _KIND), path.open("rb") as file:
-        content = Interpreter(calls=_CALLS, strict=True).run(pickletools.genops(file))
+        content = Interpreter(calls=_CALLS, strict=True).run(file)
         expected = f"{_KIND} has a dictionary of networks, {', '.join(NETWORKS)}"
         if not isinstance(content, dict):
             raise CheckpointError(f"found {type(content).__name__}, but {expected}")
@@ -90,7 +85,7 @@ class _Module:
 
 
 def _module(description: Mapping[str, Any]) -> _Module:
-    """What the official code calls with the description of a module, its source text included."""
+    """Build a module from its description, ignoring its source text."""
     name, state = description["class_name"], description["state"]
     if description["type"] != "class" or not isinstance(name, str) or not isinstance(state, dict):
         raise CheckpointError("a network is no object with a state")
@@ -98,7 +93,7 @@ def _module(description: Mapping[str, Any]) -> _Module:
 
 
 def _storage(content: bytes) -> Tensor:
-    """The numbers of a tensor, which are a file of ``torch.save`` of their own."""
+    """Read the storage of a tensor, which is a ``torch.save`` file of its own."""
     found = read_torch_bytes(content, {})
     if not isinstance(found, Tensor):
         raise CheckpointError(f"found {type(found).__name__} in place of the numbers of a tensor")
@@ -147,11 +142,11 @@ def _network(name: str, module: object) -> PickledNetwork:
 
 
 def _collect(module: object, prefix: str, state_dict: dict[str, Tensor], attributes: dict[str, object]) -> None:
-    """Gathers weights and attributes as ``Module.state_dict`` does: those of a module, then those of its parts."""
+    """Collect weights and attributes in the order of ``Module.state_dict``."""
     if not isinstance(module, _Module):
         raise CheckpointError(f"{prefix.rstrip('.')} is of type {type(module).__name__}, and not a network")
-    passing = module.state.get("_non_persistent_buffers_set", ())
-    buffers = {name: value for name, value in module.part("_buffers").items() if name not in passing}
+    left_out = module.state.get("_non_persistent_buffers_set", ())
+    buffers = {name: value for name, value in module.part("_buffers").items() if name not in left_out}
     for name, value in (module.part("_parameters") | buffers).items():
         if value is not None and not isinstance(value, Tensor):
             raise CheckpointError(f"{prefix}{name} is of type {type(value).__name__}, and not a tensor")

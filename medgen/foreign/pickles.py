@@ -1,8 +1,8 @@
-"""Pickles of other programs, read as data, without running anything they name.
+"""Safe interpreter of pickles from other programs.
 
-A pickle is a program: loading one the usual way imports and calls whatever it names. So pickles are interpreted here,
-opcode by opcode: they can build containers, numbers, text and tensors, and a name they mention becomes a `GlobalName`.
-Nothing is imported; a call of anything outside a short table is refused.
+Unpickling imports and calls whatever a pickle names. This interpreter follows the opcodes itself: a pickle can build
+containers, numbers, text and tensors, and names become `GlobalName`. Nothing is imported, and calls outside a short
+table are refused.
 """
 
 import pickletools
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +23,12 @@ from medgen.checkpoint import CheckpointError
 
 
 class UnsafeFileError(CheckpointError):
-    """A file that would run code when loaded the usual way; nothing of it was run. The message names the call."""
+    """A file that would run code when unpickled; the message names the call. Nothing was run."""
 
 
 @dataclass(frozen=True)
 class GlobalName:
-    """A class or function that a file mentions; it was not imported."""
+    """A class or function that a file names; it was not imported."""
 
     module: str
     name: str
@@ -42,9 +42,9 @@ class Record:
     """An object of a class that was not imported.
 
     Attributes:
-        kind: The name of its class.
-        args: What the class would have been given.
-        state: Its attributes.
+        kind: Name of the class.
+        args: Arguments of the class.
+        state: Attributes.
     """
 
     kind: GlobalName
@@ -53,9 +53,8 @@ class Record:
 
 
 Storage: TypeAlias = Callable[[str, torch.dtype, int], Tensor]
-Opcodes: TypeAlias = Iterable[tuple[pickletools.OpcodeInfo, object, int | None]]
 
-# Instructions that put their argument on the stack: numbers, text and bytes.
+# Instructions that push their argument on the stack: numbers, text and bytes
 _LITERALS = (
     {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
     | {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
@@ -120,7 +119,7 @@ PLAIN_CALLS: Calls = {
     "numpy._core.multiarray.scalar": _scalar,
     "_codecs.encode": _encode,
 }
-"""What a file may call, by name: constructors of plain values."""
+"""Calls that a file may make, by name: constructors of plain values."""
 
 
 def _no_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
@@ -129,13 +128,13 @@ def _no_storage(key: str, dtype: torch.dtype, numel: int) -> Tensor:
 
 @dataclass
 class Interpreter:
-    """Runs the opcodes of one pickle on a stack of plain values.
+    """Interpreter of one pickle on a stack of plain values.
 
     Attributes:
-        storage: The numbers that a reference stands for, of its key, type and length; by default there are none.
-        calls: What the pickle may call, by name.
-        strict: Whether names outside `calls` are refused where they are mentioned. Else they stay names, and objects of
-            such classes become records.
+        storage: Maps key, type and length of a storage reference to its numbers; by default references are refused.
+        calls: Allowed calls, by name.
+        strict: Whether to refuse names outside `calls`. Otherwise they stay names, and objects of such classes become
+            records.
 
     Source: the opcodes are documented in Python's ``pickletools``.
     """
@@ -147,9 +146,9 @@ class Interpreter:
     marks: list[int] = field(default_factory=list, init=False)
     memo: dict[object, object] = field(default_factory=dict, init=False)
 
-    def run(self, opcodes: Opcodes) -> object:
-        """The value that the pickle builds."""
-        for opcode, argument, _ in opcodes:
+    def run(self, source: BinaryIO | bytes) -> object:
+        """Build the value of a pickle; a file is read up to the end of the pickle."""
+        for opcode, argument, _ in pickletools.genops(source):
             if opcode.name == "STOP":
                 break
             self._step(opcode.name, argument)
@@ -163,7 +162,7 @@ class Interpreter:
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[name])
             case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_SET" | "EMPTY_TUPLE":
-                stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}[name]())
+                stack.append({"DICT": dict, "LIST": list, "SET": set, "TUPLE": tuple}[name.removeprefix("EMPTY_")]())
             case "MARK":
                 self.marks.append(len(stack))
             case "DICT":
@@ -184,7 +183,7 @@ class Interpreter:
                 self.memo[len(self.memo)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[argument])
-            case "GLOBAL":
+            case "GLOBAL":  # the argument is "module name"
                 stack.append(self._name(*str(argument).split(" ", 1)))
             case "STACK_GLOBAL":
                 stack[-2:] = [self._name(*map(str, stack[-2:]))]
@@ -198,7 +197,7 @@ class Interpreter:
                 self._set_state(stack.pop())
             case "BINPERSID":
                 stack.append(self._resolve(stack.pop()))
-            case "INST":  # the argument is "module name"
+            case "INST":
                 raise UnsafeFileError(f"the file calls {str(argument).replace(' ', '.')} when loaded; nothing was run")
             case "OBJ":
                 raise UnsafeFileError(f"the file calls {_shown(self._above_mark()[0])} when loaded; nothing was run")
@@ -254,7 +253,7 @@ class Interpreter:
         elif isinstance(target, np.dtype) and isinstance(state, tuple):
             if state[1] == ">":
                 raise CheckpointError("numpy values in big-endian order are not read")
-        elif not isinstance(target, dict):  # a state_dict has its _metadata as an attribute, which nobody needs
+        elif not isinstance(target, dict):  # the _metadata of a state_dict is not needed
             raise UnsafeFileError(f"the file changes {_shown(target)} when loaded; nothing was run")
 
     def _resolve(self, reference: object) -> object:
@@ -269,7 +268,7 @@ class Interpreter:
 
 
 def _shown(value: object) -> str:
-    """What an error says of a value: no more than its type, as small files can stand for endless ones."""
+    """Name or type of a value for an error message; the value itself may be huge."""
     return str(value) if isinstance(value, GlobalName) else f"a value of type {type(value).__name__}"
 
 
@@ -277,34 +276,26 @@ def _storage_type(name: GlobalName) -> torch.dtype | None:
     return _STORAGES.get(name.name) if name.module in ("torch", "torch.cuda") else None
 
 
+_WRONG_VALUES = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError)
+_DAMAGED = (*_WRONG_VALUES, struct.error, zipfile.BadZipFile, OSError, MemoryError)  # the last one by damaged lengths
+
+
 @contextmanager
 def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever following a damaged file leads to into an error that names the file.
-
-    Args:
-        path: The file.
-        kind: What it should be, such as "a file of torch.save".
+    """Turn the errors of reading a damaged file into one that names the file and the expected kind of file.
 
     Raises:
-        CheckpointError: If it is damaged; `UnsafeFileError` stays one.
+        FileNotFoundError: If there is no such file.
+        CheckpointError: If the file is damaged; an `UnsafeFileError` stays one.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
     try:
         yield
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        RuntimeError,
-        ArithmeticError,
-        MemoryError,  # a damaged length that is taken at its word; it has no message
-        struct.error,
-        zipfile.BadZipFile,
-        OSError,
-    ) as error:
-        # A failed look-up says no more than what was looked up, and some errors say nothing.
+    except _DAMAGED as error:
+        # Messages of look-ups hold the key alone, and those of other errors may be empty.
         reason = "" if isinstance(error, LookupError) else str(error)
         reason = reason or f"its pickle cannot be followed ({type(error).__name__})"
         raise CheckpointError(f"{path} is damaged, or not {kind}: {reason}") from error

@@ -1,4 +1,4 @@
-"""Checkpoints that authors keep in a Hub Space in their own format: fetched and converted once."""
+"""Checkpoints in the authors' own format in a Hub Space: fetched and converted once."""
 
 from __future__ import annotations
 
@@ -26,25 +26,23 @@ def fetch_official(
     about: About | None = None,
     revision: str | None = None,
 ) -> Path:
-    """The checkpoint folder converted from a file that authors keep in a Hub Space.
+    """Fetch and convert a file of a Hub Space; returns the checkpoint folder.
 
-    The first call fetches the file, converts it without running anything in it, and keeps the result in medgen's cache
-    folder under the commit it came from. Later calls use that and need no network, unless it is damaged. The authors'
-    commits are not known to medgen: without a `revision`, the one found at the first fetch stays the one that is used
-    on this machine.
+    The first call keeps the converted folder in medgen's cache under its commit. Later calls need no network unless the
+    folder is damaged; without a `revision`, they stay at the commit of the first fetch.
 
     Args:
         space: ``org/name`` of the Space.
-        patterns: Names the file may have, with ``*``; exactly one file must match.
-        image_size: Height and width of the images, which the file does not state.
-        label_names: Names of its classes, which the file does not state either.
+        patterns: Possible names of the file, with ``*``; exactly one file must match.
+        image_size: Height and width of the images in pixels.
+        label_names: Names of the classes.
         about: Licence and data of the weights; the source is filled in.
         revision: Commit, tag or branch of the Space; the main branch by default.
 
     Raises:
-        FileNotFoundError: If no file matches, or several do; what was found is listed.
+        FileNotFoundError: If not exactly one file matches; the message lists the files.
         ConnectionError: If the Hub cannot be reached; the message says how to go on offline.
-        CheckpointError: If the file is damaged or not what it should be.
+        CheckpointError: If the file is damaged or of another kind.
     """
     from filelock import FileLock
 
@@ -56,10 +54,10 @@ def fetch_official(
             return converted
         if converted:
             logger.warning("%s is damaged and will be made again", converted)
-            revision = converted.parent.name  # the same weights as before
+            revision = converted.parent.name
         file, commit, name = _download_official(space, patterns, revision, home)
         folder = home / commit / name.replace("/", "--")
-        if folder != converted and _is_sound(folder):  # a branch or tag of a commit that is here already
+        if folder != converted and _is_sound(folder):  # the revision is at a commit that is cached
             return folder
         source = f"https://huggingface.co/spaces/{space}/blob/{commit}/{name}"
         logger.info("converting %s of %s at commit %s into %s", name, space, commit, folder)
@@ -86,7 +84,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def _download_official(space: str, patterns: Sequence[str], revision: str | None, home: Path) -> tuple[Path, str, str]:
-    """The file in the Hub's cache, the commit it is from, and its name in the Space."""
+    """Download the file; returns its path in the Hub's cache, its commit and its name in the Space."""
     from huggingface_hub import HfApi
 
     advice = (
@@ -112,7 +110,7 @@ def _download_official(space: str, patterns: Sequence[str], revision: str | None
         revision = info.sha
     file = download(space, name, revision, advice=advice, kind="Space")
     blob = file.resolve()
-    # The cache keeps large files under the sha256 that the Hub states for them, but does not compare it.
+    # The Hub's cache names large files by their stated sha256 but does not verify it.
     if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256_of(blob) != blob.name:
         evict(file)
         raise CheckpointError(

@@ -1,12 +1,10 @@
-"""Files of ``torch.save``, read as data: tensors and plain values, without running anything the file names.
+"""Safe reader of ``torch.save`` files.
 
-``torch.load(weights_only=True)`` refuses files whose hyper-parameters name classes, which Lightning checkpoints do; see
-`medgen.foreign.pickles` for the way taken here. Tensors are views of the memory-mapped file, so optimiser states and
-other tensors that are not used are never read.
+``torch.load(weights_only=True)`` refuses files that name classes, as the hyper-parameters of Lightning checkpoints do;
+`medgen.foreign.pickles` does not. Tensors are views of the memory-mapped file, so unused ones are never read.
 """
 
 import io
-import pickletools
 import re
 import struct
 import zipfile
@@ -27,7 +25,7 @@ _Content: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.uint8]]"
 
 
 def read_torch_file(path: str | Path) -> object:
-    """The content of a file written by ``torch.save``, of any age, as plain containers, values and tensors.
+    """Read a file written by ``torch.save``, of any torch version, as plain containers, values and tensors.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -35,28 +33,22 @@ def read_torch_file(path: str | Path) -> object:
         UnsafeFileError: If loading it the usual way would run code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint file {path}")
     with reading(path, "a file of torch.save"), path.open("rb") as file:
         return _read(file, np.memmap(path, mode="c"))  # copy on write: tensors may be changed, the file never is
 
 
 def read_torch_bytes(content: bytes, calls: Calls) -> object:
-    """What ``torch.save`` wrote into memory, as bytes within another file are; a name that is not called is refused.
-
-    Args:
-        content: The bytes, which are copied.
-        calls: What their pickle may call, by name.
+    """Read bytes written by ``torch.save``, which are copied; names outside `calls` are refused.
 
     Raises:
-        CheckpointError: If they are damaged, or not from ``torch.save``.
+        CheckpointError: If the bytes are damaged, or not from ``torch.save``.
         UnsafeFileError: If they name anything else.
     """
     return _read(io.BytesIO(content), np.frombuffer(bytearray(content), dtype=np.uint8), calls, strict=True)
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether a file begins as those of ``torch.save`` do, of any age."""
+    """Whether a file starts like one of ``torch.save``, of any torch version."""
     with path.open("rb") as file:
         head = file.read(32)
     return head.startswith(b"PK") or _LEGACY_MAGIC.to_bytes(10, "little") in head
@@ -105,11 +97,11 @@ def _read_zip(file: BinaryIO, content: _Content, calls: Calls, strict: bool) -> 
             raise CheckpointError(f"the record data/{key} has {size} bytes in place of {numel * dtype.itemsize}")
         return _mapped(content, start, dtype, numel)
 
-    return Interpreter(storage, calls, strict).run(pickletools.genops(raw("data.pkl")))
+    return Interpreter(storage, calls, strict).run(raw("data.pkl"))
 
 
 def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) -> object:
-    """Files from torch < 1.6: magic number, version, machine, the object, storage keys, then the storages in turn."""
+    """Read a file from torch < 1.6: magic number, version, machine, object, storage keys, then the storages."""
     if [_next_pickle(file, calls, strict) for _ in range(2)] != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
         raise CheckpointError("not a file of torch.save")
     machine = _next_pickle(file, calls, strict)
@@ -122,8 +114,8 @@ def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) 
         sizes[key] = dtype, numel
         return torch.empty(numel, dtype=dtype, device="meta")
 
-    # The storages follow the pickle that needs them: a first pass finds their sizes, a second one builds.
-    Interpreter(note, calls, strict).run(pickletools.genops(file))
+    # Storages follow the pickle that refers to them: a first pass finds their sizes, a second one builds the object.
+    Interpreter(note, calls, strict).run(file)
     keys = _next_pickle(file, calls, strict)
     position = file.tell()
     storages: dict[str, Tensor] = {}
@@ -135,18 +127,18 @@ def _read_legacy(file: BinaryIO, content: _Content, calls: Calls, strict: bool) 
             raise CheckpointError(f"the storage {key} is cut off, or has {stated} values in place of {numel}")
         storages[key] = _mapped(content, position - numel * dtype.itemsize, dtype, numel)
     file.seek(begin)
-    return Interpreter(lambda key, dtype, numel: storages[key], calls, strict).run(pickletools.genops(file))
+    return Interpreter(lambda key, dtype, numel: storages[key], calls, strict).run(file)
 
 
 def _next_pickle(file: BinaryIO, calls: Calls, strict: bool) -> object:
     def refuse(key: str, dtype: torch.dtype, numel: int) -> Tensor:
         raise CheckpointError("not a file of torch.save")
 
-    return Interpreter(refuse, calls, strict).run(pickletools.genops(file))
+    return Interpreter(refuse, calls, strict).run(file)
 
 
 def _mapped(content: _Content, start: int, dtype: torch.dtype, numel: int) -> Tensor:
-    """A one-dimensional tensor over bytes of the file; copied where they are not aligned."""
+    """A one-dimensional tensor over bytes of the file; a copy if they are not aligned."""
     if numel == 0:
         return torch.empty(0, dtype=dtype)
     chunk = np.asarray(content[start : start + numel * dtype.itemsize])

@@ -1,1 +1,1 @@
-"""Losses shared by the families: pure functions of tensors, and small modules where a loss holds weights."""
+"""Losses shared by the families: functions of tensors, and modules where a loss holds weights."""

@@ -1,4 +1,4 @@
-"""What discriminator and generator of a GAN minimise, as functions of the discriminator's logits."""
+"""Adversarial losses as functions of the discriminator's logits."""
 
 from __future__ import annotations
 
@@ -11,72 +11,36 @@ from torch.nn.functional import relu, softplus
 AdversarialKind = Literal["hinge", "logistic", "least_squares", "exponential", "wasserstein"]
 
 
-def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Zero once real logits exceed 1 and fake ones fall below -1. Lim and Ye 2017, "Geometric GAN", eq. 11."""
-    return (relu(1 - real).mean() + relu(1 + fake).mean()) / 2
-
-
-def hinge_generator(fake: Tensor) -> Tensor:
-    """The negated logits of fake images, in the shape of ``fake``. Lim and Ye 2017, "Geometric GAN", eq. 12."""
-    return -fake
-
-
-def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Binary cross-entropy of real and fake logits. Goodfellow et al. 2014, "Generative adversarial nets", eq. 1."""
-    return (softplus(-real).mean() + softplus(fake).mean()) / 2
-
-
-def logistic_generator(fake: Tensor) -> Tensor:
-    """Cross-entropy of fake logits taken for real ones ("non-saturating"), in the shape of ``fake``."""
-    return softplus(-fake)
-
-
-def least_squares_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Squared distance of real logits to 1 and of fake ones to 0. Mao et al. 2017, "Least squares GAN", eq. 9."""
-    return ((real - 1).square().mean() + fake.square().mean()) / 2
-
-
-def least_squares_generator(fake: Tensor) -> Tensor:
-    """Squared distance of fake logits to 1, halved, in the shape of ``fake``. Mao et al. 2017, eq. 9."""
-    return (fake - 1).square() / 2
-
-
-def exponential_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Exponential (boosting) loss of real and fake logits."""
-    return ((-real).exp().mean() + fake.exp().mean()) / 2
-
-
-def exponential_generator(fake: Tensor) -> Tensor:
-    """Exponential loss of fake logits taken for real ones, in the shape of ``fake``."""
-    return (-fake).exp()
-
-
-def wasserstein_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Half of what fake logits exceed real ones by. Arjovsky et al. 2017, "Wasserstein GAN", eq. 2, negated."""
-    return (fake.mean() - real.mean()) / 2
-
-
-def wasserstein_generator(fake: Tensor) -> Tensor:
-    """The negated logits of fake images, in the shape of ``fake``. Arjovsky et al. 2017, algorithm 1."""
-    return -fake
-
-
 class AdversarialLoss(NamedTuple):
-    """The two sides of one game.
+    """Losses of discriminator and generator.
 
     Attributes:
-        discriminator: Called as ``discriminator(real, fake)`` with logits of any shape; gives a scalar.
-        generator: Called as ``generator(fake)``; gives one value per logit, to be averaged or summed.
+        of_real: Discriminator loss of each logit of a real image.
+        of_fake: Discriminator loss of each logit of a generated image.
+        generator: Generator loss of each logit of a generated image.
     """
 
-    discriminator: Callable[[Tensor, Tensor], Tensor]
+    of_real: Callable[[Tensor], Tensor]
+    of_fake: Callable[[Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Mean of the losses of real and fake logits of any shape, a scalar."""
+        return (self.of_real(real).mean() + self.of_fake(fake).mean()) / 2
 
 
 ADVERSARIAL: Mapping[AdversarialKind, AdversarialLoss] = {
-    "hinge": AdversarialLoss(hinge_discriminator, hinge_generator),
-    "logistic": AdversarialLoss(logistic_discriminator, logistic_generator),
-    "least_squares": AdversarialLoss(least_squares_discriminator, least_squares_generator),
-    "exponential": AdversarialLoss(exponential_discriminator, exponential_generator),
-    "wasserstein": AdversarialLoss(wasserstein_discriminator, wasserstein_generator),
+    # Lim and Ye 2017, "Geometric GAN", eq. 11 and 12
+    "hinge": AdversarialLoss(lambda real: relu(1 - real), lambda fake: relu(1 + fake), lambda fake: -fake),
+    # Goodfellow et al. 2014, "Generative adversarial nets", eq. 1, with the non-saturating generator loss
+    "logistic": AdversarialLoss(lambda real: softplus(-real), softplus, lambda fake: softplus(-fake)),
+    # Mao et al. 2017, "Least squares generative adversarial networks", eq. 9
+    "least_squares": AdversarialLoss(
+        lambda real: (real - 1).square(), lambda fake: fake.square(), lambda fake: (fake - 1).square() / 2
+    ),
+    # the loss of boosting
+    "exponential": AdversarialLoss(lambda real: (-real).exp(), lambda fake: fake.exp(), lambda fake: (-fake).exp()),
+    # Arjovsky et al. 2017, "Wasserstein GAN", eq. 2 and algorithm 1
+    "wasserstein": AdversarialLoss(lambda real: -real, lambda fake: fake, lambda fake: -fake),
 }
+logistic_discriminator, logistic_generator = ADVERSARIAL["logistic"].discriminator, ADVERSARIAL["logistic"].generator

@@ -1,4 +1,4 @@
-"""Losses of an autoencoder: likeness at every scale, patch discriminators, a latent one can draw."""
+"""Reconstruction and adversarial losses of autoencoders with outputs at several scales."""
 
 from __future__ import annotations
 
@@ -23,35 +23,34 @@ _PIXEL: Mapping[PixelLoss, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Loss(NamedTuple):
-    """A scalar to descend, and detached scalars to log."""
+    """A scalar to minimise, and detached scalars to log."""
 
     total: Tensor
     terms: dict[str, Tensor]
 
 
 class AutoencoderLoss(nn.Module):
-    """Pixel, perceptual, structural and adversarial loss of the autoencoder's outputs at all scales.
+    """Pixel, perceptual, structural and adversarial loss of the outputs at all scales.
 
     The two published reductions differ in more than a factor:
 
     * ``sum`` (KL autoencoder) sums over channels and pixels, averages over the batch, and adds the scales. Perceptual
-      and structural loss are one number per image and count once for every channel and pixel.
+      and structural loss are one number per image, added to every channel and pixel.
     * ``mean`` (VQ autoencoder) averages over everything, and over the scales with weights 1, 1/2, 1/4 ...
 
     Args:
         pixel: Absolute or squared difference.
-        perceptual: Distance per image (B,) in [-1, 1], such as `FeaturePerceptualLoss`, or None.
-        perceptual_weight: Its weight.
+        perceptual: Distance of images in [-1, 1], one value per image, such as `FeaturePerceptualLoss`, or None.
+        perceptual_weight: Weight of the perceptual distance.
         ssim_weight: Weight of one minus the structural similarity.
-        adversarial: The game between decoder and discriminators.
-        adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
+        adversarial: Kind of adversarial loss.
+        adversarial_weight: Weight of the decoder's adversarial loss, times `adaptive_weight`.
         reduction: See above.
-        downscaling: How the image is brought to the size of the lower scales for the reconstruction: ``nearest-exact``
-            as published for training without discriminators, ``area`` as published with them. Discriminators see the
-            area mean in any case.
+        downscaling: Resizing of the target to lower scales for the reconstruction: ``nearest-exact`` as published for
+            training without discriminators, ``area`` as published with them. Discriminators always see the area mean.
 
     Raises:
-        ValueError: If a choice does not exist.
+        ValueError: If an option is unknown.
 
     Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
     generative adversarial networks for medical image synthesis"; Esser et al. 2021, "Taming transformers", for the
@@ -80,9 +79,7 @@ class AutoencoderLoss(nn.Module):
             if value not in get_args(choices):
                 raise ValueError(f"{name} is {value!r}; use one of {', '.join(map(repr, get_args(choices)))}")
         self.pixel: PixelLoss = pixel
-        self.perceptual = perceptual
-        self.perceptual_weight = perceptual_weight
-        self.ssim_weight = ssim_weight
+        self.perceptual, self.perceptual_weight, self.ssim_weight = perceptual, perceptual_weight, ssim_weight
         self.adversarial: AdversarialKind = adversarial
         self.adversarial_weight = adversarial_weight
         self.reduction: Reduction = reduction
@@ -99,13 +96,12 @@ class AutoencoderLoss(nn.Module):
 
         Args:
             outputs: Reconstructions in [-1, 1], (B, C, ...), full resolution first.
-            target: The image, (B, C, ...) in [-1, 1], at full resolution.
-            discriminators: One for each output, or none for training without them.
-            last_layers: The weight of the layer each output comes from; balances both kinds of loss, see
-                `adaptive_weight`. Needed with discriminators.
+            target: Images, (B, C, ...) in [-1, 1], at full resolution.
+            discriminators: One for each output, or none.
+            last_layers: Weight of the last layer of each output, for `adaptive_weight`; needed with discriminators.
 
         Returns:
-            The total; terms ``pixel``, ``perceptual`` and ``ssim`` (mean likeness) at full resolution,
+            The total; terms ``pixel``, ``perceptual`` and ``ssim`` (mean similarity) at full resolution,
             ``reconstruction`` over all scales and, with discriminators, ``adversarial_<scale>`` and
             ``adaptive_weight_<scale>``.
         """
@@ -114,7 +110,7 @@ class AutoencoderLoss(nn.Module):
         reconstructions: list[Tensor] = []
         terms: dict[str, Tensor] = {}
         for output, image in zip(outputs, targets, strict=True):
-            reconstruction, parts = self._likeness(output, image)
+            reconstruction, parts = self._similarity(output, image)
             reconstructions.append(reconstruction)
             terms = terms or parts
         total = self._over_scales(reconstructions)
@@ -122,24 +118,19 @@ class AutoencoderLoss(nn.Module):
         if not len(discriminators):
             return Loss(total, terms)
 
-        games = []
+        adversarial = []
         for scale, discriminator in enumerate(discriminators):
             logits = ADVERSARIAL[self.adversarial].generator(discriminator(outputs[scale]).float())
-            game = logits.sum() if self.reduction == "sum" else logits.mean()
-            weight = adaptive_weight(reconstructions[scale], game, last_layers[scale])
-            games.append(self.adversarial_weight * weight * game)
-            terms |= {f"adversarial_{scale}": games[-1].detach(), f"adaptive_weight_{scale}": weight}
-        return Loss(total + self._over_scales(games), terms)
+            loss = logits.sum() if self.reduction == "sum" else logits.mean()
+            weight = adaptive_weight(reconstructions[scale], loss, last_layers[scale])
+            adversarial.append(self.adversarial_weight * weight * loss)
+            terms |= {f"adversarial_{scale}": adversarial[-1].detach(), f"adaptive_weight_{scale}": weight}
+        return Loss(total + self._over_scales(adversarial), terms)
 
     def discriminator_loss(
         self, outputs: Sequence[Tensor], target: Tensor, discriminators: Sequence[nn.Module] | nn.ModuleList
     ) -> Loss:
-        """Loss of the discriminators on the image and on reconstructions, which get no gradient.
-
-        Args:
-            outputs: Reconstructions in [-1, 1], (B, C, ...), full resolution first.
-            target: The image, (B, C, ...) in [-1, 1], at full resolution.
-            discriminators: One for each output.
+        """Loss of the discriminators, one for each output; arguments are those of `forward`.
 
         Returns:
             The total; terms ``discriminator_<scale>``, and the mean logits ``logits_real`` and ``logits_fake`` of the
@@ -147,9 +138,8 @@ class AutoencoderLoss(nn.Module):
         """
         losses: list[Tensor] = []
         terms: dict[str, Tensor] = {}
-        for discriminator, output, image in zip(
-            discriminators, outputs, _pyramid(target, outputs, "area"), strict=True
-        ):
+        targets = _pyramid(target, outputs, "area")
+        for discriminator, output, image in zip(discriminators, outputs, targets, strict=True):
             real, fake = discriminator(image).float(), discriminator(output.detach()).float()
             loss = ADVERSARIAL[self.adversarial].discriminator(real, fake)
             terms = terms or {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
@@ -157,12 +147,12 @@ class AutoencoderLoss(nn.Module):
             losses.append(loss)
         return Loss(self._over_scales(losses), terms)
 
-    def _likeness(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Reconstruction loss of one scale, reduced over images and pixels, and its parts."""
+    def _similarity(self, output: Tensor, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reconstruction loss of one scale, a scalar, and its parts."""
         pixel = _PIXEL[self.pixel](output, image)
-        likeness = ssim(((output + 1) / 2).clamp(0, 1), (image + 1) / 2, nonnegative=True)
-        per_image = self.ssim_weight * (1 - likeness)
-        parts = {"pixel": pixel.detach().mean(), "ssim": likeness.detach().mean()}
+        similarity = ssim(((output + 1) / 2).clamp(0, 1), (image + 1) / 2, nonnegative=True)
+        per_image = self.ssim_weight * (1 - similarity)
+        parts = {"pixel": pixel.detach().mean(), "ssim": similarity.detach().mean()}
         if self.perceptual is not None:
             perceptual = self.perceptual(output, image)
             per_image = per_image + self.perceptual_weight * perceptual
@@ -178,26 +168,18 @@ class AutoencoderLoss(nn.Module):
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """How much the adversarial loss has to weigh to move the last layer as far as the reconstruction loss does.
-
-    Args:
-        reconstruction: Scalar loss.
-        adversarial: Scalar loss.
-        last_layer: Weight of the layer both losses reach last.
-
-    Returns:
-        A scalar from 0 to 10,000 without gradient.
+    """Ratio of the gradient norms of both scalar losses at the last layer's weight: from 0 to 10,000, detached.
 
     Source: Esser et al. 2021, "Taming transformers for high-resolution image synthesis", eq. 7.
     """
-    (toward_image,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (toward_real,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
-    weight: Tensor = toward_image.norm() / (toward_real.norm() + 1e-4)
+    (of_reconstruction,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    weight: Tensor = of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)
     return weight.clamp(0, 1e4).detach()
 
 
 def _pyramid(target: Tensor, outputs: Sequence[Tensor], downscaling: Downscaling) -> list[Tensor]:
-    """The image at the size of every output."""
+    """Target at the size of every output."""
     return [
         target if target.shape[2:] == output.shape[2:] else interpolate(target, size=output.shape[2:], mode=downscaling)
         for output in outputs

@@ -1,4 +1,4 @@
-"""Divergence of the distributions that autoencoders encode images as."""
+"""Divergences of latent distributions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,7 @@ from torch import Tensor
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Divergence of N(mean, variance) from N(0, 1) in nats, summed over each code.
-
-    Args:
-        mean: (B, ...).
-        log_variance: In the shape of ``mean``.
-
-    Returns:
-        (B,) float32, 0 for a standard normal distribution.
+    """Kullback-Leibler divergence of N(mean, variance) from N(0, 1) in nats, summed over each image: (B,) float32.
 
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", appendix B.
     """

@@ -1,4 +1,4 @@
-"""Likeness of two images in the eyes of discriminators."""
+"""Feature matching in discriminators."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from torch import Tensor
 from torch.nn.functional import l1_loss
 
 Features = Sequence[Tensor]
-"""What the layers of one discriminator give, first to last; the last one is its logits."""
+"""Outputs of the layers of one discriminator, first to last; the last one holds its logits."""
 
 
 def feature_matching(fake: Sequence[Features], real: Sequence[Features]) -> Tensor:
-    """How far the features of generated images are from those of real ones, as a scalar.
-
-    The mean absolute difference of each layer but the last, added up over layers and averaged over discriminators.
+    """Mean absolute difference of the features of all layers but the last, summed over layers, as a scalar.
 
     Args:
-        fake: For each discriminator its features of generated images.
-        real: The same of the real images they stand for; no gradient flows to them.
+        fake: Features of generated images for each discriminator, over which the loss is averaged.
+        real: Features of the matching real images; no gradient flows to them.
 
     Raises:
-        ValueError: If the two are not of the same discriminators.
+        ValueError: If the features are not of the same discriminators.
 
     Source: Wang et al. 2018, "High-resolution image synthesis and semantic manipulation with conditional GANs", eq. 4.
     """

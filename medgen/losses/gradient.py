@@ -1,4 +1,4 @@
-"""Penalties on gradients of networks: how fast a discriminator's logits and a generator's images change."""
+"""Gradient penalties of discriminators and generators."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared length of the gradient of each image's logit, (B,).
+    """Squared norm of the gradient of each image's logit, (B,).
 
     Args:
-        logits: A discriminator's, (B,), of `images`.
+        logits: Logits of `images`, (B,).
         images: Real images (B, C, H, W) that require gradients.
 
     Source: Mescheder et al. 2018, "Which training methods for GANs do actually converge?", eq. 9.
@@ -22,12 +22,12 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
-    """How far each image moves in a random direction when its styles move, (B,).
+    """Norm of the gradient of each image, projected on a random direction, with respect to its styles, (B,).
 
     Args:
-        images: A generator's, (B, C, H, W), of `styles`.
-        styles: (B, layers, w_dim) that require gradients.
-        noise: The directions: standard normal, in the shape of the images.
+        images: Images generated from `styles`, (B, C, H, W).
+        styles: Styles (B, layers, w_dim) that require gradients.
+        noise: Random directions: standard normal, in the shape of the images.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", eq. 4.
     """

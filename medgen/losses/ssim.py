@@ -16,21 +16,17 @@ def ssim(
     k: tuple[float, float] = (0.01, 0.03),
     nonnegative: bool = False,
 ) -> Tensor:
-    """How alike two images are in brightness, contrast and structure: 1 if equal, around 0 if unrelated.
+    """Structural similarity per image, (B,), averaged over pixels and channels: 1 if equal, around 0 if unrelated.
 
-    A dimension shorter than the window is not smoothed, so that the smallest scales of a deep supervision can still be
-    compared; a side of one pixel is no dimension.
+    Dimensions shorter than the window are not smoothed, so that small scales of deep supervision can be compared.
 
     Args:
         x: Images in [0, 1], (B, C, H, W) or (B, C, D, H, W).
         y: Images to compare with, in the shape of ``x``.
         window: Width of the Gaussian window in pixels, odd. There is no padding.
-        sigma: Its standard deviation in pixels.
+        sigma: Standard deviation of the window in pixels.
         k: Relative sizes of the constants that keep dark and flat regions stable.
-        nonnegative: Count negative channels as 0, so that the gradient leads nowhere but to likeness.
-
-    Returns:
-        One value per image, (B,), averaged over pixels and channels.
+        nonnegative: Clamp the mean of each channel to at least 0, so that gradients never reduce similarity.
 
     Raises:
         ValueError: If the shapes differ or are not those of images, or the window is not a positive odd number.

@@ -1,4 +1,4 @@
-"""Attention layers of UNets: plain ("linear") and a whole transformer block ("spatial")."""
+"""Attention layers of UNets: attention alone ("linear") and a transformer block ("spatial")."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from torch import Tensor, nn
 from medgen.nn.layers import LayerSpec, normalisation, zero_init
 
 AttentionKind = Literal["none", "linear", "spatial"]
-"""The published name "linear" stands for linear projections; the cost is quadratic in the number of pixels."""
+"""The published name "linear" refers to the projections; the cost is quadratic in the number of pixels."""
 
 _HEADS = 8
 
 
 class MultiHeadAttention(nn.Module):
-    """Residual attention of every pixel to all pixels, or to the embedding if one is given.
-
-    The embedding is a single key, so that every pixel receives the same projection of it.
+    """Residual attention of every pixel to all pixels, or to a single embedding if one is given.
 
     Args:
         spatial_dims: 2 for images, 3 for volumes.
         channels: Channels of the feature map.
-        norm: Normalisation of the feature map before queries (and, without embedding, keys and values) are taken.
-        dropout: Probability after the output projection.
+        norm: Normalisation of the feature map.
+        dropout: Dropout probability after the output projection.
         embedding_dim: Length of the embedding; None for self-attention.
     """
 
@@ -126,24 +124,21 @@ def attention(
     dropout: float = 0.0,
     embedding_dim: int | None = None,
 ) -> MultiHeadAttention | SpatialTransformer | None:
-    """The attention layer of one level, None for "none".
+    """Build the attention layer of one level; None for "none".
 
     Raises:
         ValueError: If the kind is unknown or the level has fewer channels than there are heads.
     """
     if kind == "none":
         return None
-    layers: dict[str, type[MultiHeadAttention | SpatialTransformer]] = {
-        "linear": MultiHeadAttention,
-        "spatial": SpatialTransformer,
-    }
-    if kind not in layers:
+    if kind not in ("linear", "spatial"):
         raise ValueError(f"attention {kind!r} is unknown; use 'none', 'linear' or 'spatial'")
-    return layers[kind](spatial_dims, channels, norm=norm, dropout=dropout, embedding_dim=embedding_dim)
+    layer = MultiHeadAttention if kind == "linear" else SpatialTransformer
+    return layer(spatial_dims, channels, norm=norm, dropout=dropout, embedding_dim=embedding_dim)
 
 
 def _inner_channels(channels: int) -> int:
-    """Channels of all heads together: as many as fit into the level's in equal parts."""
+    """Number of channels rounded down to a multiple of the number of heads."""
     if channels < _HEADS:
         raise ValueError(f"attention needs at least {_HEADS} channels, one per head; this level has {channels}")
     return channels // _HEADS * _HEADS
@@ -155,5 +150,5 @@ def _to_tokens(x: Tensor) -> Tensor:
 
 
 def _to_feature_map(tokens: Tensor, *, like: Tensor) -> Tensor:
-    """Tokens (B, N, C) laid out again as the pixels of `like` (B, any, *spatial): a view, channels last."""
+    """Reshape tokens (B, N, C) to the spatial shape of `like` (B, any, *spatial): a view, channels last."""
     return tokens.transpose(1, 2).view(len(tokens), -1, *like.shape[2:])

@@ -1,4 +1,4 @@
-"""Autoencoders of images to a small latent, with a Gaussian or a codebook.
+"""Autoencoders with a Gaussian (KL) or quantised (VQ) latent.
 
 Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
 generative adversarial networks for medical image synthesis".
@@ -25,7 +25,7 @@ class AutoencoderConfig(LevelsConfig):
     """Shape of an autoencoder; the defaults are those published for radiographs.
 
     Attributes:
-        kind: ``kl``, a Gaussian latent, or ``vq``, one of codes.
+        kind: ``kl`` for a Gaussian latent, ``vq`` for a quantised one.
         latent_channels: Channels of the latent; the paper found 4 too few and used 8.
         num_codes: Size of the codebook of ``vq``.
 
@@ -51,12 +51,12 @@ class AutoencoderConfig(LevelsConfig):
 
     @property
     def shrinkage(self) -> tuple[int, ...]:
-        """Ratio of image to latent size along every dimension."""
+        """Ratio of image to latent size along each dimension."""
         return shrinkage(self.levels, self.spatial_dims)
 
 
 class Encoder(nn.Module):
-    """The features of an image at the last level: a stem, and a `DownLevel` for each level after the first."""
+    """A stem and a `DownLevel` for each level after the first."""
 
     def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
@@ -74,18 +74,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The way back: a stem at the last level, an `UpLevel` to each finer one, and output heads.
-
-    `heads[0]` is the output at full resolution, `heads[i]` reads the features of level i.
-    """
+    """A stem at the last level, an `UpLevel` to each finer one, and output heads; `heads[i]` reads level i."""
 
     def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
         levels = config.levels
         self.stem = ConvBlock(config.latent_channels, levels[-1].channels, config)
-        self.levels = nn.ModuleList(  # coarse to fine
-            UpLevel(coarse, fine, config) for fine, coarse in reversed(list(pairwise(levels)))
-        )
+        pairs = reversed(list(pairwise(levels)))  # coarse to fine
+        self.levels = nn.ModuleList(UpLevel(coarse, fine, config) for fine, coarse in pairs)
         self.heads = nn.ModuleList(  # fine to coarse
             convolution(config.spatial_dims, level.channels, channels, kernel_size=1)
             for level in levels[: config.extra_heads + 1]
@@ -100,7 +96,7 @@ class Decoder(nn.Module):
         return out
 
     def multiscale(self, z: Tensor) -> list[Tensor]:
-        """The output of every head, full resolution first."""
+        """Output of every head, full resolution first."""
         features = [self.stem(z)]
         for level in self.levels:
             features.append(level(features[-1]))
@@ -108,10 +104,10 @@ class Decoder(nn.Module):
 
 
 class KLAutoencoder(nn.Module):
-    """An autoencoder whose latent is a Gaussian per pixel, kept near the standard one.
+    """An autoencoder whose latent is one Gaussian per pixel and channel.
 
     Args:
-        config: Its shape.
+        config: Shape of the networks.
         channels: Channels of the images.
         out_channels: Channels of the reconstructions; None for those of the images.
     """
@@ -127,38 +123,29 @@ class KLAutoencoder(nn.Module):
         self.decoder = Decoder(config, channels if out_channels is None else out_channels)
 
     def encode_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent of an image (B, C, *spatial) in [-1, 1]: (B, latent_channels, *latent).
-
-        The log-variance is clamped to [-30, 20].
-        """
+        """Mean and log-variance, clamped to [-30, 20], of the latent of images (B, C, *spatial) in [-1, 1]."""
         mean, logvar = self.to_moments(self.encoder(x)).chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
     def encode_mean(self, x: Tensor) -> Tensor:
-        """The middle of the latent's distribution, for an image (B, C, *spatial) in [-1, 1]."""
+        """Mean of the latent (B, latent_channels, *latent) of images (B, C, *spatial) in [-1, 1]."""
         return self.encode_moments(x)[0]
 
     def encode(self, x: Tensor, noise: Tensor) -> Tensor:
-        """The latent of an image (B, C, *spatial) in [-1, 1] as the diffusion model sees it: drawn, not the mean.
-
-        Args:
-            x: Images.
-            noise: Standard normal numbers in the shape of the latent.
-        """
-        mean, logvar = self.encode_moments(x)
-        return reparameterise(mean, logvar, noise)
+        """Sample the latent of images (B, C, *spatial) in [-1, 1]; `noise` is standard normal, shaped as the latent."""
+        return reparameterise(*self.encode_moments(x), noise)
 
     def settle(self, z: Tensor) -> Tensor:
-        """What the decoder is given for a latent (B, latent_channels, *latent): the latent itself."""
+        """Input of the decoder for a latent (B, latent_channels, *latent): the latent itself."""
         return z
 
     def decode(self, z: Tensor) -> Tensor:
-        """The image (B, C, *spatial) of a latent (B, latent_channels, *latent), about [-1, 1] but unbounded."""
+        """Decode a latent (B, latent_channels, *latent) to images (B, C, *spatial), about [-1, 1] but unbounded."""
         out: Tensor = self.decoder(z)
         return out
 
     def decode_multiscale(self, z: Tensor) -> list[Tensor]:
-        """The image of a latent at every resolution that has an output head, full resolution first."""
+        """Decode a latent at every resolution that has an output head, full resolution first."""
         return self.decoder.multiscale(z)
 
 
@@ -166,7 +153,7 @@ class VQAutoencoder(nn.Module):
     """An autoencoder whose latent pixels are entries of a learned codebook.
 
     Args:
-        config: Its shape; `latent_channels` is the length of each code.
+        config: Shape of the networks; `latent_channels` is the length of each code.
         channels: Channels of the images.
         out_channels: Channels of the reconstructions; None for those of the images.
         beta: Weight of the commitment term.
@@ -182,30 +169,30 @@ class VQAutoencoder(nn.Module):
         self.decoder = Decoder(config, channels if out_channels is None else out_channels)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The latent (B, latent_channels, *latent) of an image (B, C, *spatial) in [-1, 1], not yet quantised."""
+        """Latent (B, latent_channels, *latent), not yet quantised, of images (B, C, *spatial) in [-1, 1]."""
         out: Tensor = self.to_latent(self.encoder(x))
         return out
 
     def encode_mean(self, x: Tensor) -> Tensor:
-        """The latent itself, which is not random here; see `KLAutoencoder.encode_mean`."""
+        """Alias of `encode`, as the latent is deterministic; see `KLAutoencoder.encode_mean`."""
         return self.encode(x)
 
     def quantize(self, z: Tensor) -> Quantized:
-        """The nearest codes of a latent, their indices, and the codebook's loss."""
+        """Nearest codes of a latent, their indices, and the codebook loss."""
         out: Quantized = self.quantizer(z)
         return out
 
     def settle(self, z: Tensor) -> Tensor:
-        """What the decoder is given for a latent (B, latent_channels, *latent): the nearest codes."""
+        """Input of the decoder for a latent (B, latent_channels, *latent): the nearest codes."""
         return self.quantize(z).latent
 
     def decode(self, z: Tensor) -> Tensor:
-        """The image of a latent, which is quantised first."""
+        """Quantise and decode a latent."""
         out: Tensor = self.decoder(self.settle(z))
         return out
 
     def decode_multiscale(self, z: Tensor) -> tuple[list[Tensor], Quantized]:
-        """The image of a latent at every resolution that has an output head, and the quantisation in between."""
+        """Decode a latent at every resolution that has an output head; also returns its quantisation."""
         quantized = self.quantize(z)
         return self.decoder.multiscale(quantized.latent), quantized
 
@@ -213,7 +200,5 @@ class VQAutoencoder(nn.Module):
 def make_autoencoder(
     config: AutoencoderConfig, channels: int, out_channels: int | None = None
 ) -> KLAutoencoder | VQAutoencoder:
-    """Build an autoencoder of the kind that its config names."""
-    if config.kind == "vq":
-        return VQAutoencoder(config, channels, out_channels)
-    return KLAutoencoder(config, channels, out_channels)
+    """Build an autoencoder of the config's kind."""
+    return (VQAutoencoder if config.kind == "vq" else KLAutoencoder)(config, channels, out_channels)

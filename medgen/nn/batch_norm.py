@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of all processes."""
+"""Batch normalisation synchronised over processes, on any device."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from torch import Tensor, nn
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose statistics in training are those of all processes together, on any device.
+    """Batch normalisation whose training statistics, in float32, cover all processes.
 
-    ``torch.nn.SyncBatchNorm`` runs on GPUs only. Statistics are in float32 whatever the input is in. Names in the state
-    dict are those of `torch.nn.BatchNorm2d`.
+    Unlike ``torch.nn.SyncBatchNorm`` it also runs on CPUs. The state dict is that of `torch.nn.BatchNorm2d`.
 
     Source: Ioffe and Szegedy 2015, "Batch normalization: accelerating deep network training by reducing internal
     covariate shift", algorithm 1.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) normalised by channel.
+        """Normalise (B, C, H, W) by channel.
 
         Raises:
             ValueError: If a training batch has a single value per channel.
@@ -50,7 +49,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics toward those of a batch."""
+        """Update the running statistics."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -60,6 +59,5 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 def _processes() -> int:
-    """How many take part in training."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

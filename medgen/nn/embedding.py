@@ -1,4 +1,4 @@
-"""Vectors that tell a network the time step and the label."""
+"""Embeddings of time steps and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def sinusoidal_embedding(
 
     Args:
         t: Time steps, (B,).
-        dim: Width of the result; an odd width ends in a zero.
+        dim: Length of the result; an odd length ends in a zero.
         max_period: The slowest frequency is about 1 / max_period.
         shift: Subtracted from the number of frequencies in the exponent: 1 makes the slowest one exactly
             1 / max_period.
@@ -39,24 +39,23 @@ def sinusoidal_embedding(
 
 
 class ClassEmbedding(nn.Module):
-    """One learned vector per class; label -1 gives the zero vector, which is no label at all."""
+    """One learned vector per class; label -1 (none) gives the zero vector."""
 
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
         self.table = nn.Embedding(num_classes, dim)
 
     def forward(self, label: Tensor) -> Tensor:
-        """Vectors (B, dim) of class indices (B,) int64."""
-        known = label >= 0
+        """Class indices (B,) int64 to (B, dim)."""
         vector: Tensor = self.table(label.clamp(min=0))
-        return vector * known[:, None]
+        return vector * (label >= 0)[:, None]
 
 
 class ConditionEmbedding(nn.Module):
-    """A learned vector for several findings or continuous values at once, any of which may be unknown.
+    """Embedding of several findings or continuous values, any of which may be unknown.
 
-    A linear layer sees each value (0 where unknown) and whether it is known. A row without any known value gives the
-    zero vector, which is no label at all.
+    A linear layer sees each value (0 where unknown) and whether it is known; a row without known values gives the zero
+    vector.
     """
 
     def __init__(self, num_conditions: int, dim: int) -> None:
@@ -64,7 +63,7 @@ class ConditionEmbedding(nn.Module):
         self.project = nn.Linear(2 * num_conditions, dim)
 
     def forward(self, label: Tensor) -> Tensor:
-        """Vectors (B, dim) of values (B, K) float32, NaN where unknown."""
+        """Values (B, K) float32, NaN where unknown, to (B, dim)."""
         known = ~label.isnan()
         features = torch.cat([label.nan_to_num(0.0), known.to(label.dtype)], dim=1)
         vector: Tensor = self.project(features.to(self.project.weight.dtype))
@@ -72,7 +71,7 @@ class ConditionEmbedding(nn.Module):
 
 
 def label_embedding(label_space: LabelSpace, dim: int) -> ClassEmbedding | ConditionEmbedding | None:
-    """The embedding (B, dim) of labels of a kind; None where there are no labels."""
+    """Build the embedding of a kind of label; None without labels."""
     if label_space.kind == "none":
         return None
     return (ClassEmbedding if label_space.kind == "single" else ConditionEmbedding)(len(label_space), dim)

@@ -1,6 +1,6 @@
-"""Layers with equalised learning rates, and convolutions that a style modulates.
+"""Layers with equalised learning rates, and convolutions modulated by a style.
 
-Weights are drawn from a unit normal and scaled where they are used, so that Adam moves all of them equally fast.
+Weights are drawn from a unit normal and scaled in the forward pass, so that Adam moves all of them equally fast.
 
 Source: Karras et al. 2018, "Progressive growing of GANs", section 4.1; Karras et al. 2020, "Analyzing and improving the
 image quality of StyleGAN", section 2.2 and appendix B.
@@ -20,27 +20,25 @@ from medgen.nn.resampling import downsample, filtered, separable_filter, upsampl
 Resampling = Literal["none", "up", "down"]
 
 SLOPE = 0.2
-"""Of the leaky ReLU."""
-
-
+"""Slope of the leaky ReLU."""
 GAIN = math.sqrt(2)
-"""What keeps the variance through it. It is put into the weights before it, as a leaky ReLU passes factors on."""
+"""Factor that keeps the variance through the leaky ReLU; it is applied to the weights before it."""
 
 
 def activate(x: Tensor, clamp: float | None = None) -> Tensor:
-    """Leaky ReLU of numbers that have `GAIN` already, clamped to so much in both directions."""
+    """Leaky ReLU of values already scaled by `GAIN`, clamped to [-clamp, clamp]."""
     out = F.leaky_relu(x, SLOPE)
     return out if clamp is None else F.hardtanh(out, -clamp, clamp)  # its gradient takes one pass, that of clamp four
 
 
 class EqualisedLinear(nn.Module):
-    """A linear layer, in float32 under autocast, too: styles and logits need it.
+    """A linear layer, in float32 even under autocast, as styles and logits need it.
 
     Args:
         in_features: Length of the input.
         out_features: Length of the output.
-        bias_start: What the bias starts at.
-        rate: Learning rate of its weights, by that of the optimiser.
+        bias_start: Initial value of the bias.
+        rate: Learning rate of the weights relative to that of the optimiser.
         active: Whether a leaky ReLU follows.
     """
 
@@ -62,16 +60,16 @@ class EqualisedLinear(nn.Module):
 
 
 class EqualisedConv(nn.Module):
-    """A convolution, before or after which the size may be halved.
+    """A convolution that may halve the size.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel: Height and width of the weights.
         halve: Whether the output has half the size.
-        bias: Whether there is one.
+        bias: Whether to add a bias.
         active: Whether a leaky ReLU follows.
-        clamp: Largest absolute value of the output, by `gain`; None for any.
+        clamp: Largest absolute value of the output at gain 1; None for no limit.
     """
 
     kernel: Tensor
@@ -105,13 +103,13 @@ class EqualisedConv(nn.Module):
 def convolve(
     x: Tensor, weight: Tensor, kernel: Tensor, resampling: Resampling = "none", bias: Tensor | None = None
 ) -> Tensor:
-    """A convolution that keeps, doubles or halves the size, with the filter on the side that has more pixels.
+    """Convolution that keeps, doubles or halves the size, with the filter applied at the larger size.
 
     Args:
-        x: (B, in, H, W).
-        weight: (out, in, k, k), k being 1 or 3; turned round where the size is doubled, as published.
-        kernel: The filter.
-        resampling: What becomes of the size.
+        x: Images, (B, in, H, W).
+        weight: Weights, (out, in, k, k), k being 1 or 3; flipped where the size is doubled, as published.
+        kernel: Resampling filter.
+        resampling: Change of size.
         bias: (out,), or None.
     """
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -129,14 +127,9 @@ def convolve(
 
 
 def modulated(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor, *, resampling: Resampling = "none") -> Tensor:
-    """A convolution whose weights a style scales for each image: the style scales the input, which is the same.
+    """Convolution of (B, in, H, W) with weights (out, in, k, k) scaled per image by styles (B, in).
 
-    Args:
-        x: (B, in, H, W).
-        weight: (out, in, k, k).
-        styles: (B, in).
-        kernel: The filter of resampling.
-        resampling: What becomes of the size.
+    The styles scale the input instead of the weights, which is equivalent.
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", eq. 1.
     """
@@ -144,11 +137,7 @@ def modulated(x: Tensor, weight: Tensor, styles: Tensor, kernel: Tensor, *, resa
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
-    """What brings the scaled weights of each output channel back to unit length, (B, out) float32.
-
-    Args:
-        weight: (out, in, k, k).
-        styles: (B, in).
+    """Factors (B, out), float32, that normalise weights (out, in, k, k) scaled by styles (B, in).
 
     Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", eq. 3.
     """
@@ -158,7 +147,7 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
 
 
 class MinibatchDeviation(nn.Module):
-    """Adds a channel that says how much the images of a group differ, so that a collapse is seen.
+    """Append a channel with the standard deviation over a group of images, which exposes mode collapse.
 
     Args:
         group: Images per group; a smaller batch is one group.

@@ -1,15 +1,14 @@
-"""The same network, arranged for many calls without gradients on a CPU.
+"""Copies of networks that are faster when called many times without gradients on a CPU.
 
-A sampling run calls one network hundreds of times with the same weights and shapes. As PyTorch runs it, every call of a
-convolution lays its weights out anew for the kernel, which at batch 1 costs more than the convolution itself. The copy
-that `for_inference` makes
+PyTorch's convolutions reorder their weights for the kernel in every call, which at batch 1 costs more than the
+convolution itself. A copy made by `for_inference`
 
-- holds convolution weights in the layout that oneDNN's kernel asks for, and everything else channels last;
-- replaces modules that know a faster form of themselves (`HasInferenceForm`), and in bfloat16 runs convolutions of very
-  small images as matrix products;
-- under autocast is in bfloat16 from end to end, but for norms, where autocast itself would cast all weights anew.
+- stores convolution weights in the layout of oneDNN's kernel, and everything else channels last;
+- replaces modules by their faster form (`HasInferenceForm`), and in bfloat16 runs convolutions of very small images as
+  matrix products;
+- under autocast is in bfloat16 throughout, except for norms, where autocast would cast all weights in every call.
 
-It is exact up to rounding. Whatever it does not know, and every other device, runs as before.
+Results are equal up to rounding. Other modules and devices run unchanged.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ import torch
 from torch import Tensor, nn
 
 _TILE_ROWS = 16
-"""Rows of an AMX tile. A convolution fills them with the pixels of one output row, a matrix product with any pixels."""
+"""Rows of an AMX tile. A convolution fills them with pixels of one output row, a matrix product with any pixels."""
 _SAMPLED = 4
-"""Values along each side of a weight that are looked at for changes, at least where there are as many."""
+"""Values along each side of a weight that are checked for changes."""
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
-"""Layers that keep their parameters and statistics in float32 whatever they are applied to."""
+"""Layers whose parameters and statistics stay in float32."""
 
 
 @runtime_checkable
 class HasInferenceForm(Protocol):
-    """A module that knows a faster module for the same function, made of plain torch layers."""
+    """A module with a faster equivalent made of plain torch layers."""
 
     def inference_form(self) -> nn.Module:
-        """The faster module, with parameters of its own where they differ; itself if there is none."""
+        """Return the faster module, which may share parameters, or the module itself."""
 
 
 def for_inference(network: nn.Module) -> Callable[..., Tensor]:
-    """The function of a network, to be called many times with the same shapes.
+    """Prepare a network for many calls with the same shapes.
 
-    Inside `torch.autocast(dtype=torch.bfloat16)` the result is in bfloat16. Copies are kept as long as their network,
-    until its weights change, and take as much memory again as its convolutions.
+    Inside `torch.autocast(dtype=torch.bfloat16)` the result is in bfloat16. A copy is cached with its network until the
+    weights change, and doubles the memory of its convolutions.
 
     Args:
-        network: A network in evaluation mode, called with tensors only.
+        network: Network in evaluation mode, called with tensors only.
 
     Returns:
-        A prepared copy; the network itself where gradients are wanted, in training, on devices other than the CPU and
-        on processors oneDNN has no kernels for.
+        A prepared copy; the network itself in training, with gradients enabled, or where oneDNN has no kernels for the
+        device or processor.
     """
     dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
     weights = [*network.parameters(), *network.buffers()]
@@ -62,16 +61,14 @@ def for_inference(network: nn.Module) -> Callable[..., Tensor]:
 
 
 def _fingerprint(weight: Tensor) -> tuple[int, int, float]:
-    """What tells a changed weight: its place, the count of its changes, and a sum over some of its values.
-
-    The count alone misses what fused optimisers and writes to ``.data`` do; inference tensors have none.
-    """
-    some = weight.detach()[tuple(slice(None, None, max(1, side // _SAMPLED)) for side in weight.shape)]  # never a copy
+    """Address, version and a sum over some values of a weight, by which changes are detected."""
+    # The version misses fused optimisers and writes to `.data`; inference tensors have none.
+    some = weight.detach()[tuple(slice(None, None, max(1, side // _SAMPLED)) for side in weight.shape)]  # a view
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version, float(some.sum(dtype=torch.float64))
 
 
 def _is_supported(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for a network with such a weight, and packing it pays."""
+    """Whether oneDNN has fast kernels for such a weight."""
     if weight.device.type != "cpu" or weight.dtype == torch.float64:
         return False
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
@@ -88,7 +85,7 @@ class PreparedNetwork:
         self.network = _copy(network, dtype)
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
-        """What the network gives for these inputs, in the copy's type."""
+        """Call the copy; the result has its dtype."""
         with torch.autocast("cpu", enabled=False):
             out: Tensor = self.network(*(self._prepare(x) for x in inputs))
         return out.contiguous()
@@ -99,19 +96,19 @@ class PreparedNetwork:
         return x.to(self.dtype, memory_format=torch.channels_last if x.ndim == 4 else torch.preserve_format)
 
 
-# Kept beside the networks instead of in them, so that deepcopy, pickle and state_dict of a network know nothing of it.
+# Outside the networks, so that copies are not part of deepcopy, pickle and state_dict.
 _PREPARED: WeakKeyDictionary[nn.Module, PreparedNetwork] = WeakKeyDictionary()
 
 
-def _pads_with_zeros(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    return conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-
-
 def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of a module tree that shares what it does not change."""
+    """Copy a module tree, sharing unchanged parts."""
     if isinstance(module, HasInferenceForm):
         module = module.inference_form()
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and _pads_with_zeros(module):
+    if (
+        isinstance(module, (nn.Conv2d, nn.ConvTranspose2d))
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    ):
         return PackedConvolution(module, dtype)
     new = copy.copy(module)
     new._modules = {name: child and _copy(child, dtype) for name, child in module._modules.items()}
@@ -124,10 +121,10 @@ def _copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class PackedConvolution(nn.Module):
-    """A convolution, or a transposed one, with its weights in the layout that the kernel for the input's shape wants.
+    """A (transposed) convolution with its weights in the kernel's layout for the input's shape.
 
     Args:
-        conv: The convolution; its weights are not changed.
+        conv: Convolution, which is not changed.
         dtype: Type of the computation.
     """
 
@@ -151,7 +148,7 @@ class PackedConvolution(nn.Module):
         return self._run(x)
 
     def _pack(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
-        """Lay the weights out for inputs of this shape."""
+        """Reorder the weights for inputs of this shape."""
         if self.output_padding is not None:
             return self._pack_transposed(shape)
         batch, _, height, width = (n // stride for n, stride in zip(shape, (1, 1, *self.stride), strict=True))
@@ -175,7 +172,7 @@ class PackedConvolution(nn.Module):
         return lambda x: run(x, weight, self.bias, *sizes, "none", [], "")
 
     def _pack_matrix(self, shape: torch.Size) -> Callable[[Tensor], Tensor]:
-        """As one matrix product: every row holds the patch of the input that an output pixel sees."""
+        """Use one matrix product, with a row for the input patch of every output pixel."""
         out_channels, channels, kernel_h, kernel_w = self.weight.shape
         (pad_h, pad_w), (stride_h, stride_w) = self.padding, self.stride
         batch = shape[0]

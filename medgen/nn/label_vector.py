@@ -1,4 +1,4 @@
-"""Labels as vectors that networks read."""
+"""Encoding of labels as network inputs."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from medgen.labels import LabelSpace
 
 
 def label_vector_length(space: LabelSpace) -> int:
-    """Length of the vector: the number of names, or twice that for numbers."""
+    """Length K of a `label_vector`: the number of names, or twice that for continuous labels."""
     return len(space) * (2 if space.kind == "continuous" else 1)
 
 
 def label_vector(label: Tensor | None, space: LabelSpace, batch: int, device: torch.device) -> Tensor | None:
-    """What the networks read of labels, (B, K), K being `label_vector_length`.
+    """Encode labels as vectors (B, K), K being `label_vector_length`; None for networks without labels.
 
-    A class is 1 at its place and 0 elsewhere, a finding is 1, one that is absent -1. A number is a point on the circle,
-    by stereographic projection, -1 and 1 being opposite ones: the networks divide what they make of the vector by its
-    length, so that 0.4 and 0.8 alone would be the same. What is unknown is 0, as is everything where no label is given.
+    Classes are one-hot; findings are 1 if present and -1 if absent; unknown values, and all without a label, are 0. A
+    number is projected stereographically onto the circle, with -1 and 1 opposite: networks normalise the embedding of
+    the vector, after which 0.4 and 0.8 alone would be equal.
 
     Args:
-        label: Conditions, (B,) or (B, K), or None.
-        space: What they mean.
+        label: Conditions, (B,) or (B, number of names), or None.
+        space: Kind and names of the labels.
         batch: Number of images.
-        device: Where the vector is needed.
-
-    Returns:
-        None for networks without labels.
+        device: Device of the result.
     """
     if space.kind == "none":
         return None

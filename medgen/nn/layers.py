@@ -1,4 +1,4 @@
-"""Convolution, normalisation, activation and dropout layers by name, for images (2-D) and volumes (3-D)."""
+"""Layers by name, for images (2-D) and volumes (3-D)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Size = int | Sequence[int]
 """One number for every spatial dimension, or one per dimension."""
 
 LayerSpec = str | tuple[str, Mapping[str, object]]
-"""A layer by name, with keyword arguments of its torch class where it needs some: `("group", {"num_groups": 8})`."""
+"""A layer by name, or a name with keyword arguments of its torch class: `("group", {"num_groups": 8})`."""
 
 _Layers = Mapping[int, Callable[..., nn.Module]]
 
@@ -39,10 +39,10 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
 
 
 def per_dimension(size: Size, spatial_dims: int) -> tuple[int, ...]:
-    """A size as one number per spatial dimension.
+    """Expand a size to one number per spatial dimension.
 
     Raises:
-        ValueError: If the size has another number of entries than there are dimensions.
+        ValueError: If the size has a wrong number of entries.
     """
     sizes = (size,) * spatial_dims if isinstance(size, int) else tuple(size)
     if len(sizes) != spatial_dims:
@@ -50,48 +50,36 @@ def per_dimension(size: Size, spatial_dims: int) -> tuple[int, ...]:
     return sizes
 
 
-def same_padding(kernel_size: Size, stride: Size, spatial_dims: int) -> tuple[int, ...]:
-    """Padding for which a convolution of this stride maps size n to n / stride (for odd kernels and divisible n).
-
-    Raises:
-        ValueError: If the kernel is so much smaller than the stride that it would skip pixels.
-    """
+def _same_size(kernel_size: Size, stride: Size, spatial_dims: int) -> tuple[tuple[int, ...], ...]:
+    """Kernel, stride and padding per dimension that map size n to n / stride (for odd kernels and divisible n)."""
     kernels, strides = per_dimension(kernel_size, spatial_dims), per_dimension(stride, spatial_dims)
     if any(k + 1 < s for k, s in zip(kernels, strides, strict=True)):
         raise ValueError(f"kernel_size {kernel_size!r} skips pixels at stride {stride!r}; use a larger kernel")
-    return tuple((k - s + 1) // 2 for k, s in zip(kernels, strides, strict=True))
+    return kernels, strides, tuple((k - s + 1) // 2 for k, s in zip(kernels, strides, strict=True))
 
 
 def convolution(
     spatial_dims: int, in_channels: int, out_channels: int, kernel_size: Size = 3, stride: Size = 1
 ) -> nn.Module:
-    """A convolution with bias, padded by `same_padding`.
+    """A convolution with bias, padded to map size n to n / stride (for odd kernels and divisible n).
 
     Raises:
-        ValueError: If spatial_dims is not 1, 2 or 3, or the sizes do not fit it.
+        ValueError: If spatial_dims is not 1, 2 or 3, the sizes do not fit it, or the kernel would skip pixels.
     """
     if spatial_dims not in _CONVOLUTIONS:
         raise ValueError(f"spatial_dims {spatial_dims!r} is not supported; use 2 for images or 3 for volumes")
-    padding = same_padding(kernel_size, stride, spatial_dims)
-    kernels, strides = per_dimension(kernel_size, spatial_dims), per_dimension(stride, spatial_dims)
-    return _CONVOLUTIONS[spatial_dims](in_channels, out_channels, kernels, strides, padding)
+    return _CONVOLUTIONS[spatial_dims](in_channels, out_channels, *_same_size(kernel_size, stride, spatial_dims))
 
 
 def average_pool(spatial_dims: int, kernel_size: Size, stride: Size) -> nn.Module:
-    """An average pool that shrinks as a `convolution` of the same kernel and stride does."""
-    padding = same_padding(kernel_size, stride, spatial_dims)
-    kernels, strides = per_dimension(kernel_size, spatial_dims), per_dimension(stride, spatial_dims)
-    return _AVERAGE_POOLS[spatial_dims](kernels, strides, padding)
+    """An average pool with the output size of a `convolution` of this kernel and stride."""
+    return _AVERAGE_POOLS[spatial_dims](*_same_size(kernel_size, stride, spatial_dims))
 
 
 def normalisation(spec: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
-    """A normalisation of `channels` channels: "group", "instance", "batch", "syncbatch", "layer" or "localresponse".
+    """A normalisation: "group", "instance", "batch", "syncbatch", "layer" or "localresponse", in any case.
 
-    Args:
-        spec: Name in any case, with the keyword arguments of the torch class: "group" needs `num_groups`, "layer"
-            needs `normalized_shape` (the trailing dimensions).
-        spatial_dims: 2 for images, 3 for volumes.
-        channels: Number of channels.
+    "group" needs the argument `num_groups`, "layer" needs `normalized_shape` (the trailing dimensions).
 
     Raises:
         ValueError: If the name is unknown or the arguments do not fit the number of channels.
@@ -126,7 +114,7 @@ def activation(spec: LayerSpec) -> nn.Module:
 
 
 def dropout(probability: float, spatial_dims: int) -> nn.Module:
-    """Dropout of whole channels for images and volumes; nothing at all for probability 0.
+    """Dropout of whole channels for images and volumes; the identity for probability 0.
 
     Source: Tompson et al. 2015, "Efficient object localization using convolutional networks", section 3.2.
     """
@@ -134,7 +122,7 @@ def dropout(probability: float, spatial_dims: int) -> nn.Module:
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """The same module with all its parameters set to zero, so that its residual branch starts as the identity."""
+    """Set all parameters of a module to zero, so that its residual block starts as the identity; returns the module."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module

@@ -1,4 +1,4 @@
-"""Train and eval mode of networks."""
+"""Training and evaluation mode of networks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each submodule gets back its own, so that a frozen part stays as it was."""
+    """Switch to evaluation mode, and restore the mode of each submodule afterwards."""
     with same_modes(module):
         module.eval()
         yield
@@ -18,7 +18,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_modes(module: nn.Module) -> Iterator[None]:
-    """Each submodule is in the mode it was in when this ends."""
+    """Restore the mode of each submodule afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""A discriminator that judges patches: one logit for each place of an image, not one for the whole.
+"""Patch discriminators: one logit per image patch.
 
 Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
 """
@@ -24,9 +24,9 @@ class PatchDiscriminator(nn.Module):
     """A chain of layers that ends in one logit per patch.
 
     Args:
-        first: The layer that reads the image, with its activation.
-        layers: The layers between, each with its activation.
-        last: The layer that makes the logits.
+        first: Layer that reads the image, with its activation.
+        layers: Layers between, each with its activation.
+        last: Layer that computes the logits.
         least: Smallest height and width of images in pixels.
     """
 
@@ -74,13 +74,13 @@ class _LeakyNormedConv(NormedConv):
 def patch_discriminator(
     channels: int, *, width: int = 64, layers: int = 3, norm: Norm = "instance"
 ) -> PatchDiscriminator:
-    """The discriminator as published; with 3 layers each logit sees 70 x 70 pixels, and H' is H / 8 - 2.
+    """Build the published discriminator; with 3 layers each logit sees 70 x 70 pixels, and H' is H / 8 - 2.
 
     Args:
         channels: Channels of the images.
-        width: Channels of the first layer; each of the next has twice as many, at most eight times as many.
-        layers: Number of layers between the first and the last. With the first, all of them but one halve the size.
-        norm: The norm of all layers but the first and the last.
+        width: Channels of the first layer; they double in each later one, up to eight times as many.
+        layers: Number of layers between the first and the last. The first and all but the last of these halve the size.
+        norm: Norm of all layers but the first and the last.
 
     Raises:
         ValueError: If a size is not positive, or the norm is unknown.
@@ -108,14 +108,7 @@ def unit_discriminator(
     strides: Sequence[Size] = (1, 2, 2, 2),
     style: BlockStyle = _DEFAULT_STYLE,
 ) -> PatchDiscriminator:
-    """A discriminator of the units that autoencoders are made of, for images or volumes.
-
-    Args:
-        channels: Channels of the images.
-        hidden: Channels of each unit.
-        kernel_sizes: One for all units, or one per unit.
-        strides: Shrinkage in each unit.
-        style: Dimensions, norm, activation and dropout.
+    """Build a discriminator of `ConvUnit` layers for images or volumes, one layer per entry of `hidden`.
 
     Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
     generative adversarial networks for medical image synthesis"; one for each output head of the autoencoder.

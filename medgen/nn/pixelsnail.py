@@ -1,4 +1,4 @@
-"""PixelSNAIL: the probability of a map of codes, one code after the other in reading order."""
+"""PixelSNAIL, an autoregressive prior of maps of codes in reading order."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ HEADS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSNAILConfig(Config):
-    """Shape of a prior; the defaults are the published ones of the top map.
+    """Shape of a prior; the defaults are those published for the top map.
 
     Attributes:
-        hidden_channels: Width between blocks.
+        hidden_channels: Channels between blocks.
         kernel_size: Width of the causal convolutions, odd.
         blocks: Number of blocks.
-        residual_blocks: Residual blocks in each.
-        residual_channels: Width within them.
-        attention: Whether each block ends in attention over all codes before.
-        output_blocks: Residual blocks after the last one.
-        condition_blocks: Residual blocks of the network that reads the coarser map, of a prior that has one.
-        condition_channels: Its width.
-        label_dim: Width of the label's vector.
-        dropout: Share of values dropped in training, in every residual block and in attention.
+        residual_blocks: Residual blocks in each block.
+        residual_channels: Channels within residual blocks.
+        attention: Whether each block ends in attention over all earlier codes.
+        output_blocks: Residual blocks after the last block.
+        condition_blocks: Residual blocks of the network that reads the coarser map, if there is one.
+        condition_channels: Channels of that network.
+        label_dim: Length of the label embedding.
+        dropout: Dropout probability in residual blocks and attention.
 
     Raises:
         ValueError: If a field is out of range.
@@ -65,15 +65,15 @@ class PixelSNAILConfig(Config):
 
 
 class NormedConvolution(nn.Module):
-    """A convolution with weight norm: each output channel's weights have a length of their own.
+    """A convolution with weight normalisation.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel: Height and width.
-        pad: Zeros on the left, right, above and below; negative numbers cut off.
-        causal: Whether the middle of the lower row, and what lies right of it, is not seen.
-        bias: Whether there is one.
+        pad: Zeros on the left, right, top and bottom; negative numbers crop.
+        causal: Whether to mask the lower row from its middle on.
+        bias: Whether to add a bias.
 
     Source: Salimans and Kingma 2016, "Weight normalization", eq. 2.
     """
@@ -104,7 +104,7 @@ class NormedConvolution(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weights as they are applied, (out, in, height, width)."""
+        """Effective weights, (out, in, height, width)."""
         seen = self.weight_v * self.seen
         applied: Tensor = seen * (self.weight_g / seen.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
         return applied
@@ -115,36 +115,36 @@ class NormedConvolution(nn.Module):
 
 
 def same(in_channels: int, out_channels: int, kernel: int) -> NormedConvolution:
-    """A convolution that keeps the size and sees all around."""
+    """A convolution that keeps the size, not causal."""
     half = kernel // 2
     return NormedConvolution(in_channels, out_channels, (kernel, kernel), (half, half, half, half))
 
 
 def causal(in_channels: int, out_channels: int, kernel: int) -> NormedConvolution:
-    """A convolution that keeps the size and sees rows above, and pixels to the left, only."""
+    """A convolution that keeps the size and sees only rows above and pixels to the left."""
     half = kernel // 2
     return NormedConvolution(in_channels, out_channels, (kernel, kernel), (half, half, kernel - 1, 0), causal=True)
 
 
 def pointwise(in_channels: int, out_channels: int, *, bias: bool = True) -> NormedConvolution:
-    """A convolution that sees the pixel alone."""
+    """A 1x1 convolution."""
     return NormedConvolution(in_channels, out_channels, bias=bias)
 
 
 class GatedResidualBlock(nn.Module):
-    """Two convolutions, a gate, and the input added to what passes it.
+    """A residual block of two convolutions and a gated linear unit.
 
     Args:
         channels: Channels of input and output.
         hidden: Channels between the convolutions.
-        make: Makes a convolution of the kind of this block, given its channels.
-        auxiliary_channels: Channels of a second input, added after the first convolution.
-        condition_channels: Channels of a map that moves the gate.
-        label_dim: Width of a label's vector, which moves it too.
-        dropout: Share of values dropped between the convolutions.
+        make: Builds a convolution from its numbers of input and output channels.
+        auxiliary_channels: Channels of a second input, added after the first convolution; 0 for none.
+        condition_channels: Channels of a map added before the gate; 0 for none.
+        label_dim: Length of a label embedding added before the gate; 0 for none.
+        dropout: Dropout probability between the convolutions.
 
-    Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model", figure 2; with the gate of van
-    den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", eq. 2, as a linear one.
+    Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model", figure 2; with a linear form of
+    the gate of van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", eq. 2.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class GatedResidualBlock(nn.Module):
     def forward(
         self, x: Tensor, auxiliary: Tensor | None = None, condition: Tensor | None = None, label: Tensor | None = None
     ) -> Tensor:
-        """(B, C, H, W) to the same."""
+        """(B, C, H, W) to the same shape."""
         out = self.first(F.elu(x))
         if self.auxiliary is not None and auxiliary is not None:
             out = out + self.auxiliary(F.elu(auxiliary))
@@ -182,7 +182,7 @@ class GatedResidualBlock(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Attention of every pixel over all pixels before it; the first one gets zeros."""
+    """Attention of every pixel to all earlier ones; the first pixel gets zeros."""
 
     def __init__(self, query_channels: int, key_channels: int, channels: int, dropout: float) -> None:
         super().__init__()
@@ -192,11 +192,11 @@ class CausalAttention(nn.Module):
         self.dropout = dropout
 
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """(B, channels, H, W) of (B, query_channels, H, W) and (B, key_channels, H, W)."""
+        """Map (B, query_channels, H, W) and (B, key_channels, H, W) to (B, channels, H, W)."""
         height, width = query.shape[-2:]
         parts = (self.query(query), self.key(key), self.value(key))
         q, k, v = (rearrange(part, "b (n d) h w -> b n (h w) d", n=HEADS) for part in parts)
-        # The first pixel has nothing before it: it is left out, so that no row of the mask is empty.
+        # The first pixel is left out, so that no row of the mask is empty.
         before = torch.ones(height * width - 1, height * width, dtype=torch.bool, device=q.device).tril()
         dropout = self.dropout if self.training else 0.0
         found = F.scaled_dot_product_attention(q[:, :, 1:], k, v, attn_mask=before, dropout_p=dropout)
@@ -205,13 +205,7 @@ class CausalAttention(nn.Module):
 
 
 class PixelBlock(nn.Module):
-    """Causal residual blocks, then attention over all codes before, or a look at where in the map a pixel is.
-
-    Args:
-        config: Shape of the prior.
-        conditioned: Whether there is a coarser map.
-        labelled: Whether there are labels.
-    """
+    """Causal residual blocks, then attention over all earlier codes, or a pointwise layer that sees the position."""
 
     def __init__(self, config: PixelSNAILConfig, *, conditioned: bool, labelled: bool) -> None:
         super().__init__()
@@ -238,7 +232,7 @@ class PixelBlock(nn.Module):
         self.has_attention = config.attention
 
     def forward(self, x: Tensor, place: Tensor, condition: Tensor | None, label: Tensor | None) -> Tensor:
-        """(B, C, H, W) to the same; `place` is (B, 2, H, W)."""
+        """(B, C, H, W) to the same shape; `place` is (B, 2, H, W)."""
         out = x
         for block in self.residual:
             out = block(out, condition=condition, label=label)
@@ -250,13 +244,13 @@ class PixelBlock(nn.Module):
 
 
 class PixelSNAIL(nn.Module):
-    """The prior of a map of codes: logits of every code, given those before it in reading order.
+    """Prior of a map of codes: logits of every code given the earlier ones in reading order.
 
     Args:
-        config: Its shape.
+        config: Shape of the network.
         size: Height and width of the map.
-        num_codes: Codes of the map.
-        condition_codes: Codes of the coarser map, of half the height and width; None without one.
+        num_codes: Size of the codebook.
+        condition_codes: Size of the codebook of the coarser map, of half the height and width; None without one.
         label_space: Labels it is conditioned on.
 
     Source: Chen et al. 2018, "PixelSNAIL: an improved autoregressive generative model"; Razavi et al. 2019,
@@ -276,7 +270,7 @@ class PixelSNAIL(nn.Module):
         self.config, self.size, self.num_codes = config, size, num_codes
         kernel, width, codes = config.kernel_size, config.hidden_channels, num_codes
         half = kernel // 2
-        # Rows up to a pixel's own, moved down by one; and pixels up to its own, moved to the right by one.
+        # `stem` shifts the first one down by one row and the second one to the right by one pixel.
         self.above = NormedConvolution(codes, width, (half, kernel), (half, half, half - 1, 0))
         self.left = NormedConvolution(codes, width, (half + 1, half), (half - 1, 0, half, 0))
         flags = {"conditioned": condition_codes is not None, "labelled": label_space.kind != "none"}
@@ -293,9 +287,9 @@ class PixelSNAIL(nn.Module):
         """Logits (B, num_codes, h, W) of the codes (B, h, W) of the first h rows.
 
         Args:
-            codes: The codes themselves; each one's logits depend on those before it only.
-            condition: The coarser map, (B, H / 2, W / 2), where the prior has one.
-            label: Conditions, (B,) or (B, K), or None for no condition.
+            codes: Codes; the logits of each depend on earlier ones only.
+            condition: Coarser map, (B, H / 2, W / 2), if the prior has one.
+            label: Conditions, (B,) or (B, K), or None.
         """
         self.check(codes, condition)
         rows = codes.shape[1]
@@ -310,11 +304,7 @@ class PixelSNAIL(nn.Module):
         return cast("Tensor", self.to_logits(F.elu(x)))
 
     def check(self, codes: Tensor, condition: Tensor | None) -> None:
-        """Refuse maps of another size, codes out of range, and a coarser map too many or missing.
-
-        Raises:
-            ValueError: Naming which.
-        """
+        """Raise a `ValueError` for a wrong size, codes out of range, or a missing or superfluous condition."""
         height, width = self.size
         if codes.dim() != 3 or codes.shape[1] > height or codes.shape[2] != width:
             raise ValueError(f"codes have shape {tuple(codes.shape)}; this prior takes (B, up to {height}, {width})")
@@ -329,29 +319,26 @@ class PixelSNAIL(nn.Module):
             check_range("the condition", condition, self.condition.codes)
 
     def stem(self, codes: Tensor) -> Tensor:
-        """What each pixel sees of the codes before it, (B, channels, h, W).
-
-        Where nothing lies above, or to the left, there is no bias either.
-        """
+        """Features (B, channels, h, W) of codes above (0 in the first row) and to the left (0 in the first column)."""
         seen = F.one_hot(codes, self.num_codes).movedim(-1, 1).to(self.above.weight_v.dtype)
         return F.pad(self.above(seen), (0, 0, 1, -1)) + F.pad(self.left(seen), (1, -1, 0, 0))
 
     def place(self, like: Tensor) -> Tensor:
-        """Where in the map each pixel is, (1, 2, H, W): row and column from -0.5 to 0.5."""
+        """Row and column of each pixel from -0.5 to 0.5, (1, 2, H, W)."""
         sides = (torch.arange(n, device=like.device, dtype=like.dtype) / n - 0.5 for n in self.size)
         return torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
 
     def condition_map(self, condition: Tensor | None) -> Tensor | None:
-        """What the blocks see of the coarser map, (B, condition_channels, H, W)."""
+        """Features of the coarser map, (B, condition_channels, H, W)."""
         return None if self.condition is None or condition is None else cast("Tensor", self.condition(condition))
 
     def label_vector(self, label: Tensor | None) -> Tensor | None:
-        """What the blocks see of the label, (B, label_dim)."""
+        """Label embedding, (B, label_dim)."""
         return None if self.label is None or label is None else cast("Tensor", self.label(label))
 
 
 class ConditionNetwork(nn.Module):
-    """Reads the coarser map and brings it to twice the size."""
+    """Features of the coarser map at twice its size."""
 
     def __init__(self, config: PixelSNAILConfig, codes: int) -> None:
         super().__init__()
@@ -364,7 +351,7 @@ class ConditionNetwork(nn.Module):
         )
 
     def forward(self, codes: Tensor) -> Tensor:
-        """(B, channels, H, W) of codes (B, H / 2, W / 2)."""
+        """Codes (B, H / 2, W / 2) to (B, channels, H, W)."""
         x = self.stem(F.one_hot(codes, self.codes).movedim(-1, 1).to(self.stem.weight_v.dtype))
         for block in self.blocks:
             x = block(x)
@@ -372,11 +359,7 @@ class ConditionNetwork(nn.Module):
 
 
 def check_range(name: str, codes: Tensor, num_codes: int) -> None:
-    """Refuse codes that a codebook does not have.
-
-    Raises:
-        ValueError: Naming the range there is.
-    """
+    """Raise a `ValueError` for codes that are not whole numbers from 0 to ``num_codes - 1``."""
     if codes.is_floating_point():
         raise ValueError(f"{name} are {codes.dtype}; expected whole numbers from 0 to {num_codes - 1}")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= num_codes):

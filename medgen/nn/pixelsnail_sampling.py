@@ -1,14 +1,12 @@
-"""Drawing codes from a PixelSNAIL one by one, without computing anything twice; exact up to rounding.
+"""Incremental sampling from a PixelSNAIL; equal to the network up to rounding.
 
-The logits of a code depend on the codes before it only. So does everything inside the network at that pixel, and it
-never changes afterwards:
+Activations at a pixel depend on earlier codes only and never change, so each is computed once:
 
-- A causal convolution sees rows above and, of its own row, pixels to the left. What comes from the rows above is
-  computed once per row, for all pixels together, as an ordinary convolution; a pixel adds its left neighbours, which is
-  a tenth of the weights.
-- No causal convolution sees its own pixel. So at a pixel the convolutions of all residual blocks wait for nothing of
-  one another, and run as one batched product.
-- Attention keeps keys and values of the pixels before.
+- A causal convolution sees rows above and pixels to the left. The part of the rows above is computed once per row, as
+  an ordinary convolution; each pixel adds its left neighbours, a tenth of the weights.
+- No causal convolution sees its own pixel, so the convolutions of all residual blocks are independent of one another
+  at a pixel and run as one batched product.
+- Attention caches the keys and values of earlier pixels.
 - The first layer's convolutions of one-hot codes are sums of rows of their weights.
 """
 
@@ -24,23 +22,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from medgen.nn.inference import for_inference
-from medgen.nn.pixelsnail import (
-    HEADS,
-    GatedResidualBlock,
-    NormedConvolution,
-    PixelBlock,
-    PixelSNAIL,
-)
+from medgen.nn.pixelsnail import HEADS, GatedResidualBlock, NormedConvolution, PixelBlock, PixelSNAIL
 
 
 class _CausalLayers:
-    """The causal convolutions at one place of all residual blocks, at the row that is being drawn.
-
-    Args:
-        layers: Convolutions of equal shape, L of them.
-        batch: Number of maps drawn together.
-        width: Width of the map.
-    """
+    """L causal convolutions of equal shape, one per residual block, at the row that is being drawn."""
 
     def __init__(self, layers: Sequence[NormedConvolution], batch: int, width: int) -> None:
         weights = torch.stack([layer.weight for layer in layers])  # (L, out, in, height, width)
@@ -49,19 +35,19 @@ class _CausalLayers:
         self.above = [
             _convolution(layer, weight[:, :, :-1], self.left) for layer, weight in zip(layers, weights, strict=True)
         ]
-        # The left neighbours' weights as matrices, (L, left * in, out).
+        # Weights of the left neighbours as matrices, (L, left * in, out)
         self.beside = weights[:, :, :, -1, : self.left].permute(0, 3, 2, 1).flatten(1, 2).contiguous()
         channels = weights.shape[2]
         like = weights.new_zeros
-        self.rows = like(len(layers), batch, height, width, channels)  # the rows above, the nearest last
+        self.rows = like(len(layers), batch, height, width, channels)  # rows above, the nearest last
         self.row = like(len(layers), batch, self.left + width, channels)
         self.sums = like(len(layers), batch, width, weights.shape[1])
 
     def begin_row(self) -> None:
-        """Compute what comes from the rows above."""
+        """Compute the contributions of the rows above."""
         for layer, convolution in enumerate(self.above):
-            seen = self.rows[layer].permute(0, 3, 1, 2)  # channels last in memory
-            self.sums[layer] = convolution(seen)[:, :, 0].transpose(1, 2)
+            rows = self.rows[layer].permute(0, 3, 1, 2)  # channels last in memory
+            self.sums[layer] = convolution(rows)[:, :, 0].transpose(1, 2)
 
     def at(self, column: int) -> Tensor:
         """Outputs of all layers at a pixel, (L, B, out)."""
@@ -69,18 +55,18 @@ class _CausalLayers:
         return torch.baddbmm(self.sums[:, :, column], neighbours, self.beside)
 
     def put(self, column: int, values: Tensor) -> None:
-        """Take the inputs of all layers at a pixel, (L, B, in), for the pixels after it."""
+        """Store the inputs of all layers at a pixel, (L, B, in), for later pixels."""
         self.row[:, :, self.left + column] = values
 
     def end_row(self) -> None:
-        """Make the row one of those above the next."""
+        """Append the finished row to the rows above."""
         self.rows = torch.cat([self.rows[:, :, 1:], self.row[:, :, None, self.left :]], dim=2)
 
 
 def _convolution(layer: NormedConvolution, weight: Tensor, left: int) -> Callable[..., Tensor]:
-    """What a layer makes of the rows above: an ordinary convolution of as many rows as it is high."""
+    """The part of a layer that sees the rows above, as an ordinary convolution."""
     out_channels, in_channels, height, width = weight.shape
-    # On no device: weights of its own would be drawn from the global random stream.
+    # On the meta device, since initial weights would be drawn from the global random stream
     plain = nn.Conv2d(in_channels, out_channels, (height, width), padding=(0, left), device="meta")
     plain.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last), requires_grad=False)
     assert layer.bias is not None
@@ -104,7 +90,7 @@ class _Linear:
 
 
 class _Pointwise:
-    """A residual block that sees the pixel alone."""
+    """A residual block of pointwise convolutions."""
 
     def __init__(self, block: GatedResidualBlock) -> None:
         self.first, self.second = _Linear.of(block.first), _Linear.of(block.second)
@@ -118,7 +104,7 @@ class _Pointwise:
 
 
 class _BlockEnd:
-    """What follows the residual blocks of a block: attention over the pixels before, or the pixel's place."""
+    """The end of a `PixelBlock`: attention over earlier pixels, or a pointwise layer with the position."""
 
     def __init__(self, block: PixelBlock, batch: int, pixels: int) -> None:
         self.attends = block.has_attention
@@ -128,14 +114,13 @@ class _BlockEnd:
         self.key_block, self.query_block = _Pointwise(block.key_block), _Pointwise(block.query_block)
         self.merge = _Pointwise(block.merge)
         attention = block.attention
-        self.query, self.key, self.value = (
-            _Linear.of(layer) for layer in (attention.query, attention.key, attention.value)
-        )
+        layers = (attention.query, attention.key, attention.value)
+        self.query, self.key, self.value = map(_Linear.of, layers)
         channels = attention.query.weight.shape[0]
         self.keys, self.values = attention.query.weight.new_zeros(2, batch, HEADS, pixels, channels // HEADS)
 
     def __call__(self, before: Tensor, out: Tensor, place: Tensor, pixel: int) -> Tensor:
-        """(B, C) of the block's input and of what its residual blocks made of it, both (B, C)."""
+        """Map the block's input and the output of its residual blocks, both (B, C), to (B, C)."""
         if not self.attends:
             return self.place(torch.cat([out, place], dim=1))
         key = self.key_block(torch.cat([before, out, place], dim=1))
@@ -150,12 +135,12 @@ class _BlockEnd:
 
 
 class IncrementalPixelSNAIL:
-    """A prior at one pixel after the other: logits of the next code, given those that were put.
+    """A PixelSNAIL evaluated pixel by pixel in reading order: call `logits`, then `put`, for every pixel.
 
     Args:
-        prior: The network, in evaluation mode.
+        prior: Network in evaluation mode.
         batch: Number of maps drawn together.
-        condition: The coarser map, (B, H / 2, W / 2), where the prior has one.
+        condition: Coarser map, (B, H / 2, W / 2), if the prior has one.
         label: Conditions, (B,) or (B, K), or None.
     """
 
@@ -205,7 +190,7 @@ class IncrementalPixelSNAIL:
         return self.to_logits(F.elu(x))
 
     def put(self, codes: Tensor) -> None:
-        """Take the next codes, (B,); call `logits` before, also where the codes are given."""
+        """Store the next codes, (B,). Call `logits` first even if its result is not needed."""
         row, column = divmod(self.pixel, self.width)
         self.stem.put(row, column, codes)
         if column == self.width - 1:
@@ -223,13 +208,13 @@ class IncrementalPixelSNAIL:
 
 
 class _Stem:
-    """The first layer: its convolutions see one-hot codes, so each code before adds one row of a table."""
+    """The first layer: each earlier code adds one row of a weight table."""
 
     def __init__(self, prior: PixelSNAIL, batch: int) -> None:
         kernel, (height, width) = prior.config.kernel_size, prior.size
         self.half, self.width, self.codes = kernel // 2, width, prior.num_codes
-        # Taps over the rows above, then over the pixels to the left; for each tap a vector for every code, and zeros
-        # for what lies outside the map.
+        # Taps over the rows above, then over the pixels to the left; each has one vector per code, and zeros for
+        # pixels outside the map.
         above, left = prior.above.weight, prior.left.weight
         self.taps = [(y - self.half, x - self.half) for y in range(self.half) for x in range(kernel)]
         self.taps += [(y - self.half, x - self.half) for y in range(self.half + 1) for x in range(self.half)]
@@ -239,13 +224,11 @@ class _Stem:
         assert prior.above.bias is not None
         assert prior.left.bias is not None
         self.above_bias, self.left_bias = prior.above.bias.detach(), prior.left.bias.detach()
-        # Everything outside the map is the code that stands for nothing.
-        self.map = torch.full(
-            (batch, self.half + height, self.half + width + self.half), self.codes, device=table.device
-        )
+        shape = (batch, self.half + height, self.half + width + self.half)
+        self.map = torch.full(shape, self.codes, device=table.device)  # the code of pixels outside the map
 
     def at(self, row: int, column: int) -> Tensor:
-        """(B, C) of a pixel; where nothing lies above, or to the left, there is no bias either."""
+        """Output (B, C) at a pixel; a bias is added only if there are pixels above, or to the left."""
         above = self.half * (2 * self.half + 1)
         total = self.above_bias.new_zeros(len(self.map), len(self.above_bias))
         if row:
@@ -255,23 +238,23 @@ class _Stem:
         return total
 
     def _sum(self, row: int, column: int, taps: slice) -> Tensor:
-        seen = torch.stack([self.map[:, self.half + row + y, self.half + column + x] for y, x in self.taps[taps]])
-        return F.embedding(seen + self.offsets[taps], self.table).sum(0)
+        codes = torch.stack([self.map[:, self.half + row + y, self.half + column + x] for y, x in self.taps[taps]])
+        return F.embedding(codes + self.offsets[taps], self.table).sum(0)
 
     def put(self, row: int, column: int, codes: Tensor) -> None:
-        """Take the codes (B,) of a pixel."""
+        """Store the codes (B,) of a pixel."""
         self.map[:, self.half + row, self.half + column] = codes
 
 
 def _condition_terms(
     prior: PixelSNAIL, blocks: Sequence[GatedResidualBlock], condition: Tensor | None
 ) -> Callable[[int], Tensor] | None:
-    """What the coarser map adds before the gates of all blocks in a row, (L, B, W, 2 C); computed row by row."""
-    seen = prior.condition_map(condition)
-    if seen is None:
+    """A function of the row: what the coarser map adds before the gates of all blocks, (L, B, W, 2 C)."""
+    features = prior.condition_map(condition)
+    if features is None:
         return None
     weights = torch.stack([block.condition.weight[:, :, 0, 0].T for block in blocks if block.condition is not None])
-    rows = seen.permute(2, 0, 3, 1).contiguous()  # (H, B, W, channels)
+    rows = features.permute(2, 0, 3, 1).contiguous()  # (H, B, W, channels)
 
     def terms(row: int) -> Tensor:
         flat = rows[row].flatten(0, 1).expand(len(weights), -1, -1)
@@ -281,7 +264,7 @@ def _condition_terms(
 
 
 def _label_terms(prior: PixelSNAIL, blocks: Sequence[GatedResidualBlock], label: Tensor | None) -> Tensor | None:
-    """What the label adds before the gates of all blocks, (L, B, 1, 2 C)."""
+    """Terms of the label before the gates of all blocks, (L, B, 1, 2 C)."""
     vector = prior.label_vector(label)
     if vector is None:
         return None
@@ -290,16 +273,16 @@ def _label_terms(prior: PixelSNAIL, blocks: Sequence[GatedResidualBlock], label:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a code is chosen by its probabilities.
+    """Rule for drawing a code from logits.
 
     Attributes:
-        temperature: Divides the logits: less than 1 draws likelier codes.
-        top_k: Draws among that many likeliest codes; None among all.
-        top_p: Draws among the likeliest codes that together have at least this probability; None among all.
-        level: What stands before these names where the user gives them; for errors.
+        temperature: Divisor of the logits; below 1 favours likely codes.
+        top_k: Number of likeliest codes to draw from; None for all.
+        top_p: Draw from the likeliest codes whose joint probability reaches this; None for all codes.
+        level: Prefix of the option names in error messages.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If an option is out of range.
     """
 
     temperature: float = 1.0
@@ -318,7 +301,7 @@ class Choice:
             )
 
     def __call__(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """The codes (B,) at which cumulative probabilities pass numbers (B,) in [0, 1), of logits (B, num_codes)."""
+        """Invert the cumulative distribution of logits (B, num_codes) at numbers (B,) in [0, 1); codes (B,)."""
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < logits.shape[1]:
             least = logits.topk(self.top_k, dim=1).values[:, -1:]
@@ -343,17 +326,15 @@ def draw_codes(
     given: Tensor | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Maps of codes (B, H, W), drawn in reading order.
-
-    Each code is the one at which the cumulative probability passes a given uniform number.
+    """Draw maps of codes (B, H, W) in reading order by inverting cumulative probabilities.
 
     Args:
-        prior: The network, in evaluation mode.
-        uniform: Numbers in [0, 1), (B, H, W).
-        condition: The coarser map, (B, H / 2, W / 2), where the prior has one.
+        prior: Network in evaluation mode.
+        uniform: Uniform numbers in [0, 1), (B, H, W).
+        condition: Coarser map, (B, H / 2, W / 2), if the prior has one.
         label: Conditions, (B,) or (B, K), or None.
-        choice: How codes are chosen; None by their probabilities as they are.
-        given: Codes of the first rows, (B, h, W), which are kept; the rest is drawn to go with them.
+        choice: Drawing rule; None draws by the probabilities as they are.
+        given: Codes of the first rows, (B, h, W), which are kept.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -363,18 +344,16 @@ def draw_codes(
     choice = choice or Choice()
     if uniform.shape[1:] != (height, width):
         raise ValueError(f"uniform has shape {tuple(uniform.shape)}; this prior draws (B, {height}, {width})")
-    known = 0
     if given is not None:
         prior.check(given, condition)
         if len(given) != len(uniform):
             raise ValueError(f"there are given codes of {len(given)} maps, but {len(uniform)} are drawn")
-        known = given.shape[1]
     machine = IncrementalPixelSNAIL(prior, len(uniform), condition, label)
     codes = torch.zeros(uniform.shape, dtype=torch.int64, device=uniform.device)
     for row in tqdm(range(height), desc="rows", leave=False, disable=not progress):
         for column in range(width):
             logits = machine.logits()
-            if given is not None and row < known:
+            if given is not None and row < given.shape[1]:
                 codes[:, row, column] = given[:, row, column]
             else:
                 codes[:, row, column] = choice(logits, uniform[:, row, column])

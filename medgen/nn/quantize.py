@@ -1,4 +1,4 @@
-"""Vector quantisation: continuous vectors to the nearest entry of a learned codebook."""
+"""Vector quantisation: maps vectors to the nearest entry of a learned codebook."""
 
 from __future__ import annotations
 
@@ -10,32 +10,47 @@ from torch import Tensor, nn
 
 
 class Quantized(NamedTuple):
-    """What a quantiser makes of a latent."""
+    """A quantised latent.
+
+    Attributes:
+        latent: Nearest codes, (B, D, *spatial); gradients pass straight through to the input.
+        indices: Codebook indices, (B, *spatial) int64.
+        loss: Codebook term + beta * commitment term, a scalar.
+    """
 
     latent: Tensor
-    """The nearest codes, (B, D, *spatial); gradients pass straight through to the input."""
     indices: Tensor
-    """Which codes they are, (B, *spatial) int64."""
     loss: Tensor
-    """Codebook term + beta * commitment term, a scalar."""
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the closest codebook row (N, D) to each vector (M, D), (M,) int64; the first one on a tie.
-
-    The squared distance is expanded, |v|^2 + |c|^2 - 2 v.c, which needs one matrix product instead of M * N * D
-    differences.
-    """
+    """Index of the closest codebook row (N, D) to each vector (M, D), (M,) int64; the first one on a tie."""
+    # |v - c|^2 = |v|^2 + |c|^2 - 2 v.c needs one matrix product instead of M * N * D differences.
     distance = vectors.pow(2).sum(dim=1, keepdim=True) + codebook.pow(2).sum(dim=1) - 2 * vectors @ codebook.T
     return distance.argmin(dim=1)
 
 
-class VectorQuantizer(nn.Module):
+class _Quantizer(nn.Module):
+    codebook: Tensor
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Codes (B, D, *spatial) of codebook indices (B, *spatial)."""
+        return nn.functional.embedding(indices, self.codebook).movedim(-1, 1)
+
+    def _nearest(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (M, D) of a latent and their codebook indices (B, *spatial); in bf16 near codes would swap places."""
+        vectors = rearrange(latent.detach(), "b d ... -> (b ...) d")
+        with torch.autocast(latent.device.type, enabled=False):
+            index = nearest_code(vectors, self.codebook.detach())
+        return vectors, index.view(latent.shape[0], *latent.shape[2:])
+
+
+class VectorQuantizer(_Quantizer):
     """A codebook trained by its own gradient.
 
     Args:
         num_codes: Number of codebook entries.
-        dim: Length of each entry, the channels of the latent.
+        dim: Length of each entry, equal to the channels of the latent.
         beta: Weight of the commitment term, which pulls the latent to its code.
 
     Source: van den Oord et al. 2017, "Neural discrete representation learning", eq. 3.
@@ -47,44 +62,31 @@ class VectorQuantizer(nn.Module):
         self.codebook = nn.Parameter(torch.empty(num_codes, dim).uniform_(-1 / num_codes, 1 / num_codes))
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantises a latent (B, D, *spatial).
-
-        Distances are taken in the codebook's precision, without autocast: in bf16 near codes would change places.
-        """
+        """Quantise a latent (B, D, *spatial), in the codebook's precision."""
         latent = latent.to(self.codebook.dtype)
-        vectors = rearrange(latent, "b d ... -> (b ...) d")
-        with torch.autocast(latent.device.type, enabled=False):
-            index = nearest_code(vectors.detach(), self.codebook.detach())
-        indices = index.view(latent.shape[0], *latent.shape[2:])
+        _, indices = self._nearest(latent)
         codes = self.lookup(indices)
         commitment = (codes.detach() - latent).pow(2).mean()
         loss = (codes - latent.detach()).pow(2).mean() + self.beta * commitment
-        straight_through = latent + (codes - latent).detach()
-        return Quantized(straight_through, indices, loss)
-
-    def lookup(self, indices: Tensor) -> Tensor:
-        """The codes (B, D, *spatial) of codebook indices (B, *spatial)."""
-        return nn.functional.embedding(indices, self.codebook).movedim(-1, 1)
+        return Quantized(latent + (codes - latent).detach(), indices, loss)
 
 
-class MovingAverageQuantizer(nn.Module):
-    """A codebook whose entries follow the mean of the vectors they stand for, without a gradient of their own.
+class MovingAverageQuantizer(_Quantizer):
+    """A codebook whose entries follow the moving average of the vectors assigned to them, without gradients.
 
-    Averages are kept in float32 whatever the precision around them, and are taken over all processes of a distributed
-    run, so that every process has the same codebook.
+    Averages are in float32 under any precision and are taken over all processes of a distributed run.
 
     Args:
         num_codes: Number of codebook entries.
-        dim: Length of each entry, the channels of the latent.
+        dim: Length of each entry, equal to the channels of the latent.
         decay: Share of the old average that a step keeps.
-        restart_below: Entries used less often than this, on average per step, are put on vectors of the batch; 0, as
-            published, leaves unused ones where they are.
-        eps: Keeps entries without any vector finite.
+        restart_below: Entries used less often than this, on average per step, are reset to vectors of the batch; 0, as
+            published, never resets entries.
+        eps: Keeps unused entries finite.
 
     Source: van den Oord et al. 2017, "Neural discrete representation learning", appendix A.1.
     """
 
-    codebook: Tensor
     counts: Tensor
     sums: Tensor
 
@@ -101,33 +103,24 @@ class MovingAverageQuantizer(nn.Module):
         self.register_buffer("sums", start.clone())
 
     def forward(self, latent: Tensor) -> Quantized:
-        """Quantises a latent (B, D, *spatial); in training the codebook moves afterwards.
-
-        The loss is the commitment term alone.
-        """
+        """Quantise a latent (B, D, *spatial), then in training update the codebook; the loss is the commitment term."""
         with torch.autocast(latent.device.type, enabled=False):
             latent = latent.float()
-            vectors = rearrange(latent, "b d ... -> (b ...) d")
-            index = nearest_code(vectors.detach(), self.codebook)
-            indices = index.view(latent.shape[0], *latent.shape[2:])
+            vectors, indices = self._nearest(latent)
             codes = self.lookup(indices)
             if self.training:
-                self._move(vectors.detach(), index)
+                self._update(vectors, indices.flatten())
             commitment = (codes - latent).pow(2).mean()
         return Quantized(latent + (codes - latent).detach(), indices, commitment)
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """The codes (B, D, *spatial) of codebook indices (B, *spatial)."""
-        return nn.functional.embedding(indices, self.codebook).movedim(-1, 1)
-
     def usage(self) -> tuple[Tensor, Tensor]:
-        """Share of the codes that are in use, and their perplexity: how many would be as varied if equally common."""
+        """Share of the codes that are in use, and the perplexity of the codes (the effective number in use)."""
         share = self.counts / self.counts.sum().clamp(min=self.eps)
         entropy = -(share * share.clamp(min=1e-12).log()).sum()
         return (share * len(share) > 0.01).float().mean(), entropy.exp()
 
     @torch.no_grad()
-    def _move(self, vectors: Tensor, index: Tensor) -> None:
+    def _update(self, vectors: Tensor, index: Tensor) -> None:
         used = torch.zeros_like(self.counts).index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))
         total = torch.zeros_like(self.sums).index_add_(0, index, vectors)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -141,7 +134,7 @@ class MovingAverageQuantizer(nn.Module):
         self._restart(vectors)
 
     def _restart(self, vectors: Tensor) -> None:
-        """Put codes that are hardly used on vectors of the batch, the same in all processes."""
+        """Reset rarely used codes to vectors of the batch, the same in all processes."""
         dead = self.counts < self.restart_below
         if not bool(dead.any()):
             return

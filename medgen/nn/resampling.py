@@ -1,4 +1,4 @@
-"""Twice and half the size through a small filter, alone and together with a convolution.
+"""Up- and downsampling by 2 with small low-pass filters.
 
 Source: Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN", appendix B; the filters go back to
 Zhang 2019, "Making convolutional networks shift-invariant again".
@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
-"""The filter of all networks, along each side."""
+"""Default filter along each side."""
 
 
 def separable_filter(taps: Sequence[float] = TAPS) -> Tensor:
-    """The outer product of taps with themselves, (n, n), whose entries add up to 1."""
+    """Outer product of taps with themselves, (n, n), with sum 1."""
     line = torch.tensor(taps)
     square = torch.outer(line, line)
     return square / square.sum()
 
 
 def filtered(x: Tensor, kernel: Tensor, *, pad: int = 0, gain: float = 1.0) -> Tensor:
-    """Each channel of images (B, C, H, W) convolved with a filter, after zeros on all sides."""
+    """Convolve each channel of images (B, C, H, W) with a filter, after padding with zeros."""
     return _per_channel(x, kernel.flip(0, 1) * gain, stride=1, pad=pad)
 
 
 def upsample(x: Tensor, kernel: Tensor) -> Tensor:
-    """Images (B, C, H, W) of twice the size: zeros between the pixels, then the filter."""
+    """Double the size of images (B, C, H, W): zeros between the pixels, then the filter."""
     channels, height, width = x.shape[1:]
     weight = (4 * kernel).to(x.dtype).expand(channels, 1, -1, -1)
     crop = [side // 2 - 1 for side in kernel.shape]
@@ -39,9 +39,9 @@ def upsample(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def downsample(x: Tensor, kernel: Tensor) -> Tensor:
-    """Images (B, C, H, W) of half the size: the filter, then every second pixel."""
+    """Halve the size of images (B, C, H, W): the filter, then every second pixel."""
     kernel, pad = kernel.flip(0, 1), (kernel.shape[0] - 1) // 2
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # whose gradient is ten times slower there
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # whose gradient is ten times slower
         with torch.autocast("cpu", enabled=False):
             return _per_channel(x.float(), kernel, stride=2, pad=pad).to(x.dtype)
     return _per_channel(x, kernel, stride=2, pad=pad)
@@ -54,7 +54,7 @@ def _per_channel(x: Tensor, kernel: Tensor, *, stride: int, pad: int) -> Tensor:
 
 
 def upsample_lines(x: Tensor, taps: Tensor) -> Tensor:
-    """Images (B, C, H, W) of twice the size, through a filter of an even number of taps along each side."""
+    """Double the size of images (B, C, H, W) with a separable filter of an even number of taps."""
     crop, (height, width) = len(taps) // 2 - 1, x.shape[2:]
     line = (2 * taps).to(x.dtype)
     single = x.reshape(-1, 1, height, width)  # a grouped convolution of few channels is slow
@@ -64,9 +64,9 @@ def upsample_lines(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def downsample_lines(x: Tensor, taps: Tensor, *, crop: int) -> Tensor:
-    """Images (B, C, H, W) of half the size of what is left when `crop` pixels on every side are cut off.
+    """Crop `crop` pixels on every side of images (B, C, H, W), then halve the size.
 
-    The filter, of an even number of taps, is turned round: what `upsample_lines` moves, it moves back.
+    The filter, of an even number of taps, is flipped, which undoes the shift of `upsample_lines`.
     """
     crop -= len(taps) // 2 - 1
     x = x[:, :, crop : x.shape[2] - crop, crop : x.shape[3] - crop]
@@ -78,7 +78,7 @@ def downsample_lines(x: Tensor, taps: Tensor, *, crop: int) -> Tensor:
 
 
 def filter_lines(x: Tensor, taps: Tensor) -> Tensor:
-    """Images (B, C, H, W), each filtered along both sides with its own odd number of taps (B, taps), reflected."""
+    """Filter each image of (B, C, H, W) along both sides with its own odd taps (B, taps), with reflected margins."""
     batch, channels, height, width = x.shape
     reach = taps.shape[1] // 2
     x = F.pad(x, [reach] * 4, mode="reflect")
@@ -90,13 +90,13 @@ def filter_lines(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def sample_bilinear(images: Tensor, grid: Tensor) -> Tensor:
-    """`torch.nn.functional.grid_sample`, zero outside, with gradients of any order to the images on every device."""
+    """Bilinear `torch.nn.functional.grid_sample`, 0 outside, with gradients of any order to the images."""
     sampled: Tensor = _SampleBilinear.apply(images, grid)
     return sampled
 
 
 class _SampleBilinear(torch.autograd.Function):
-    """A linear map of the images; older versions of torch cannot differentiate its gradient."""
+    """Linear in the images; older versions of torch cannot differentiate its gradient."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
@@ -111,12 +111,12 @@ class _SampleBilinear(torch.autograd.Function):
 
 
 class _SampleBilinearBack(torch.autograd.Function):
-    """Its transpose, whose own is the map itself."""
+    """Transpose of `_SampleBilinear`."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, grid: Tensor, size: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
-        # The values of the images do not matter to it: only their size.
+        # Only the size of the images matters here, not their values.
         images = gradient.new_empty(1).expand(size)
         spread, _ = torch.ops.aten.grid_sampler_2d_backward(gradient, images, grid, 0, 0, False, [True, False])
         return cast("Tensor", spread)

@@ -1,4 +1,4 @@
-"""An image-to-image network of residual blocks at a quarter of the image's size.
+"""Image-to-image network with residual blocks at a quarter of the image size.
 
 Source: Johnson et al. 2016, "Perceptual losses for real-time style transfer and super-resolution"; with the sizes of
 Zhu et al. 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks", section 4.
@@ -17,22 +17,22 @@ from medgen.nn.layers import normalisation
 
 Norm = Literal["instance", "batch"]
 
-_DOUBLINGS = 2  # of the generator's channels, as often as it halves the size
-_SPREAD = 0.02  # standard deviation of the weights training starts from
+_NUM_DOWNSAMPLINGS = 2
+_SPREAD = 0.02  # standard deviation of initial weights
 
 
 class ResNetGenerator(nn.Module):
-    """Images of one kind from those of another.
+    """Image-to-image generator.
 
     Args:
-        channels_in: Channels of the images to translate.
-        channels_out: Channels of the result.
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
         width: Channels at full size; there are four times as many at the quarter size of the blocks.
-        blocks: Residual blocks; the authors have 9 for images of 256 pixels and more, 6 for 128.
-        norm: What follows the convolutions: "instance", without weights and averages of its own, or "batch".
+        blocks: Residual blocks; the authors use 9 for images of 256 pixels and more, 6 for 128.
+        norm: Norm of the convolutions: "instance", without weights and running averages, or "batch".
 
     Raises:
-        ValueError: If a size is not positive, or there is no such norm.
+        ValueError: If a size is not positive, or the norm is unknown.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ResNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(norm, channels_in=channels_in, channels_out=channels_out, width=width, blocks=blocks)
-        widths = [width * 2**level for level in range(_DOUBLINGS + 1)]
+        widths = [width * 2**level for level in range(_NUM_DOWNSAMPLINGS + 1)]
         self.stem = NormedConv(nn.Conv2d(channels_in, width, 7, bias=has_bias(norm)), norm)
         self.down = nn.ModuleList(
             NormedConv(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=has_bias(norm)), norm) for a, b in pairwise(widths)
@@ -54,12 +54,12 @@ class ResNetGenerator(nn.Module):
         self.apply(initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Translated images (B, channels_out, H, W) in [-1, 1] of images (B, channels_in, H, W) in [-1, 1].
+        """Translate images (B, channels_in, H, W) in [-1, 1] to (B, channels_out, H, W) in [-1, 1].
 
         Raises:
             ValueError: If a side is not a multiple of 4, or less than 8.
         """
-        factor = 2**_DOUBLINGS
+        factor = 2**_NUM_DOWNSAMPLINGS
         if any(side % factor or side < 2 * factor for side in images.shape[2:]):
             raise ValueError(
                 f"images are {images.shape[2]} x {images.shape[3]}; this network needs sides that are multiples of "
@@ -90,7 +90,7 @@ class NormedConv(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """Two convolutions whose result is added to what they got, with no activation after the sum."""
+    """Two convolutions and a skip connection, without an activation after the sum."""
 
     def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
@@ -104,12 +104,12 @@ class _ResidualBlock(nn.Module):
 
 
 def has_bias(norm: Norm) -> bool:
-    """Batch norm has a bias of its own; instance norm takes any away, but official weights have one all the same."""
+    """Whether convolutions before a norm have a bias; official weights have an unneeded one before instance norm."""
     return norm == "instance"
 
 
 def initialise(module: nn.Module) -> None:
-    """Draw the weights of a convolution or norm that training of an image-to-image GAN starts from, in place."""
+    """Draw the initial weights of a convolution or batch norm in place."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, _SPREAD)
         if module.bias is not None:
@@ -120,11 +120,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def check_sizes(norm: str, **sizes: int) -> None:
-    """Refuse sizes below 1 and unknown norms.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
+    """Raise a `ValueError` for sizes below 1 and unknown norms."""
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name} is {size}; use at least 1")

@@ -1,4 +1,4 @@
-"""Spectral normalisation: a convolution whose weights have a largest singular value of 1."""
+"""Spectrally normalised convolutions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-"""What the pixels hold that a convolution adds around its input."""
+"""Padding of a convolution, see `torch.nn.Conv2d`."""
 
 
 class SpectralConv2d(nn.Conv2d):
     """A convolution with its weights divided by an estimate of their largest singular value, u^T W v.
 
-    W is the weight as a matrix with one row for every output channel. In training each forward pass brings u and v
-    nearer to the singular vectors by one power iteration; in evaluation they stay as they are.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Height and width of the kernel.
-        stride: Step of the kernel.
-        padding: Pixels added on each side.
-        bias: Whether a bias is added, which is not normalised.
-        padding_mode: What the added pixels hold.
+    W is the weight as a matrix with one row per output channel. In training each forward pass improves u and v by one
+    power iteration; in evaluation they are constant. Arguments are those of `torch.nn.Conv2d`.
 
     Source: Miyato et al. 2018, "Spectral normalization for generative adversarial networks", algorithm 1.
     """
@@ -51,9 +42,9 @@ class SpectralConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def reset_vectors(self) -> None:
-        """Start the estimate anew; for weights that were given other values than by training."""
+        """Restart the estimate; call it after setting the weights by hand."""
         self.u.normal_()
-        if not self.weight.is_meta:  # where there are no numbers, only shapes
+        if not self.weight.is_meta:
             self.update_vectors()
 
     @torch.no_grad()
@@ -65,8 +56,8 @@ class SpectralConv2d(nn.Conv2d):
             self.u.copy_(F.normalize(torch.mv(matrix, self.v), dim=0))
 
     def effective_weight(self) -> Tensor:
-        """The weight that the input is convolved with, (out, in, k, k), by u and v as they are."""
-        # Backward passes need the vectors of their own forward pass, and another one may come in between.
+        """Normalised weight, (out, in, k, k), for the current u and v."""
+        # Copies, as another forward pass may change u and v before the backward pass.
         u, v = self.u.clone(), self.v.clone()
         with torch.autocast(self.weight.device.type, enabled=False):
             weight: Tensor = self.weight / torch.dot(u, torch.mv(self.weight.flatten(1), v))
@@ -89,7 +80,7 @@ class SpectralConv2d(nn.Conv2d):
             self.padding,  # type: ignore[arg-type]
             bias=False,
             padding_mode=self.padding_mode,
-            device="meta",  # random weights would move torch's state
+            device="meta",  # initial weights would be drawn from the global random stream
         )
         conv.weight = nn.Parameter(self.effective_weight().detach())
         conv.bias = self.bias

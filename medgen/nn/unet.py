@@ -1,4 +1,4 @@
-"""UNets that estimate the noise in an image or a latent.
+"""UNets for diffusion models.
 
 Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
 generative adversarial networks for medical image synthesis".
@@ -31,12 +31,12 @@ from medgen.nn.layers import LayerSpec, Size, convolution
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(LevelsConfig):
-    """Shape of a UNet whose stem is a level too; the defaults are those published.
+    """Shape of a UNet, whose stem is the first level; the defaults are those published.
 
     Attributes:
         blocks_per_level: Convolution pairs per level on the way down; there is one more on the way up.
-        embedding_dim: Length of the vector that tells every block the time and the label.
-        wave_dim: Number of sines and cosines of time, None for a quarter of `embedding_dim`.
+        embedding_dim: Length of the embedding of time and label.
+        wave_dim: Number of sines and cosines of time; None for a quarter of `embedding_dim`.
         learned_variance: Whether a second set of output channels estimates the variance.
         self_conditioning: Whether the network has input channels for an earlier estimate.
 
@@ -64,12 +64,7 @@ class UNetConfig(LevelsConfig):
 
 
 class TimeEmbedding(nn.Module):
-    """A vector for each time step: sines and cosines through two linear layers.
-
-    Args:
-        dim: Length of the vector.
-        wave_dim: Number of sines and cosines; None for a quarter of `dim`.
-    """
+    """Sines and cosines of time through two linear layers; `wave_dim` of them, by default a quarter of `dim`."""
 
     def __init__(self, dim: int, wave_dim: int | None = None) -> None:
         super().__init__()
@@ -77,7 +72,7 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(self.wave_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B, dim) of time steps (B,)."""
+        """Time steps (B,) to (B, dim)."""
         waves = sinusoidal_embedding(t, self.wave_dim)
         out: Tensor = self.layers(waves.to(next(self.parameters()).dtype))
         return out
@@ -87,7 +82,7 @@ class _ConditionedUNet(nn.Module, ABC):
     """Base of both UNets: the embedding of time and label, self-conditioning, output heads.
 
     Args:
-        config: Its shape.
+        config: Shape of the network.
         in_channels: Channels of the noisy latent.
         out_channels: Channels of the estimate; None for those of the latent.
         label_space: Labels it is conditioned on.
@@ -130,41 +125,40 @@ class _ConditionedUNet(nn.Module, ABC):
 
     @abstractmethod
     def build(self, config: UNetConfig, channels: int) -> None:
-        """Make all layers between an input of so many channels and the output heads."""
+        """Build all layers between the input, of so many channels, and the output heads."""
 
     @abstractmethod
     def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """What the output heads read, full resolution first, of an input (B, C, *spatial) and its embedding (B, E)."""
+        """Inputs of the output heads, full resolution first, from (B, C, *spatial) and an embedding (B, E)."""
 
     def embedding(self, t: Tensor, label: Tensor | None) -> Tensor:
-        """One vector (B, E) of time steps (B,) and labels; no label adds nothing.
+        """Embedding (B, E) of time steps (B,) and labels; no label adds nothing.
 
         Raises:
             ValueError: If there is a label but the network was built without.
         """
         embedding: Tensor = self.embed_time(t)
-        if label is None:
-            return embedding
-        if self.embed_label is None:
-            raise ValueError("this network was built without labels; call it with label=None")
-        vector: Tensor = self.embed_label(label)
-        return embedding + vector
+        if label is not None:
+            if self.embed_label is None:
+                raise ValueError("this network was built without labels; call it with label=None")
+            embedding = embedding + self.embed_label(label)
+        return embedding
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None, self_cond: Tensor | None = None) -> Tensor:
-        """The estimate at full resolution.
+        """Estimate at full resolution.
 
         Args:
             x_t: Noisy latents, (B, in_channels, *spatial).
             t: Time steps, (B,).
             label: Classes (B,) int64, -1 for none; or conditions (B, K) float32, NaN where unknown; or None.
-            self_cond: An earlier estimate, in the shape of x_t, if the network is self-conditioned.
+            self_cond: Earlier estimate in the shape of x_t, for self-conditioned networks.
 
         Returns:
-            (B, out_channels, *spatial), or twice the channels with a learned variance: the variance comes second.
+            (B, out_channels, *spatial), followed by as many channels of variance if it is learned.
 
         Raises:
-            ValueError: If the network was built without a label or self-conditioning that is given here, or the
-                sides of x_t are no multiples of `shrinkage`.
+            ValueError: If the network was built without labels or self-conditioning but gets either, or the sides of
+                x_t are not multiples of `shrinkage`.
         """
         x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
         out: Tensor = self.heads[0](self.features(x, embedding)[0])
@@ -173,7 +167,7 @@ class _ConditionedUNet(nn.Module, ABC):
     def multiscale(
         self, x_t: Tensor, t: Tensor, label: Tensor | None = None, self_cond: Tensor | None = None
     ) -> list[Tensor]:
-        """The estimate of every output head, full resolution first; only the first one has a variance."""
+        """Estimates of all output heads, full resolution first; only the first one has a variance."""
         x, embedding = self._input(x_t, self_cond), self.embedding(t, label)
         return [head(h) for head, h in zip(self.heads, self.features(x, embedding), strict=False)]
 
@@ -185,7 +179,7 @@ class _ConditionedUNet(nn.Module, ABC):
             if self_cond is not None:
                 raise ValueError("this network was built without self_conditioning; call it with self_cond=None")
             return x_t
-        # The published networks see x_t again in place of the earlier estimate, and zeros where there is none.
+        # As published: x_t is repeated in place of the earlier estimate, and zeros are used where there is none.
         return torch.cat([x_t, torch.zeros_like(x_t) if self_cond is None else x_t], dim=1)
 
 
@@ -209,18 +203,17 @@ class UNetBlock(nn.Module):
 
 
 class UNet(_ConditionedUNet):
-    """The published UNet: several blocks per level, and every tensor on the way down is concatenated on the way up.
+    """The published UNet: several blocks per level, with concatenated skips from every block on the way down.
 
-    The stem is no level of its own, so that the features shrink one time less often than there are levels, and the
-    last stride has no use.
+    Features shrink once less than there are levels; the last stride is unused.
     """
 
     def head_channels(self, levels: list[Level]) -> list[int]:
-        """Channels that each output head may read; a lower one reads what enters the last block of its level."""
+        """Channels of possible output heads; lower ones read the input of the last block of their level."""
         return [levels[0].channels, *(fine.channels + coarse.channels for fine, coarse in pairwise(levels[1:]))]
 
     def build(self, config: UNetConfig, channels: int) -> None:
-        """Make the stem, the ways down and up, and the middle between them."""
+        """Build the stem, the ways down and up, and the middle between them."""
         levels, n = config.levels, config.blocks_per_level
         if n < 1:
             raise ValueError(f"blocks_per_level {n} is out of range; use 1 or more")
@@ -228,7 +221,7 @@ class UNet(_ConditionedUNet):
         self.shrinkage = config.shrinkage
         self.stem = convolution(config.spatial_dims, channels, stem.channels, stem.kernel_size, stem.stride)
         down: list[nn.Module] = []
-        up: list[nn.Module] = []  # from fine to coarse, turned round below
+        up: list[nn.Module] = []  # from fine to coarse, reversed below
         for fine, coarse in pairwise(levels):
             width = coarse.channels
             down.append(UNetBlock(fine.channels, width, coarse, config))
@@ -245,7 +238,7 @@ class UNet(_ConditionedUNet):
         self.up = nn.ModuleList(reversed(up))
 
     def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """What the output heads read, full resolution first."""
+        """Inputs of the output heads, full resolution first."""
         h = self.stem(x)
         skips = [h]
         for block in self.down:
@@ -263,9 +256,9 @@ class UNet(_ConditionedUNet):
 
 
 class AdditiveUNet(_ConditionedUNet):
-    """The older UNet: one block per level, and skips are added.
+    """The older UNet: one block per level, whatever `blocks_per_level`, and added skips.
 
-    `blocks_per_level` has no meaning here. Without learned resampling the skips are concatenated.
+    Without learned resampling the skips are concatenated.
     """
 
     def head_channels(self, levels: list[Level]) -> list[int]:
@@ -273,17 +266,11 @@ class AdditiveUNet(_ConditionedUNet):
         return [level.channels for level in levels]
 
     def build(self, config: UNetConfig, channels: int) -> None:
-        """Make the stem and the ways down and up."""
+        """Build the stem and the ways down and up."""
         levels = config.levels
         self.shrinkage = shrinkage(levels, config.spatial_dims)
         stem = levels[0]
-        self.stem = ConvBlock(
-            channels,
-            stem.channels,
-            config,
-            kernel_size=stem.kernel_size,
-            stride=stem.stride,
-        )
+        self.stem = ConvBlock(channels, stem.channels, config, kernel_size=stem.kernel_size, stride=stem.stride)
         pairs = list(pairwise(levels))
         self.down = nn.ModuleList(DownLevel(fine.channels, coarse, config) for fine, coarse in pairs)
         self.up = nn.ModuleList(
@@ -291,7 +278,7 @@ class AdditiveUNet(_ConditionedUNet):
         )
 
     def features(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """What the output heads read, full resolution first."""
+        """Inputs of the output heads, full resolution first."""
         skips = [self.stem(x, embedding)]
         for level in self.down:
             skips.append(level(skips[-1], embedding))

@@ -1,4 +1,4 @@
-"""The first stage of VQ-VAE2: an autoencoder whose latent is two maps of codes, a coarse and a fine one."""
+"""VQ-VAE-2 autoencoder, whose latent is a coarse and a fine map of codes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from medgen.config import Config
 from medgen.nn.quantize import MovingAverageQuantizer, Quantized
 
 TOP_STRIDE = 8
-"""Pixels per side that one code of the top map stands for."""
+"""Image pixels per code of the top map, along each side."""
 BOTTOM_STRIDE = 4
-"""The same of the bottom map."""
+"""Image pixels per code of the bottom map, along each side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +23,11 @@ class VQVAE2AutoencoderConfig(Config):
     """Shape of the autoencoder; the defaults are the published ones.
 
     Attributes:
-        hidden_channels: Width of all layers between image and codes.
+        hidden_channels: Channels of all layers between image and codes.
         residual_blocks: Residual blocks of each encoder and decoder.
-        residual_channels: Width within them.
-        code_dim: Length of a code vector.
-        num_codes: Codes of each codebook.
+        residual_channels: Channels within residual blocks.
+        code_dim: Length of a code.
+        num_codes: Size of each codebook.
     """
 
     hidden_channels: int = 128
@@ -38,23 +38,21 @@ class VQVAE2AutoencoderConfig(Config):
 
 
 class Codes(NamedTuple):
-    """An image in codes."""
+    """Code maps of images: top (B, H / 8, W / 8) and bottom (B, H / 4, W / 4), int64."""
 
     top: Tensor
-    """(B, H / 8, W / 8) int64."""
     bottom: Tensor
-    """(B, H / 4, W / 4) int64."""
 
 
 class Quantization(NamedTuple):
-    """Both levels of an image, quantised."""
+    """Quantised latents of both levels."""
 
     top: Quantized
     bottom: Quantized
 
     @property
     def codes(self) -> Codes:
-        """Which codes they are."""
+        """Codebook indices of both levels."""
         return Codes(self.top.indices, self.bottom.indices)
 
     @property
@@ -70,13 +68,13 @@ class _ResidualBlock(nn.Module):
         self.narrow = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, H, W) to the same."""
+        """(B, channels, H, W) to the same shape."""
         out: Tensor = x + self.narrow(F.relu(self.widen(F.relu(x))))
         return out
 
 
 class _Encoder(nn.Sequential):
-    """To half the size in each step, then residual blocks."""
+    """Strided convolutions, then residual blocks."""
 
     def __init__(self, in_channels: int, config: VQVAE2AutoencoderConfig, *, stride: int) -> None:
         half, full = config.hidden_channels // 2, config.hidden_channels
@@ -89,7 +87,7 @@ class _Encoder(nn.Sequential):
 
 
 class _Decoder(nn.Sequential):
-    """Residual blocks, then to twice the size in each step."""
+    """Residual blocks, then transposed convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, config: VQVAE2AutoencoderConfig, *, stride: int) -> None:
         half, full = config.hidden_channels // 2, config.hidden_channels
@@ -105,10 +103,10 @@ class _Decoder(nn.Sequential):
 
 
 class VQVAE2(nn.Module):
-    """Two-level VQ-VAE: the top map holds the layout, the bottom map, which knows the top one, the details.
+    """Two-level VQ-VAE: a top map for the layout, and a bottom map, conditioned on the top one, for details.
 
     Args:
-        config: Its shape.
+        config: Shape of the networks.
         channels: Channels of the images.
         decay: Decay of the codebooks' moving averages.
 
@@ -129,22 +127,22 @@ class VQVAE2(nn.Module):
         self.decode_both = _Decoder(2 * dim, channels, config, stride=4)
 
     def encode(self, images: Tensor) -> Quantization:
-        """Both levels of images (B, C, H, W) in [-1, 1], sides divisible by 8; moves the codebooks in training."""
+        """Encode images (B, C, H, W) in [-1, 1], sides divisible by 8; updates the codebooks in training."""
         fine = self.encode_bottom(images)  # (B, channels, H / 4, W / 4)
         top = self.top_codes(self.to_top(self.encode_top(fine)))  # (B, dim, H / 8, W / 8)
         bottom = self.bottom_codes(self.to_bottom(torch.cat([self.decode_top(top.latent), fine], dim=1)))
         return Quantization(top, bottom)
 
     def decode(self, top: Tensor, bottom: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1], of latents (B, dim, H / 8, W / 8) and (B, dim, H / 4, W / 4)."""
+        """Decode latents (B, dim, H / 8, W / 8) and (B, dim, H / 4, W / 4) to images (B, C, H, W), about [-1, 1]."""
         images: Tensor = self.decode_both(torch.cat([self.upsample_top(top), bottom], dim=1))
         return images
 
     def decode_codes(self, codes: Codes) -> Tensor:
-        """The same of codes."""
+        """Decode codes to images (B, C, H, W), about [-1, 1]."""
         return self.decode(self.top_codes.lookup(codes.top), self.bottom_codes.lookup(codes.bottom))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Quantization]:
-        """Copies of images in [-1, 1], and what they were made of."""
+        """Reconstruct images (B, C, H, W) in [-1, 1]; also returns their quantisation."""
         quantized = self.encode(images)
         return self.decode(quantized.top.latent, quantized.bottom.latent), quantized

@@ -1,7 +1,7 @@
-"""Adaptive discriminator augmentation: images changed in ways a generator must not learn to make.
+"""Adaptive discriminator augmentation.
 
-Every transform is applied to each image with a chance that training adapts. All geometric ones become one resampling
-at twice the size, all changes of colour one matrix, and gradients, second ones included, flow through both.
+Each transform is applied to each image with a probability that training adapts. Geometric transforms are combined into
+one resampling at twice the size, and changes of colour into one matrix; first and second gradients flow through both.
 
 Source: Karras et al. 2020, "Training generative adversarial networks with limited data", appendix B.
 """
@@ -9,7 +9,7 @@ Source: Karras et al. 2020, "Training generative adversarial networks with limit
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medgen.nn.resampling import downsample_lines, filter_lines, sample_bilinear, upsample_lines
 
-# Filters of Daubechies' least asymmetric wavelets with 6 and with 2 vanishing moments.
+# Filters of Daubechies' least asymmetric wavelets with 6 and with 2 vanishing moments
 _SYM6 = (
     0.015404109327027373,
     0.0034907120842174702,
@@ -35,7 +35,7 @@ _SYM6 = (
 _SYM2 = (-0.12940952255092145, 0.22414386804185735, 0.836516303737469, 0.48296291314469025)
 
 _BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
-"""Share of each frequency band in the power of natural images."""
+"""Share of each frequency band of the power of natural images."""
 
 GEOMETRY = ("xflip", "rotate90", "xint", "scale", "rotate", "aniso", "xfrac")
 COLOUR = ("brightness", "contrast", "lumaflip", "hue", "saturation")
@@ -55,21 +55,20 @@ PIPES: Mapping[str, tuple[str, ...]] = {
     "bgcfn": GEOMETRY + COLOUR + ("imgfilter", "noise"),
     "bgcfnc": GEOMETRY + COLOUR + CORRUPTION,
 }
-"""Transforms by the names of the authors' sets."""
+"""Transforms of the published sets, by name."""
 
-# Spread of what is drawn: standard deviations, of factors in octaves; shifts by the size of the image.
+# Standard deviations, of factors in octaves; shifts and cutouts relative to the size of the image
 _SHIFT, _OCTAVES, _BRIGHTNESS, _CONTRAST, _SATURATION, _NOISE, _CUTOUT = 0.125, 0.2, 0.2, 0.5, 1.0, 0.1, 0.5
 
 
 class AugmentPipe(nn.Module):
-    """Changes each image with chance `p`, times the strength of each transform.
+    """Random transforms of images, each with probability `p` times its strength.
 
     Args:
-        transforms: Strengths by the names of `TRANSFORMS`; or a name of `PIPES`, all of whose transforms have
-            strength 1.
+        transforms: Strengths by the names of `TRANSFORMS`, or a name of `PIPES` for strength 1.
 
     Raises:
-        ValueError: If there is no such transform or set.
+        ValueError: If a transform or set is unknown.
     """
 
     p: Tensor
@@ -90,25 +89,25 @@ class AugmentPipe(nn.Module):
         self.register_buffer("bands", band_filters(), persistent=False)
 
     def forward(self, images: Tensor, *, percentile: float | None = None) -> Tensor:
-        """Changed images, (B, C, H, W) about [-1, 1], drawn from torch's global random state.
+        """Transform images (B, C, H, W), about [-1, 1], with torch's global random state.
 
         Args:
-            images: With one channel or three; hue and saturation are for three only.
+            images: Images of one or three channels; hue and saturation are skipped for one.
             percentile: Sets every random number to this percentile of its distribution, for tests.
 
         Raises:
             ValueError: If colours of another number of channels are to be changed, or images are too small to filter.
         """
         with torch.autocast(images.device.type, enabled=False):  # resampling in bfloat16 would shift pixels
-            return self._changed(images.float(), percentile)
+            return self._transformed(images.float(), percentile)
 
-    def _changed(self, images: Tensor, percentile: float | None) -> Tensor:
+    def _transformed(self, images: Tensor, percentile: float | None) -> Tensor:
         channels = images.shape[1]
         draws = _Draws(images, self.p, self.strength, percentile)
         if any(self.strength[name] for name in GEOMETRY):
             inverse = _geometry(draws)
             moved = (inverse != torch.eye(3, device=inverse.device)).flatten(1).any(1).nonzero()[:, 0]
-            if len(moved):  # where nothing is to move, resampling would change nothing
+            if len(moved):  # resampling other images would not change them
                 images = images.index_copy(0, moved, self._moved(images[moved], inverse[moved]))
         if any(self.strength[name] for name in COLOUR):
             if channels not in (1, 3):
@@ -124,11 +123,8 @@ class AugmentPipe(nn.Module):
         return images
 
     def _moved(self, images: Tensor, inverse: Tensor) -> Tensor:
-        """Images resampled at the places (B, 3, 3) that pixels of the result come from.
-
-        The reflected margin is as wide as the batch needs, and the smooth filter at twice the size keeps what is drawn
-        between pixels as sharp as the pixels were.
-        """
+        """Resample images at the sources (B, 3, 3) of the pixels of the result, at twice the size to stay sharp."""
+        # Reflected margins, as wide as the batch needs
         height, width = images.shape[2:]
         reach = len(self.smooth) // 4
         corners = torch.tensor([[-1.0, 1, 1, -1], [-1, -1, 1, 1]], device=inverse.device)
@@ -142,7 +138,7 @@ class AugmentPipe(nn.Module):
         images = F.pad(images, [left, right, above, below], mode="reflect")
         inverse = _shift_matrix(inverse.new_tensor([[(left - right) / 2, (above - below) / 2]])) @ inverse
         images = upsample_lines(images, self.smooth)
-        # At twice the size, places count double, and the middle of a pixel is half a pixel further.
+        # At twice the size, positions double, and pixel centres move by half a pixel.
         twice, half_pixel = inverse.new_tensor([[2.0, 2.0]]), inverse.new_tensor([[-0.5, -0.5]])
         inverse = _scale_matrix(twice) @ inverse @ _scale_matrix(1 / twice)
         inverse = _shift_matrix(half_pixel) @ inverse @ _shift_matrix(-half_pixel)
@@ -154,7 +150,7 @@ class AugmentPipe(nn.Module):
         return downsample_lines(sample_bilinear(images, grid), self.smooth, crop=2 * reach)
 
     def _filtered(self, images: Tensor, draws: _Draws) -> Tensor:
-        """Images with some frequency bands made stronger and others weaker, at equal power."""
+        """Amplify or weaken frequency bands at equal power."""
         height, width = images.shape[2:]
         if min(height, width) <= (reach := self.bands.shape[1] // 2):
             raise ValueError(f"images are {height} x {width}; imgfilter needs more than {reach} a side: leave it out")
@@ -168,96 +164,80 @@ class AugmentPipe(nn.Module):
 
 
 class _Draws:
-    """Random numbers of a batch, or a percentile of their distributions for every image."""
+    """Random numbers for a batch, or a percentile of their distributions."""
 
     def __init__(self, images: Tensor, p: Tensor, strength: Mapping[str, float], percentile: float | None) -> None:
         self.batch, self.size, self.device = len(images), images.shape[2:], images.device
         self.p, self.strength, self.percentile = p, strength, percentile
 
     def uniform(self, *shape: int) -> Tensor:
-        """Numbers in [0, 1), (B, *shape)."""
+        """Uniform numbers in [0, 1), (B, *shape)."""
         drawn = torch.rand(self.batch, *shape, device=self.device)
         return drawn if self.percentile is None else torch.full_like(drawn, self.percentile)
 
     def normal(self, name: str, ones: int = 0, values: int = 0) -> Tensor:
-        """Normal numbers, (B,) with so many further dimensions of 1, or (B, values)."""
+        """Normal numbers, (B, values), or (B,) with `ones` further dimensions of size 1."""
         shape = (values,) if values else (1,) * ones
         drawn = torch.randn(self.batch, *shape, device=self.device)
         if self.percentile is None:
             return drawn
-        # The median of a half-normal one, for noise, whose sign has no meaning.
+        # Noise has no sign: its percentile is that of the half-normal distribution.
         quantile = self.percentile if name == "noise" else 2 * self.percentile - 1
         return torch.full_like(drawn, float(torch.erfinv(torch.tensor(quantile))))
 
     def octaves(self, name: str, deviation: float, ones: int = 0) -> Tensor:
-        """Factors (B,), spread evenly in octaves."""
+        """Log-normal factors, (B,) with `ones` further dimensions; `deviation` is in octaves."""
         return (self.normal(name, ones) * deviation).exp2()
 
-    def gated(self, name: str, values: Tensor, neutral: float, chance: Tensor | None = None) -> Tensor:
-        """Values (B, ...) of the images that the transform is applied to, and a neutral one of the others."""
-        if chance is None:
-            chance = self.p * self.strength[name]
+    def gated(self, name: str, values: Tensor, neutral: float, probability: Tensor | None = None) -> Tensor:
+        """Values (B, ...) for the images that the transform applies to, and a neutral one for the others."""
+        if probability is None:
+            probability = self.p * self.strength[name]
         drawn = torch.rand(self.batch, *[1] * (values.dim() - 1), device=self.device)
         if self.percentile is not None:
             return values
-        return torch.where(drawn < chance, values, torch.full_like(values, neutral))
+        return torch.where(drawn < probability, values, torch.full_like(values, neutral))
 
 
 def _geometry(draws: _Draws) -> Tensor:
-    """Where pixels of the result come from, (B, 3, 3), in pixels from the middle."""
+    """Transforms (B, 3, 3) from pixels of the result to their source, in pixels from the centre."""
     height, width = draws.size
     sides = torch.tensor([width, height], device=draws.device)
-    # Rotations before and after stretching, each with a chance that makes that of either or both p.
-    chance = 1 - (1 - draws.p * draws.strength["rotate"]).clamp(0, 1).sqrt()
+    strength = draws.strength
+    # Probability of rotations before and after stretching such that either or both happen with p.
+    probability = 1 - (1 - draws.p * strength["rotate"]).clamp(0, 1).sqrt()
 
-    def flip() -> Tensor:
-        mirrored = draws.gated("xflip", (draws.uniform() * 2).floor(), 0.0)
-        return _scale_matrix(torch.stack([1 - 2 * mirrored, torch.ones_like(mirrored)], 1))
+    def rotation() -> Tensor:
+        return _turn_matrix(draws.gated("rotate", (draws.uniform() * 2 - 1) * math.pi, 0.0, probability))
 
-    def turn() -> Tensor:
-        return _turn_matrix(draws.gated("rotate90", (draws.uniform() * 4).floor(), 0.0) * (math.pi / 2))
-
-    def whole_shift() -> Tensor:
-        shift = draws.gated("xint", (draws.uniform(2) * 2 - 1) * _SHIFT, 0.0)
-        return _shift_matrix(-(shift * sides).round())
-
-    def scale() -> Tensor:
-        factor = draws.gated("scale", draws.octaves("scale", _OCTAVES), 1.0)
-        return _scale_matrix(1 / torch.stack([factor, factor], 1))
-
-    def rotate() -> Tensor:
-        return _turn_matrix(draws.gated("rotate", (draws.uniform() * 2 - 1) * math.pi, 0.0, chance))
-
-    def stretch() -> Tensor:
-        factor = draws.gated("aniso", draws.octaves("aniso", _OCTAVES), 1.0)
-        return _scale_matrix(torch.stack([1 / factor, factor], 1))
-
-    def rotate_again() -> Tensor:
-        turned = rotate()
-        return turned if draws.percentile is None else torch.eye(3, device=draws.device).expand_as(turned)
-
-    def shift() -> Tensor:
-        return _shift_matrix(-draws.gated("xfrac", draws.normal("xfrac", values=2) * _SHIFT, 0.0) * sides)
-
-    steps: list[tuple[str, Callable[[], Tensor]]] = [
-        ("xflip", flip),
-        ("rotate90", turn),
-        ("xint", whole_shift),
-        ("scale", scale),
-        ("rotate", rotate),
-        ("aniso", stretch),
-        ("rotate", rotate_again),
-        ("xfrac", shift),
-    ]
+    # Each transform acts on the result of the previous ones, so that its inverse is multiplied from the right.
     inverse = torch.eye(3, device=draws.device).expand(draws.batch, 3, 3)
-    for name, matrix in steps:  # each acts on the result of those before, so that its inverse comes after theirs
-        if draws.strength[name]:
-            inverse = inverse @ matrix()
+    if strength["xflip"]:
+        mirrored = draws.gated("xflip", (draws.uniform() * 2).floor(), 0.0)
+        inverse = inverse @ _scale_matrix(torch.stack([1 - 2 * mirrored, torch.ones_like(mirrored)], 1))
+    if strength["rotate90"]:
+        inverse = inverse @ _turn_matrix(draws.gated("rotate90", (draws.uniform() * 4).floor(), 0.0) * (math.pi / 2))
+    if strength["xint"]:
+        shift = draws.gated("xint", (draws.uniform(2) * 2 - 1) * _SHIFT, 0.0)
+        inverse = inverse @ _shift_matrix(-(shift * sides).round())
+    if strength["scale"]:
+        factor = draws.gated("scale", draws.octaves("scale", _OCTAVES), 1.0)
+        inverse = inverse @ _scale_matrix(1 / torch.stack([factor, factor], 1))
+    if strength["rotate"]:
+        inverse = inverse @ rotation()
+    if strength["aniso"]:
+        factor = draws.gated("aniso", draws.octaves("aniso", _OCTAVES), 1.0)
+        inverse = inverse @ _scale_matrix(torch.stack([1 / factor, factor], 1))
+    if strength["rotate"] and draws.percentile is None:
+        inverse = inverse @ rotation()
+    if strength["xfrac"]:
+        shift = draws.gated("xfrac", draws.normal("xfrac", values=2) * _SHIFT, 0.0)
+        inverse = inverse @ _shift_matrix(-shift * sides)
     return inverse
 
 
 def _colours(draws: _Draws, *, grey: bool) -> Tensor:
-    """What becomes of a colour, (B, 4, 4), of which the last is always 1."""
+    """Transforms (B, 4, 4) of colours in homogeneous coordinates."""
     eye = torch.eye(4, device=draws.device)
     luma = torch.tensor([1.0, 1, 1, 0], device=draws.device) / math.sqrt(3)
     along = torch.outer(luma, luma)
@@ -283,7 +263,7 @@ def _colours(draws: _Draws, *, grey: bool) -> Tensor:
 
 
 def _recoloured(images: Tensor, colours: Tensor) -> Tensor:
-    """Images (B, 1 or 3, H, W) with colours changed; of grey ones all three are the same, and the mean is taken."""
+    """Transform the colours of images (B, 1 or 3, H, W); grey ones get the mean of three equal channels."""
     rows = colours[:, :3]
     if images.shape[1] == 1:
         row = rows.mean(1)
@@ -292,9 +272,8 @@ def _recoloured(images: Tensor, colours: Tensor) -> Tensor:
 
 
 def _cut_out(images: Tensor, draws: _Draws) -> Tensor:
-    """Images with a rectangle of half their size set to 0."""
-    side = torch.full((draws.batch, 2, 1, 1, 1), _CUTOUT, device=images.device)
-    side = draws.gated("cutout", side, 0.0)
+    """Set a rectangle of half the image size to 0."""
+    side = draws.gated("cutout", torch.full((draws.batch, 2, 1, 1, 1), _CUTOUT, device=images.device), 0.0)
     middle = draws.uniform(2, 1, 1, 1)
     height, width = draws.size
     across = (torch.arange(width, device=images.device) + 0.5) / width
@@ -304,10 +283,10 @@ def _cut_out(images: Tensor, draws: _Draws) -> Tensor:
 
 
 def band_filters() -> Tensor:
-    """Four filters that add up to 1, each of which lets an octave of frequencies pass, (4, taps)."""
+    """Four band-pass filters, an octave each, with sum 1, (4, taps)."""
     low = torch.tensor(_SYM2, dtype=torch.float64)
     high = low * torch.tensor([1.0, -1.0] * (len(_SYM2) // 2), dtype=torch.float64)
-    # A filter and its mirror image leave everything in place.
+    # A filter together with its mirror image shifts nothing.
     low, high = (_convolved(line[None], line.flip(0))[0] / 2 for line in (low, high))
     count = len(_BAND_POWER)
     bands = torch.eye(count, 1, dtype=torch.float64)
@@ -324,25 +303,25 @@ def _convolved(lines: Tensor, taps: Tensor) -> Tensor:
 
 
 def _shift_matrix(by: Tensor) -> Tensor:
-    """(B, 3, 3) of shifts (B, 2)."""
+    """Matrices (B, 3, 3) of shifts (B, 2)."""
     matrix = torch.eye(3, device=by.device).repeat(len(by), 1, 1)
     matrix[:, :2, 2] = by
     return matrix
 
 
 def _scale_matrix(factors: Tensor) -> Tensor:
-    """(B, 3, 3) of factors (B, 2)."""
+    """Matrices (B, 3, 3) of factors (B, 2)."""
     return torch.diag_embed(torch.cat([factors, torch.ones_like(factors[:, :1])], 1))
 
 
 def _turn_matrix(angles: Tensor) -> Tensor:
-    """(B, 3, 3) of angles (B,)."""
+    """Matrices (B, 3, 3) of angles (B,)."""
     sin, cos, none, one = angles.sin(), angles.cos(), torch.zeros_like(angles), torch.ones_like(angles)
     return torch.stack([cos, -sin, none, sin, cos, none, none, none, one], 1).view(-1, 3, 3)
 
 
 def _hue_matrix(angles: Tensor) -> Tensor:
-    """Rotations about the axis of greys, (B, 4, 4), of angles (B,); Rodrigues' formula."""
+    """Rotations (B, 4, 4) about the grey axis by angles (B,); Rodrigues' formula."""
     axis = 1 / math.sqrt(3)
     cross = torch.zeros(4, 4, device=angles.device)
     cross[:3, :3] = torch.tensor([[0.0, -axis, axis], [axis, 0.0, -axis], [-axis, axis, 0.0]])

@@ -86,11 +86,16 @@ def test_sometimes_is_as_often_as_asked():
     assert changed.float().mean() == pytest.approx(0.3, abs=0.07)
 
 
-@pytest.mark.parametrize(("chance", "happens"), [(0, False), (1, True)])
-def test_sometimes_can_mean_never_and_always(chance, happens):
+@pytest.mark.parametrize(("probability", "happens"), [(0, False), (1, True)])
+def test_sometimes_can_mean_never_and_always(probability, happens):
     masks = disc().expand(20, -1, -1)
-    out = Sometimes(Thicken(1, 2), chance)(masks, NoiseSource(0, range(20)))
+    out = Sometimes(Thicken(1, 2), probability)(masks, NoiseSource(0, range(20)))
     assert ((out != masks).flatten(1).any(1) == happens).all()
+
+
+def test_sometimes_takes_the_old_name_of_its_probability():
+    with pytest.warns(FutureWarning, match="chance is now probability"):
+        assert Sometimes(Thicken(1, 2), chance=0.3) == Sometimes(Thicken(1, 2), probability=0.3)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +124,7 @@ def test_noise_for_another_number_of_maps_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sometimes(Thicken(1, 1), 1.5), r"chance is 1\.5; it must be from 0 to 1"),
+        (lambda: Sometimes(Thicken(1, 1), 1.5), r"probability is 1\.5; it must be from 0 to 1"),
         (lambda: Sometimes(Thicken, 0.5), "transform is <class .*; give a transform of medgen.anatomy"),
         (lambda: Compose([Thicken(1, 1), "thin"]), r"transforms\[1\] is 'thin'; give a transform"),
         (lambda: RandomElastic((3, 1), 8), r"pixels is \(3, 1\); give one number, or the lowest and the highest, 0 or"),

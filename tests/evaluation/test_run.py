@@ -138,7 +138,7 @@ def test_metrics_that_need_more_images_are_left_out_by_default_and_refused_by_na
 def test_a_generator_that_diverged_is_refused(datamodule, network):
     broken = DotGenerator()
     torch.nn.init.constant_(broken.scale, torch.nan)
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(ValueError, match="images hold NaN or infinite values"):
         evaluate(broken, datamodule, network=network)
 
 

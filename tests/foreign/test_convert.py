@@ -249,7 +249,9 @@ def test_priors_beside_a_file_that_takes_none_are_refused(prior: str, tmp_path: 
 
 def test_an_option_that_no_family_has_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(1)}, tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"option doubling is unknown; use one of encoder, doublings, .*, bottom"):
+    with pytest.raises(
+        ValueError, match=r"option doubling is unknown; use one of encoder, num_upsamplings, .*, bottom"
+    ):
         convert(tmp_path / "a.pth", tmp_path / "out", doubling=5)
 
 

@@ -241,7 +241,7 @@ def test_a_foreign_class_is_refused_wherever_it_is(tmp_path: Path, mark: Path) -
     ("value", "message"),
     [
         ([1, 2], "found list, but a network pickle of NVIDIA's official PyTorch code has a dictionary of"),
-        ({"epoch": 3, "weights": [1.0]}, "found a dictionary of epoch, weights, but a network file"),
+        ({"epoch": 3, "weights": [1.0]}, "found a dictionary of epoch, weights, but a network pickle"),
         ({}, "found a dictionary of nothing, but"),
         ({"G_ema": {"weight": 1}}, "G_ema is of type dict, and not a network"),
     ],

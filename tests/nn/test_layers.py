@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from medgen.nn.layers import activation, average_pool, convolution, dropout, normalisation, same_padding
+from medgen.nn.layers import activation, average_pool, convolution, dropout, normalisation
 
 
 @pytest.mark.parametrize("spatial_dims", [2, 3])
@@ -22,7 +22,7 @@ def test_sizes_per_dimension_apply_to_that_dimension():
 
 def test_kernel_smaller_than_stride_is_refused():
     with pytest.raises(ValueError, match="skips pixels"):
-        same_padding(1, 3, 2)
+        average_pool(2, 1, 3)
 
 
 def test_size_with_wrong_number_of_entries_is_refused():

@@ -438,6 +438,6 @@ def test_tensorboard_gets_losses_and_pictures(recipe):
 )
 def test_modules_with_discriminators_have_the_options_of_the_guide(module, options):
     every = {"accumulate_batches", "micro_batch", "clip_norm"}
-    guide = (Path(__file__).parents[1] / "docs" / "guide" / "training.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "guide" / "training.md").read_text()
     assert every & inspect.signature(module).parameters.keys() == options
     assert all(f"`{option}`" in guide for option in options)

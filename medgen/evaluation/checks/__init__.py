@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medgen.evaluation.checks.case import Check
@@ -30,4 +30,5 @@ CHECKS: dict[str, str] = {
 
 def load_check(name: str) -> Check:
     """Import a check of `CHECKS`."""
-    return cast("Check", import_module(CHECKS[name]).CHECK)
+    found: Check = import_module(CHECKS[name]).CHECK
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,13 +75,15 @@ def prevalence(real: Tensor, generated: Tensor, *, patients: Tensor | None = Non
     is_real = np.arange(len(answers)) < len(real)
 
     def real_share(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return cast("NDArray[np.float64]", counts @ answers[: len(real)] / counts.sum(1))
+        found: NDArray[np.float64] = counts @ answers[: len(real)] / counts.sum(1)
+        return found
 
     def difference(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         of_real, of_generated = counts * is_real, counts * ~is_real
         with np.errstate(invalid="ignore"):  # a resample may hold one kind only: NaN
             shares = [part @ answers / part.sum(1) for part in (of_generated, of_real)]
-        return cast("NDArray[np.float64]", shares[0] - shares[1])
+        found: NDArray[np.float64] = shares[0] - shares[1]
+        return found
 
     return Prevalence(
         real=bootstrap(real_share, groups, resamples=PREVALENCE_RESAMPLES, seed=seed),

@@ -108,7 +108,8 @@ class ClassifierModule(LightningModule):
         if self.recipe.size is not None:
             images = F.interpolate(images, size=self.recipe.size, mode="bilinear", antialias=True)
         images = ((images - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
-        return cast("Tensor", self.network(images))
+        logits: Tensor = self.network(images)
+        return logits
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss over the known labels of a batch."""

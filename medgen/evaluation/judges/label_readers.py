@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -124,7 +124,8 @@ class LabelClassifier:
 
     def probabilities(self, features: Tensor) -> NDArray[np.float64]:
         """Probability of each class in the training set, (n, K), at least 1e-12."""
-        return cast("NDArray[np.float64]", np.clip(self.model.predict_proba(features.numpy()), 1e-12, None))
+        found: NDArray[np.float64] = np.clip(self.model.predict_proba(features.numpy()), 1e-12, None)
+        return found
 
     @cached_property
     def threshold(self) -> float:

@@ -33,7 +33,8 @@ class _Pooled(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.network.forward_features(images)  # type: ignore[operator]
-        return cast("Tensor", self.network.forward_head(maps, pre_logits=True))  # type: ignore[operator]
+        pooled: Tensor = self.network.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return pooled
 
 
 class _Grey(nn.Module):

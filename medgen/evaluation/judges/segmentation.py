@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -127,7 +127,8 @@ class SegmentationUNet(nn.Module):
         kept.pop()
         for convolutions in self.up:
             x = convolutions(torch.cat([F.interpolate(x, scale_factor=2, mode="nearest"), kept.pop()], 1))
-        return cast("Tensor", self.out(x))
+        logits: Tensor = self.out(x)
+        return logits
 
 
 def _convolutions(channels: int, width: int) -> nn.Sequential:
@@ -160,7 +161,8 @@ class SegmenterModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) of images (B, C, H, W) in [0, 1]."""
-        return cast("Tensor", self.network((images - 0.5) / 0.25))
+        logits: Tensor = self.network((images - 0.5) / 0.25)
+        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a batch of images and masks."""
@@ -169,7 +171,8 @@ class SegmenterModule(LightningModule):
         truth = F.one_hot(masks.long(), logits.shape[1]).movedim(-1, 1)
         probabilities = logits.softmax(1)
         overlap = 2 * (probabilities * truth).sum((0, 2, 3)) / (probabilities + truth).sum((0, 2, 3)).clamp(min=1)
-        return cast("Tensor", F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean())
+        loss: Tensor = F.cross_entropy(logits, masks.long()) + 1 - overlap[1:].mean()
+        return loss
 
     def configure_optimizers(self) -> Any:
         """Set up AdamW with one cycle."""
@@ -179,7 +182,8 @@ class SegmenterModule(LightningModule):
     def masks(self, images: Tensor) -> Tensor:
         """Most probable class of each pixel, (B, H, W), of images (B, C, H, W)."""
         self.eval()
-        return cast("Tensor", self(images.to(self.device)).argmax(1).cpu())
+        found: Tensor = self(images.to(self.device)).argmax(1).cpu()
+        return found
 
 
 def train_segmenter(

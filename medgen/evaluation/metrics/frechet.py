@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ def frechet_distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covar
 
 def _square_root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
-    return cast("Tensor", vectors * values.clamp(min=0).sqrt() @ vectors.T)
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int = 15, seed: int = 0) -> Tensor:
@@ -55,7 +56,8 @@ def frechet_distance_to_infinity(real: Tensor, generated: Tensor, *, sizes: int 
         distance = (mean - part.mean(0)).square().sum() + covariance.trace() + centred.square().sum() - 2 * cross
         distances.append(distance)
     line = torch.stack([torch.ones(sizes), 1 / counts], dim=1).double()
-    return cast("Tensor", torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0])
+    intercept: Tensor = torch.linalg.lstsq(line, torch.stack(distances).cpu()[:, None]).solution[0, 0]
+    return intercept
 
 
 class FrechetDistance(FeatureMetric):

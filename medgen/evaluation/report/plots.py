@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,8 @@ def scaled_to_two_dimensions(squared: NDArray[np.float64]) -> NDArray[np.float64
     """
     centring = np.eye(len(squared)) - 1 / len(squared)
     values, vectors = np.linalg.eigh(-0.5 * centring @ squared @ centring)
-    return cast("NDArray[np.float64]", vectors[:, ::-1][:, :2] * np.sqrt(np.clip(values[::-1][:2], 0, None)))
+    points: NDArray[np.float64] = vectors[:, ::-1][:, :2] * np.sqrt(np.clip(values[::-1][:2], 0, None))
+    return points
 
 
 def distances_plot(matrix: NDArray[np.float64], names: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -187,7 +186,8 @@ def _grid(n: int, step: float) -> Tensor:
 
 def _within(points: Tensor, radius: int) -> Tensor:
     """Test which points are at most `radius` pixels from the middle, bool."""
-    return cast("Tensor", points.norm(dim=-1) <= 2 * radius / _SIDE)
+    within: Tensor = points.norm(dim=-1) <= 2 * radius / _SIDE
+    return within
 
 
 def _matrices(turns: Tensor) -> Tensor:
@@ -207,10 +207,12 @@ def _sampled(images: Tensor, points: Tensor) -> Tensor:
 def _unit(vectors: Tensor) -> Tensor:
     """Scale vectors to mean 0 and length 1; constant ones stay near 0."""
     moved = vectors - vectors.mean(-1, keepdim=True)
-    return cast("Tensor", moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-3))
+    unit: Tensor = moved / moved.norm(dim=-1, keepdim=True).clamp(min=1e-3)
+    return unit
 
 
 def _shifted(spectra: Tensor) -> Tensor:
     """Correlations at all allowed shifts, (n, 2 * MARGIN + 1, 2 * MARGIN + 1), from their spectra."""
     shifts = slice(0, 2 * _MARGIN + 1)
-    return cast("Tensor", torch.fft.irfft2(spectra, s=(_SIDE, _SIDE))[..., shifts, shifts])
+    correlations: Tensor = torch.fft.irfft2(spectra, s=(_SIDE, _SIDE))[..., shifts, shifts]
+    return correlations

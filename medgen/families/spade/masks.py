@@ -12,13 +12,7 @@ _SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".dcm")
 
 
 def checked_masks(masks: object, num_classes: int | None, image_size: tuple[int, int], name: str = "mask") -> Tensor:
-    """Check label maps, or maps of instances, and return them as int64 (B, H, W) or (H, W).
-
-    Args:
-        masks: Numbers of any integer type; a tensor or an array of numpy.
-        num_classes: Number of classes; None for any numbers, as of instances.
-        image_size: Height and width.
-        name: Name of the argument in errors.
+    """Check label maps, or maps of instances (no `num_classes`), and return them as int64 (B, H, W) or (H, W).
 
     Raises:
         ValueError: If they are of another shape or type, or hold other numbers, which are named.

@@ -6,7 +6,7 @@ equal: all of one class. Outputs are computed once for each distinct neighbourho
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,8 @@ def _neighbourhoods(numbers: Tensor, size: int) -> Tensor | None:
 
 def _numbered(values: Tensor) -> Tensor:
     """Replace values by numbers, from 0 on without gaps."""
-    return cast("Tensor", torch.unique(values, return_inverse=True)[1])
+    numbers: Tensor = torch.unique(values, return_inverse=True)[1]
+    return numbers
 
 
 def _places(numbers: Tensor) -> Tensor:

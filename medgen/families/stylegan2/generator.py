@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -104,8 +104,9 @@ class StyledGenerator(Generator):
         Raises:
             ValueError: If styles are of another shape.
         """
+        styles = self._every_style(styles)
         with self.session(len(styles)):
-            return _shown(self.draw(self._every_style(styles)))
+            return _shown(self.draw(styles))
 
     def _every_style(self, styles: Tensor) -> Tensor:
         """Bring styles to the shape (B, num_ws, w_dim) and the device of the generator; (B, w_dim) is repeated."""
@@ -161,7 +162,8 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
 
     def draw(self, styles: Tensor) -> Tensor:
         """Draw images from styles, see `StyledGenerator.draw`."""
-        return cast("Tensor", self.synthesis(styles, *self.synthesis.fixed_noise()))
+        images: Tensor = self.synthesis(styles, *self.synthesis.fixed_noise())
+        return images
 
     @renamed_arguments(layer_noise="noise_mode")
     def synthesize(self, styles: Tensor, *, noise_mode: NoiseMode = "fixed", seed: int = 0) -> Tensor:
@@ -171,9 +173,9 @@ class StyleGAN2Generator(StyledGenerator, family="stylegan2"):
             ValueError: If styles are of another shape, or there is no such noise mode.
         """
         self._check_values(noise_mode=noise_mode)
+        styles = self._every_style(styles)
         with self.session(len(styles), seed=seed) as session:
-            noise = self._noise(noise_mode, session.noise)
-            return _shown(for_inference(self.synthesis)(self._every_style(styles), *noise))
+            return _shown(for_inference(self.synthesis)(styles, *self._noise(noise_mode, session.noise)))
 
     def _sample(
         self,

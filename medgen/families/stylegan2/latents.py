@@ -149,14 +149,13 @@ def walk(
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction in the space of styles along which a score rises.
+    """A direction in the space of styles along which a score rises; measured on held-out images.
 
     Attributes:
         vector: Its unit vector, (w_dim,).
         spread: Standard deviation of styles along it, the unit of `move`.
-        correlation: Correlation of the position along it with the score, for held-out images.
-        auc: Area under the ROC curve of the position, for held-out images with scores above and below the mean; 0.5 is
-            chance, 1 is perfect.
+        correlation: Correlation of the position along it with the score.
+        auc: Area under the ROC curve of the position, for scores above and below the mean; 0.5 is chance, 1 is perfect.
     """
 
     vector: Tensor

@@ -45,7 +45,8 @@ class Mapping(nn.Module):
         parts = [] if z is None else [_unit(z.float())]
         if self.embed is not None and label is not None:
             parts.append(_unit(self.embed(label.float())))
-        return cast("Tensor", self.layers(torch.cat(parts, dim=1)))
+        styles: Tensor = self.layers(torch.cat(parts, dim=1))
+        return styles
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -184,7 +185,8 @@ class DiscriminatorBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H / 2, W / 2)."""
         gain = math.sqrt(0.5)
-        return cast("Tensor", self.skip(x, gain=gain) + self.second(self.first(x), gain=gain))
+        out: Tensor = self.skip(x, gain=gain) + self.second(self.first(x), gain=gain)
+        return out
 
 
 class Discriminator(nn.Module):

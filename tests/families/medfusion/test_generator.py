@@ -178,7 +178,7 @@ def test_the_config_chooses_the_first_stage(kind, expected):
         ),
         (
             {"image_size": (16, 18)},
-            r"\(16, 18\) is not divisible by \(4, 4\), the total stride of the autoencoder times",
+            r"\(16, 18\) makes the UNet denoise 8 x 9 pixels, which its total stride \(2, 2\) does not divide",
         ),
         ({"autoencoder": {"kind": "vae"}}, "kind is 'vae'; use 'kl' or 'vq'"),
         (

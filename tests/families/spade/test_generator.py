@@ -162,7 +162,7 @@ def test_styles_survive_saving_and_loading(model, masks, images, tmp_path):
     [
         ("sick", "style 'sick' is neither a group of training images nor a file; use one of 'healthy', 'ill', or an"),
         (3, "style is 3; give a label, a file, images, or the result of encode_style"),
-        (torch.zeros(2, 3, 16, 16), r"style images have shape \(2, 3, 16, 16\); expected \(n, 1, 16, 16\)"),
+        (torch.zeros(2, 3, 16, 16), r"style images have shape \(2, 3, 16, 16\); expected \(B, 1, 16, 16\)"),
         (torch.zeros(2, 1, 16, 8), r"style images have shape \(2, 1, 16, 8\); expected"),
         (torch.full((2, 1, 16, 16), 255.0), r"style images span \[255, 255\]; .* in \[0, 1\]: divide by the largest"),
         (torch.zeros(2, 1, 16, 16, dtype=torch.uint8), r"style images are torch.uint8; .* floating point in \[0, 1\]"),

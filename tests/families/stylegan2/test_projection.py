@@ -192,7 +192,7 @@ def test_progress_is_shown_where_it_is_asked_for(model, images, capsys):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(1, 1, 16, 24), r"images have shape \(1, 1, 16, 24\); expected \(n, 1, 16, 16\)"),
+        (torch.zeros(1, 1, 16, 24), r"images have shape \(1, 1, 16, 24\); expected \(B, 1, 16, 16\)"),
         (torch.zeros(1, 3, 16, 16), "images have shape"),
         (torch.zeros(1, 16, 16), "images have shape"),
         (torch.zeros(0, 1, 16, 16), "there are no images; give at least one"),

@@ -98,9 +98,7 @@ class LaterStageModule(GenerativeModule[G], Generic[G]):
         """Refuse to measure without the weights to start from."""
         self._need_start()
 
-    def on_test_start(self) -> None:
-        """Refuse to measure without the weights to start from."""
-        self._need_start()
+    on_test_start = on_validation_start
 
     def _need_start(self) -> None:
         if self._missing_start is not None and int(self.batches_seen) == 0:

@@ -21,9 +21,11 @@ from medgen.families.medfusion.convert import (
     unet_config,
     unet_label_space,
 )
-from medgen.families.medfusion.generator import MedfusionConfig, MedfusionGenerator
+from medgen.families.medfusion.generator import MedfusionConfig
 from medgen.foreign.file import ForeignFile
 from medgen.foreign.lightning_files import LightningFile, lightning_content
+from medgen.nn.autoencoder import make_autoencoder
+from medgen.nn.unet import UNet
 from medgen.published import load_strictly, part_of
 
 _PREDICTION_TYPES: dict[str, PredictionType] = {"x_T": "eps", "x_0": "x_0"}
@@ -117,18 +119,23 @@ def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tupl
         if "image_size" in str(error):
             raise
         raise CheckpointError(f"its settings are not those of a MedfusionGenerator: {error}") from error
+    latent_channels = config.autoencoder.latent_channels
     with torch.device("meta"):  # networks without memory, which take the tensors of the file
-        generator = MedfusionGenerator(config)
+        autoencoder = make_autoencoder(config.autoencoder, config.channels)
+        unet = UNet(config.unet, latent_channels, label_space=config.label_space)
     _check_schedule(config, file.state_dict.get("noise_scheduler.betas"))
-    for name, weights in {"autoencoder": embedder, "unet": averaged or estimator}.items():
-        network = generator.get_submodule(name)
+    state = {  # the official code does not normalise latents
+        "latent_mean": torch.zeros(latent_channels, 1, 1),
+        "latent_std": torch.ones(latent_channels, 1, 1),
+    }
+    parts = {"autoencoder": (autoencoder, embedder), "unet": (unet, averaged or estimator)}
+    for name, (network, weights) in parts.items():
         try:
             load_strictly(network, convert_weights(network, weights), where=name)
         except ValueError as error:
             raise CheckpointError(f"its {name} is not of the shape that its settings state: {error}") from error
-    state, latent_shape = generator.state_dict(), (config.latent_shape[0], 1, 1)
-    latent = {"latent_mean": torch.zeros(latent_shape), "latent_std": torch.ones(latent_shape)}  # not normalised there
-    return Converted(config, state | latent)
+        state |= {f"{name}.{key}": weight for key, weight in network.state_dict().items()}
+    return Converted(config, state)
 
 
 def _other_kind(file: LightningFile) -> str:

@@ -80,16 +80,9 @@ def _matrix(line: NDArray[np.float32], tap: NDArray[np.int_]) -> Tensor:
 class FilteredActivation(nn.Module):
     """Leaky ReLU at a higher sampling rate, cropped to the middle of the images.
 
-    Filters are matrix products along each side: convolutions of single channels are several times slower.
-
-    Args:
-        up: Filter of upsampling, (taps,).
-        up_factor: Factor of upsampling.
-        down: Filter of downsampling, (taps,) or (taps, taps).
-        down_factor: Factor of downsampling.
-        before: Height and width of the images.
-        after: Height and width of the result.
-        clamp: Largest absolute value before the second filter; None for any.
+    Filters are matrix products along each side: convolutions of single channels are several times slower. The filter
+    `up` has shape (taps,), and `down` (taps,) or (taps, taps). Images have height and width `before`, and `after` in
+    the result. Values before the second filter are limited to `clamp`.
     """
 
     up: Tensor

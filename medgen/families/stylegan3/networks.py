@@ -73,13 +73,8 @@ class FourierStart(nn.Module):
 class AliasFreeLayer(nn.Module):
     """A convolution modulated by a style, and a leaky ReLU between two low-pass filters.
 
-    The input is scaled to a mean square of 1 by a running average over the data.
-
-    Args:
-        before: Band of the input.
-        after: Band of the output.
-        config: Sizes of synthesis.
-        critical: Whether the output is critically sampled; its filter is never radial.
+    The input of band `before` is scaled to a mean square of 1 by a running average over the data. An output that is
+    `critical`, that is, critically sampled, has no radial filter.
 
     Source: Karras et al. 2021, section 3.2 and appendix C.
     """

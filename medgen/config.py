@@ -1,4 +1,4 @@
-"""Frozen descriptions of models: plain values, and the configs of their parts, as JSON and back."""
+"""Configs of models and of their parts, frozen and stored as JSON."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from medgen.labels import LabelKind, LabelSpace
 
 
 class Moved(NamedTuple):
-    """The place of a field that older checkpoints and recipes have elsewhere.
+    """New place of a field of older checkpoints and recipes.
 
     Attributes:
-        name: Its name now.
-        part: The part it is in; empty for the config itself.
-        change: Turns an old value into a new one.
+        name: New name.
+        part: Part of the config that has the field; empty for the config itself.
+        change: Function that converts an old value to a new one.
     """
 
     name: str
@@ -31,11 +31,11 @@ class Moved(NamedTuple):
 class Config:
     """Base of the configs of models and of their parts.
 
-    Fields hold JSON types, tuples, and further configs. Lists become tuples, as YAML and JSON have no others.
+    Fields hold JSON types, tuples, and further configs. Lists of YAML and JSON become tuples.
 
     Attributes:
-        moved: Fields of older versions by name, each with the place or places it has now. Nothing else knows them:
-            checkpoint folders, recipes and training checkpoints are all read through `relocate`.
+        moved: New places of fields of older versions, by their old names. `relocate` reads checkpoint folders, recipes
+            and training checkpoints alike.
     """
 
     moved: ClassVar[Mapping[str, Moved | Sequence[Moved]]] = {}
@@ -55,7 +55,7 @@ class Config:
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only; `from_dict` reads it back."""
+        """Convert to JSON types, for `from_dict`."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     @classmethod
@@ -63,7 +63,7 @@ class Config:
         """Rebuild a config, also from the fields of an older version.
 
         Raises:
-            ValueError: If a field is missing or unknown; nothing is guessed.
+            ValueError: If a field is missing or unknown.
         """
         values = cls.migrate(values)
         names = {field.name for field in dataclasses.fields(cls)}
@@ -83,7 +83,7 @@ class Config:
 
     @classmethod
     def migrate(cls, values: Mapping[str, object]) -> dict[str, Any]:
-        """Move every field to where it is now, and complete parts that did not exist with their defaults."""
+        """Move every field to its current place, and complete new parts with their defaults."""
         found = cls.relocate(values)
         for part in cls.parts().keys() & found.keys():
             if isinstance(found[part], Mapping) and not isinstance(values.get(part), Mapping):
@@ -92,12 +92,12 @@ class Config:
 
     @classmethod
     def relocate(cls, values: Mapping[str, object]) -> dict[str, Any]:
-        """Move every field to where it is now; nothing is added to what is given."""
+        """Move every field to its current place, without adding defaults."""
         found: dict[str, Any] = dict(values)
         inner: dict[str, dict[str, Any]] = {}
         for old, places in cls.moved.items():
             if old not in found or isinstance(found[old], (Mapping, Config)):
-                continue  # a part may have the name that a plain value had
+                continue  # a part with the name of an old plain value
             value = found.pop(old)
             for name, part, change in [places] if isinstance(places, Moved) else places:
                 (inner.setdefault(part, {}) if part else found)[name] = value if change is None else change(value)
@@ -110,7 +110,7 @@ class Config:
     @classmethod
     @cache
     def parts(cls) -> dict[str, type[Config]]:
-        """Configs of parts by the names of their fields."""
+        """Find the config classes of parts by the names of their fields."""
         found = {}
         for name, hint in typing.get_type_hints(cls).items():
             for kind in (hint, *typing.get_args(hint)):
@@ -120,7 +120,7 @@ class Config:
 
     @classmethod
     def default_part(cls, name: str) -> Config:
-        """The config of a part where none is given; that of its class where the part is left out by default."""
+        """Build the default config of a part; that of its class if the part is left out by default."""
         (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
         make = field.default_factory
         found = field.default if make is dataclasses.MISSING else make()
@@ -129,14 +129,14 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Config):
-    """Everything needed to rebuild and describe a model of images: what its images are, and the configs of its parts.
+    """Base of the configs of models: everything needed to rebuild and describe a model of images.
 
     Attributes:
         image_size: Height and width in pixels.
         channels: 1 for greyscale, 3 for RGB.
-        label_kind: What the model is conditioned on, see `medgen.labels.LabelSpace`.
+        label_kind: Kind of condition, see `medgen.labels.LabelSpace`.
         label_names: Classes, findings or conditions in the order of the label vector.
-        intensity_window: The physical values that 0 and 1 of the images stand for.
+        intensity_window: Physical values of 0 and 1 of the images.
         intensity_unit: Unit of the window, such as ``HU`` or ``stored value``.
     """
 
@@ -159,12 +159,12 @@ class ModelConfig(Config):
 
     @property
     def label_space(self) -> LabelSpace:
-        """The labels the generator can be asked for."""
+        """Labels of the model."""
         return LabelSpace(self.label_kind, self.label_names)
 
     @classmethod
     def tiny(cls) -> Self:
-        """A model so small that tests and documentation train and sample it in a second."""
+        """Build the config of a model that trains and samples within a second, for tests and documentation."""
         raise NotImplementedError(f"{cls.__name__} has no tiny()")
 
 

@@ -1,4 +1,4 @@
-"""The object users load: a network that samples images, and the frozen description it is rebuilt from."""
+"""Base of generators, which sample images, and of their configs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GeneratorConfig(ModelConfig):
 
 @dataclasses.dataclass(frozen=True)
 class PerImage:
-    """A sampling option with a value for each image, of which every batch gets its part.
+    """A sampling option with a value for each image; every batch gets its part.
 
     Attributes:
         values: One row per image.
@@ -46,14 +46,14 @@ class PerImage:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """The images that a call draws: their conditions and their random streams.
+    """Images to draw in a call, with their conditions and random streams.
 
     Attributes:
-        rows: Which of the call's images these are.
-        condition: Their conditions, (B,) or (B, K), on the model's device; None without.
+        rows: Numbers of the images within the call.
+        condition: Their conditions, (B,) or (B, K), on the model's device, or None.
         seed: Seed of the run.
         first_index: Number of the call's first image in the run.
-        device: Where the model is.
+        device: Device of the model.
     """
 
     rows: range
@@ -69,7 +69,7 @@ class Session:
         return NoiseSource(self.seed, indices, self.device)
 
     def batches(self, size: int) -> Iterator[Session]:
-        """The same images, at most `size` at a time."""
+        """Split the images into batches of at most `size`."""
         for start in range(0, len(self.rows), size):
             rows = self.rows[start : start + size]
             part = None if self.condition is None else self.condition[start : start + size]
@@ -77,32 +77,32 @@ class Session:
 
 
 class Generator(PublishedModel):
-    """Base of every family's generator: `sample`, and what comes with `PublishedModel`.
+    """Base of the generators: a `PublishedModel` that samples images.
 
     A family names itself (``class DDPMGenerator(Generator, family="ddpm")``), sets `config_class` and writes `_sample`.
-    Networks work in [-1, 1]; this class converts to the [0, 1] that users meet.
+    Networks work in [-1, 1]; `sample` returns images in [0, 1].
 
     Attributes:
-        renamed_options: Sampling options by their names in the release before, which still work for this one.
+        renamed_options: New names of sampling options by their old names, which still work in this release.
     """
 
     renamed_options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def _sample(self, label: Tensor | None, noise: NoiseSource, *args: Any, **options: Any) -> Tensor:
-        """One batch of images, (B, C, H, W) in [-1, 1], from conditions (B,) or (B, K) and B random streams."""
+        """Draw a batch of images (B, C, H, W) in [-1, 1] from conditions (B,) or (B, K) and B random streams."""
 
     @classmethod
     def sampling_options(cls) -> dict[str, inspect.Parameter]:
-        """The options of this family that `sample` takes beside its own arguments, with their types and defaults."""
+        """List the sampling options of this family, with their types and defaults."""
         parameters = inspect.signature(cls._sample).parameters
         return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Refuse sampling options that this family does not have, or that are of another type or out of range.
+        """Refuse sampling options that are unknown, of another type or out of range.
 
         Raises:
-            ValueError: Naming the option, and those there are or what it may be.
+            ValueError: Naming the option, and the known ones or its type or range.
         """
         options = current_arguments(options, self.renamed_options)
         known = {name: str(option.annotation) for name, option in self.sampling_options().items()}
@@ -117,40 +117,23 @@ class Generator(PublishedModel):
         self._check_values(**options)
 
     def _check_values(self, **options: Any) -> None:
-        """Refuse values of options that are out of range whatever the images; for families to override.
-
-        Runs begin with it, so that a mistake costs neither a progress bar nor, in training, the epochs before the first
-        samples.
-
-        Raises:
-            ValueError: Naming the option and what it may be.
-        """
+        """Raise a ValueError for options out of range for any image, at the start of a run; families override it."""
 
     def _prepare(self, options: Mapping[str, Any], indices: range) -> dict[str, Any]:
-        """Options as `_sample` takes them, for images with these numbers; what differs between them as `PerImage`.
-
-        Raises:
-            ValueError: If they do not fit this generator.
-        """
+        """Convert options for `_sample` of images with these numbers, or raise a ValueError; see also `PerImage`."""
         return dict(options)
 
     def masks_for(
         self, n: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor | None:
-        """The label maps (n, H, W) of the images that `sample` draws with the same arguments; None without maps."""
+        """Get the label maps (n, H, W) of the images that `sample` draws with equal arguments; None without maps."""
         return None
 
     @contextmanager
     def session(
         self, n: int, label: Label = None, *, seed: int | None = None, first_index: int = 0
     ) -> Iterator[Session]:
-        """Checked arguments of a method that draws, with the model in evaluation mode and without gradients.
-
-        Args:
-            n: Number of images.
-            label: Conditions, see `sample`.
-            seed: Seed of the run; None draws a new one.
-            first_index: Number of the first image in the run.
+        """Check arguments of a method that draws, see `sample`, and run it in evaluation mode without gradients.
 
         Raises:
             ValueError: If an argument is out of range or unknown to this model.
@@ -182,7 +165,7 @@ class Generator(PublishedModel):
 
         Args:
             n: Number of images.
-            label: What to show: a class or finding by name or number, one per image, or None for no condition; see
+            label: Class or finding by name or number, for all images or one per image, or None for no condition; see
                 `medgen.labels.LabelSpace.resolve`.
             seed: Seed of the run; None draws a new one each time.
             first_index: Number of the first image in the run, for drawing a long run in parts.
@@ -206,22 +189,16 @@ class Generator(PublishedModel):
         with torch.inference_mode(), self.session(n, label, seed=seed, first_index=first_index) as session, autocast:
             prepared = self._prepare(options, range(first_index, first_index + n))
             for part in session.batches(batch_size):
-                own = {
-                    name: value.values[part.rows.start : part.rows.stop].to(part.device)
-                    if isinstance(value, PerImage)
-                    else value
-                    for name, value in prepared.items()
-                }
+                own = dict(prepared)
+                for name, value in prepared.items():
+                    if isinstance(value, PerImage):
+                        own[name] = value.values[part.rows.start : part.rows.stop].to(part.device)
                 images = self._sample(part.condition, part.noise, **own)
                 batches.append(images.float().add(1).div(2).clamp(0, 1).cpu())
-        return torch.cat(batches).clone()  # out of inference mode, so that users may train on it
+        return torch.cat(batches).clone()  # outside inference mode, so that users may train on it
 
 
 def check_precision(precision: str) -> None:
-    """Refuse what is no `Precision`.
-
-    Raises:
-        ValueError: Naming those there are.
-    """
+    """Raise a ValueError for an unknown `Precision`."""
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}; use {' or '.join(map(repr, get_args(Precision)))}")

@@ -1,4 +1,4 @@
-"""`load`: the model of any checkpoint, whether it is bundled, in a folder, on the Hub, or of other authors."""
+"""Loading of models: bundled, from a folder, from the Hub, or of other authors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from medgen.zoo import ZOO, ModelEntry, OfficialEntry, bundled_folder
 
 
 def load(name: str | Path, *, revision: str | None = None) -> Any:
-    """Get a generator, ready to sample, or a translator.
+    """Load a generator or a translator.
 
     Args:
         name: A name of `medgen.list_models`, a checkpoint folder, ``org/repo`` or ``org/repo@revision`` on the Hub. A
             `Path` is always a folder.
-        revision: Commit, tag or branch on the Hub; another way to write ``@revision``.
+        revision: Commit, tag or branch on the Hub, instead of ``@revision``.
 
     Returns:
         A `Generator` or a `Translator` in evaluation mode on the CPU; move it with ``.to("cuda")``.
 
     Raises:
         FileNotFoundError: If there is no such repository, revision or `Path`, or a file is missing.
-        ConnectionError: If the weights have to be fetched and there is no network; says how to go on offline.
-        ValueError: If there is no such name or folder, the files are damaged, foreign or of a newer format, or the
-            revision is of no use: two of them that differ, or one of weights that come with medgen or lie in a folder.
+        ConnectionError: If the weights must be downloaded and there is no network; says how to work offline.
+        ValueError: If there is no such name or folder, the files are damaged, foreign or of a newer format, or a
+            revision is given twice or for weights that are not on the Hub.
 
     Example:
         >>> import medgen
@@ -60,8 +60,7 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Publi
     """Load a model from a checkpoint folder or a Hub repository.
 
     Args:
-        source: A folder with ``config.json`` and ``model.safetensors``, or ``org/repo`` on the Hub. A `Path` is
-            always a folder.
+        source: A checkpoint folder, or ``org/repo`` on the Hub. A `Path` is always a folder.
         revision: Commit, tag or branch on the Hub.
 
     Returns:
@@ -69,8 +68,8 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Publi
 
     Raises:
         FileNotFoundError: If there is no checkpoint at ``source``.
-        ValueError: If a file is damaged, foreign or of a newer format, a weight is missing or left over, or a revision
-            of a folder is asked for.
+        ValueError: If a file is damaged, foreign or of a newer format, weights do not fit, or a revision is given for a
+            folder.
     """
     folder = Path(source)
     pulled = isinstance(source, str) and not folder.is_dir()
@@ -84,23 +83,19 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Publi
     checkpoint = read_checkpoint(folder)
     model = family_class(checkpoint.family).from_checkpoint(checkpoint)
     model.source = str(source)
-    if pulled:  # a branch or tag moves on, so it does not say which weights these are; the cache names the commit
+    if pulled:  # a branch or tag may move; the cache folder is named after the commit
         model.revision = folder.name
     return model
 
 
 def from_name(name: str | Path) -> Generator | Translator:
-    """`load` for code that takes either kind of model."""
+    """Load a model of either kind, see `load`."""
     model: Generator | Translator = load(name)
     return model
 
 
 def load_generator(name: str | Path, *, revision: str | None = None) -> Generator:
-    """`load` where only a generator will do.
-
-    Raises:
-        ValueError: If the checkpoint is of another kind of model.
-    """
+    """Load a generator, see `load`, or raise a ValueError for another kind of model."""
     model = load(name, revision=revision)
     if not isinstance(model, Generator):
         raise ValueError(f"{name} is a {model.family} model, which draws no images; {_way_out(model, str(name))}")
@@ -108,11 +103,7 @@ def load_generator(name: str | Path, *, revision: str | None = None) -> Generato
 
 
 def load_translator(name: str | Path, *, revision: str | None = None) -> Translator:
-    """`load` where only a translator will do.
-
-    Raises:
-        ValueError: If the checkpoint is of another kind of model.
-    """
+    """Load a translator, see `load`, or raise a ValueError for another kind of model."""
     model = load(name, revision=revision)
     if not isinstance(model, Translator):
         raise ValueError(f"{name} is a {model.family} model, which translates no images; {_way_out(model, str(name))}")

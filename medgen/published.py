@@ -1,4 +1,4 @@
-"""The base of everything that can be published: a network, the config it is rebuilt from, and what is known of it."""
+"""Base of the models that can be published: a network, its config, and the facts for its model card."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class PublishedModel(nn.Module, ABC):
     """Base of generators and translators: config, device, `save_pretrained`, strict loading.
 
     A family names itself in the class line (``class DDPMGenerator(Generator, family="ddpm")``) and sets
-    `config_class`. `medgen.load` finds the family of any checkpoint.
+    `config_class`.
 
     Attributes:
+        renamed_weights: New names of weights by their names in older checkpoints.
         about: Licence, data and intended use.
-        source: Where the weights came from, for file lists: a path, a zoo name or ``org/repo``.
-        revision: Which weights: the start of the file's sha256, or the Hub's commit.
-        folder: Where the checkpoint's further files are; None for a model that was not loaded.
+        source: Path, zoo name or ``org/repo`` that the weights came from.
+        revision: Start of the sha256 of the weights file, or commit on the Hub.
+        folder: Folder of the checkpoint; None for a model that was not loaded.
     """
 
     family: ClassVar[str]
     config_class: ClassVar[type[ModelConfig]]
     renamed_weights: ClassVar[Mapping[str, str]] = {}
-    """Weights of older checkpoints: their names then, and now."""
 
     def __init_subclass__(cls, family: str = "") -> None:
         super().__init_subclass__()
@@ -58,12 +58,12 @@ class PublishedModel(nn.Module, ABC):
 
     @property
     def label_space(self) -> LabelSpace:
-        """The labels this model knows."""
+        """Labels of the model."""
         return self.config.label_space
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     def save_pretrained(
@@ -78,8 +78,8 @@ class PublishedModel(nn.Module, ABC):
 
         Args:
             folder: Folder of the checkpoint; made if missing.
-            about: Data, licence, intended use and known failures; default: those the model was loaded with.
-            dtype: Store floating-point weights in this type to save space; loading always gives float32.
+            about: Data, licence, intended use and known failures; by default those of the model.
+            dtype: Type of stored floating-point weights; loading always gives float32.
             extra_files: Further files by name, see `medgen.checkpoint.write_checkpoint`.
 
         Returns:
@@ -99,7 +99,7 @@ class PublishedModel(nn.Module, ABC):
 
     @classmethod
     def card(cls, config: ModelConfig, about: About, name: str) -> str:
-        """The text of the model card of a checkpoint, with its name as the heading."""
+        """Write the text of the model card, with the name of the checkpoint as heading."""
         return model_card(about, family=cls.family, name=name)
 
     @classmethod
@@ -114,8 +114,7 @@ class PublishedModel(nn.Module, ABC):
 
         Raises:
             FileNotFoundError: If there is no checkpoint.
-            ValueError: If a file is damaged, foreign or of a newer format, the model is of another family, or a weight
-                is missing or left over.
+            ValueError: If a file is damaged, foreign or of a newer format, or family or weights do not fit.
         """
         if not hasattr(cls, "family"):
             raise ValueError(f"{cls.__name__} is no family of models; medgen.load({str(folder)!r}) finds the family")
@@ -123,7 +122,7 @@ class PublishedModel(nn.Module, ABC):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
-        """Build the model of a checkpoint that was read."""
+        """Build the model of a checkpoint."""
         if checkpoint.family != cls.family:
             raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.family} model; load it with medgen.load")
         config = cls.config_class.from_dict(checkpoint.config)
@@ -137,14 +136,14 @@ class PublishedModel(nn.Module, ABC):
         return model.eval()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for old, new in self.renamed_weights.items():  # of a training run that began with an older medgen
+        for old, new in self.renamed_weights.items():  # a training checkpoint may be of an older medgen
             if prefix + old in state_dict:
                 state_dict[prefix + new] = state_dict.pop(prefix + old)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @classmethod
     def current_names(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of a model of this family under the names they have now."""
+        """Rename weights of older checkpoints of this family."""
         return {cls.renamed_weights.get(name, name): weight for name, weight in state.items()}
 
 
@@ -152,12 +151,11 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
     """Load weights into a module; every name and shape must agree.
 
     Args:
-        module: What to load into.
+        module: The module.
         state: The weights.
-        where: What errors call their source.
-        assign: Take the tensors as they are instead of copying them, which saves the time; only for a module that is
-            new, since its device and what an optimizer holds of it are lost. A module without memory, on the device
-            "meta", always takes them.
+        where: Name of their source in errors.
+        assign: Whether to take the tensors instead of copying them, which is faster; only for a new module without an
+            optimiser. A module on the device "meta" always takes them.
 
     Raises:
         ValueError: Naming the first few weights that are missing, left over or of another shape.
@@ -165,15 +163,12 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
     if isinstance(module, PublishedModel):
         state = module.current_names(state)
     own = module.state_dict()
-    problems = [
-        *(f"{name} is missing" for name in own.keys() - state.keys()),
-        *(f"{name} is not part of this model" for name in state.keys() - own.keys()),
-        *(
-            f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-            for name in own.keys() & state.keys()
-            if own[name].shape != state[name].shape
-        ),
-    ]
+    problems = [f"{name} is missing" for name in own.keys() - state.keys()]
+    problems += [f"{name} is not part of this model" for name in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        found, expected = tuple(state[name].shape), tuple(own[name].shape)
+        if found != expected:
+            problems.append(f"{name} is {found}, expected {expected}")
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise ValueError(
@@ -184,12 +179,12 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: str,
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin with a prefix, by the rest of their names."""
+    """Select the weights whose names begin with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
 class _SkipInitialisation(TorchFunctionMode):
-    """Leaves out the random initialisation of weights that are about to be replaced; it costs more than loading."""
+    """Skips the random initialisation of weights that are about to be loaded, which takes longer than loading."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -1,4 +1,4 @@
-"""Names that were changed: the old ones work for one release, with a warning."""
+"""Renamed arguments, whose old names work for one release, with a warning."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _T = TypeVar("_T")
 
 
 def current_arguments(given: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments by their current names, with a `FutureWarning` for each that is given by its old name.
+    """Rename arguments to their current names, with a `FutureWarning` for each old name.
 
     Raises:
-        ValueError: If an argument is given by both names.
+        ValueError: If an argument is given under both names.
     """
     found = dict(given)
     for old in [name for name in renamed if name in given]:

@@ -1,4 +1,4 @@
-"""Models that show images of one domain as those of another: another scanner, another stain."""
+"""Base of translators, which turn images of one domain into those of another, such as another scanner or stain."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ translated = translator.translate(images, to="DOMAIN")  # images of another doma
 
 
 class Translator(PublishedModel):
-    """Base of every family that translates images; the domains are the classes of its config.
+    """Base of the translators: a `PublishedModel` whose domains are the classes of its config.
 
-    A family sets `config_class` and writes `_translate`. Networks work in [-1, 1]; this class converts to the [0, 1]
-    that users meet.
+    A family sets `config_class` and writes `_translate`. Networks work in [-1, 1]; `translate` works in [0, 1].
     """
 
     config: ModelConfig
@@ -41,20 +40,16 @@ class Translator(PublishedModel):
 
     @classmethod
     def card(cls, config: ModelConfig, about: About, name: str) -> str:
-        """The text of the model card of a checkpoint, with its name as the heading."""
+        """Write the text of the model card, with the name of the checkpoint as heading."""
         use = _USAGE.replace("DOMAIN", config.label_names[-1])
         return model_card(about, family=cls.family, name=name, use=use)
 
     @abstractmethod
     def _translate(self, images: Tensor, to: int) -> Tensor:
-        """One batch of images (B, C, H, W) in [-1, 1], shown as those of a domain."""
+        """Translate a batch of images (B, C, H, W) in [-1, 1] to a domain."""
 
     def check_options(self, options: Mapping[str, object]) -> None:
-        """Refuse sampling options, which are for generators.
-
-        Raises:
-            ValueError: Naming them.
-        """
+        """Raise a ValueError for any sampling option; these are for generators."""
         if options:
             raise ValueError(f"sampling options {', '.join(options)} are for generators; {self.family} translates")
 
@@ -62,10 +57,10 @@ class Translator(PublishedModel):
     def translate(
         self, images: Tensor, to: str | int, *, batch_size: int = 16, precision: Precision = "float32"
     ) -> Tensor:
-        """Show images of another domain as those of a domain.
+        """Translate images to a domain.
 
         Args:
-            images: (n, C, H, W) in [0, 1].
+            images: Images of the other domain, (n, C, H, W) in [0, 1].
             to: The domain, by name or number.
             batch_size: Images translated together; changes memory and speed, not the images.
             precision: ``bf16`` runs the networks in bfloat16.

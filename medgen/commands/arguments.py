@@ -1,9 +1,10 @@
-"""Arguments that several verbs share."""
+"""Arguments shared by several verbs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,14 +12,45 @@ if TYPE_CHECKING:
 
 
 def parser_of(verb: str, about: str) -> Any:
-    """The parser of a verb."""
+    """Make the parser of a verb."""
     from jsonargparse import ArgumentParser
 
     return ArgumentParser(prog=f"medgen {verb}", description=about)
 
 
+def add_device(parser: Any) -> None:
+    """Add the argument of `move_to_device`."""
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, mps; default: the best there is")
+
+
+def add_run_arguments(parser: Any, *, batch: str, grid: str) -> None:
+    """Add the arguments of a run that writes images to a folder, with help on batch size and grid."""
+    parser.add_argument("--out", type=str, required=True, help="folder to write to")
+    parser.add_argument("--batch_size", type=int, default=16, help=batch)
+    parser.add_argument("--precision", type=str, default="float32", help="float32 or bf16")
+    add_device(parser)
+    parser.add_argument("--grid", type=bool, default=False, help=grid)
+    parser.add_argument("--quiet", type=bool, default=False, help="no progress bar")
+
+
+def run_options(cfg: Any) -> dict[str, Any]:
+    """Collect the arguments of such a run that functions share."""
+    rank, world_size = process()
+    return {"batch_size": cfg.batch_size, "rank": rank, "world_size": world_size, "progress": not cfg.quiet}
+
+
+def finish_run(cfg: Any, table: Path, message: str) -> None:
+    """Write the grid of a run, if it is asked for, and print a message."""
+    from medgen.run_folder import write_grid
+
+    if cfg.grid and table.exists():
+        write_grid(table)
+    if process()[0] == 0 and not cfg.quiet:
+        print(message)
+
+
 def split_options(args: Sequence[str], known: set[str]) -> tuple[list[str], dict[str, Any]]:
-    """Divide ``--steps 50 --out d`` into the verb's own arguments and the family's sampling options."""
+    """Split ``--steps 50 --out d`` into the verb's own arguments and the family's sampling options."""
     from jsonargparse import ArgumentParser
 
     own: list[str] = []
@@ -38,10 +70,10 @@ def split_options(args: Sequence[str], known: set[str]) -> tuple[list[str], dict
 
 
 def move_to_device(model: PublishedModel, device: str | None) -> None:
-    """Move a model to a device, by default the best there is: of several GPUs that of this process.
+    """Move a model to a device, by default the best one, or the GPU of this process among several.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If the device is missing.
     """
     import torch
 
@@ -51,10 +83,10 @@ def move_to_device(model: PublishedModel, device: str | None) -> None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         model.to(device)
-    except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises the latter
         raise ValueError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def process() -> tuple[int, int]:
-    """Number of this process and of all, as torchrun tells them."""
+    """Get the number of this process and the number of all, as torchrun sets them."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

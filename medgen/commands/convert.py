@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> None:
         names = [name, *(old for files in official.values() for old, new in files.renamed.items() if new == name)]
         parser.add_argument(*(f"--{n}" for n in names), type=option.type, default=option.default, help=text)
     parser.add_argument("--image_size", type=int, nargs=2, help="height and width, for files that do not state them")
-    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, likewise")
+    parser.add_argument("--label_names", type=str, nargs="+", default=[], help="classes, for the same files")
     parser.add_argument("--about", type=str | None, help="YAML file with the fields of medgen.checkpoint.About")
     parser.add_argument("--dtype", type=StorageType, default="float32", help="how weights are stored")
     parser.add_argument(

@@ -1,9 +1,11 @@
-"""Command ``medgen evaluate``: compare synthetic with real images in a report."""
+"""The verb ``medgen evaluate``: compare synthetic with real images in a report."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+
+from medgen.commands.arguments import add_device, parser_of, split_options
 
 _SETTINGS = (
     *("n", "split", "seed", "network", "weights", "batch_size", "device", "recipe", "folds", "seeds", "hide"),
@@ -14,37 +16,27 @@ _ARGUMENTS = {"sources", "data", "out", "metrics", "segmenter", "help", *_SETTIN
 
 def main(args: Sequence[str]) -> None:
     """Run ``medgen evaluate`` with its arguments."""
-    from jsonargparse import ArgumentParser
-
-    from medgen.commands.arguments import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.judges.segmentation import SegmenterRecipe
     from medgen.evaluation.report.report import report
 
-    parser = ArgumentParser(
-        prog="medgen evaluate",
-        description="Measure synthetic images against real ones. Sampling options, such as --steps 50, come through.",
+    parser = parser_of(
+        "evaluate",
+        "Measure synthetic images against real ones. Sampling options, such as --steps 50, are passed to the model.",
     )
-    parser.add_argument(
-        "sources", type=str, nargs="+", help="names of medgen list, checkpoint folders, or folders of images"
-    )
+    sources = "names of medgen list, checkpoint folders, or folders of images"
+    parser.add_argument("sources", type=str, nargs="+", help=sources)
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="YAML file of the data, or its class")
-    parser.add_argument(
-        "--out", type=str, required=True, help="folder for index.html, metrics.json, metrics.csv and pictures"
-    )
-    parser.add_argument(
-        "--metrics",
-        type=str,
-        nargs="+",
-        default=None,
-        help="metrics and checks; by default all that the data allow",
-    )
-    parser.add_argument("--n", type=int | None, default=None, help="generated images; by default as many as real ones")
+    out = "folder for index.html, metrics.json, metrics.csv and pictures"
+    parser.add_argument("--out", type=str, required=True, help=out)
+    metrics = "metrics and checks; by default all that the data allow"
+    parser.add_argument("--metrics", type=str, nargs="+", help=metrics)
+    parser.add_argument("--n", type=int | None, help="generated images; by default as many as real ones")
     parser.add_argument("--split", type=str, default="test", help="real images: train, val, test, or val+test")
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated images")
     parser.add_argument("--network", type=str, default="efficientnet_lite0", help="or inception, timm:NAME, xrv:NAME")
-    parser.add_argument("--weights", type=str | None, default=None, help="weights file of such a network")
-    parser.add_argument("--batch_size", type=int, default=16, help="images drawn and seen together")
+    parser.add_argument("--weights", type=str | None, help="weights file of such a network")
+    parser.add_argument("--batch_size", type=int, default=16, help="images drawn and evaluated together")
     parser.add_argument("--recipe", type=str, default="small", help="classifiers of utility and bias")
     parser.add_argument("--folds", type=int, default=8, help="their repetitions, each without a part of the patients")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of each fold")
@@ -54,19 +46,11 @@ def main(args: Sequence[str]) -> None:
         default=[],
         help="boxes that bias hides: [[left, top, right, bottom], ...], shares of width and height; default: borders",
     )
-    parser.add_argument(
-        "--segmenter",
-        type=SegmenterRecipe | None,
-        default=None,
-        help="network of consistency, such as --segmenter.steps 1000, or a YAML file",
-    )
-    parser.add_argument(
-        "--patients",
-        type=bool,
-        default=True,
-        help="false leaves out pictures of real images, for a report to be shared",
-    )
-    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps; default: the best there is")
+    segmenter = "network of consistency, such as --segmenter.steps 1000, or a YAML file"
+    parser.add_argument("--segmenter", type=SegmenterRecipe | None, help=segmenter)
+    patients = "false leaves out pictures of real images, for a report to be shared"
+    parser.add_argument("--patients", type=bool, default=True, help=patients)
+    add_device(parser)
     own, options = split_options(args, _ARGUMENTS)
     cfg = parser.parse_args(own)
     objects = parser.instantiate(cfg)

@@ -25,7 +25,7 @@ def show_list(args: Sequence[str]) -> None:
 
 
 def checkpoint_info(name: str) -> CheckpointInfo:
-    """The description of a bundled checkpoint or of one in a folder."""
+    """Read the description of a bundled checkpoint or of one in a folder."""
     from medgen.checkpoint import read_info
     from medgen.zoo import ZOO, bundled_folder
 

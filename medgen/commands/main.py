@@ -11,40 +11,25 @@ import medgen
 from medgen.families import FAMILIES
 from medgen.families.family import Verb
 
+
+def _verb(run: str, arguments: str, about: str) -> Verb:
+    return Verb(arguments=arguments, help=about, run=f"medgen.commands.{run}")
+
+
 VERBS: Mapping[str, Verb] = {
-    "list": Verb(arguments="", help="the checkpoints medgen knows by name", run="medgen.commands.info:show_list"),
-    "info": Verb(arguments="NAME", help="what a checkpoint is, and its licence", run="medgen.commands.info:show_info"),
-    "sample": Verb(
-        arguments="NAME -n N --out DIR",
-        help="write synthetic images as PNG with a table; resumes if run again",
-        run="medgen.commands.sample:main",
+    "list": _verb("info:show_list", "", "the checkpoints medgen knows by name"),
+    "info": _verb("info:show_info", "NAME", "what a checkpoint is, and its licence"),
+    "sample": _verb(
+        "sample:main", "NAME -n N --out DIR", "write synthetic images as PNG with a table; resumes if run again"
     ),
-    "translate": Verb(
-        arguments="NAME FOLDER",
-        help="show every image of a folder as one of another domain; --to DOMAIN --out DIR",
-        run="medgen.commands.translate:main",
+    "translate": _verb(
+        "translate:main", "NAME FOLDER", "translate the images of a folder to another domain; --to DOMAIN --out DIR"
     ),
     **{name: verb for family in FAMILIES.values() for name, verb in family.verbs.items()},
-    "evaluate": Verb(
-        arguments="NAME --data FILE",
-        help="measure synthetic images against real ones",
-        run="medgen.commands.evaluate:main",
-    ),
-    "study": Verb(
-        arguments="make | serve | score",
-        help="let people tell synthetic images from real ones",
-        run="medgen.commands.study:main",
-    ),
-    "convert": Verb(
-        arguments="CKPT DIR",
-        help="turn an official or a training checkpoint into a medgen checkpoint",
-        run="medgen.commands.convert:main",
-    ),
-    "push": Verb(
-        arguments="DIR ORG/NAME",
-        help="publish a checkpoint folder on the Hugging Face Hub",
-        run="medgen.commands.push:main",
-    ),
+    "evaluate": _verb("evaluate:main", "NAME --data FILE", "measure synthetic images against real ones"),
+    "study": _verb("study:main", "make | serve | score", "let people tell synthetic images from real ones"),
+    "convert": _verb("convert:main", "CKPT DIR", "turn an official or a training checkpoint into a medgen checkpoint"),
+    "push": _verb("push:main", "DIR ORG/NAME", "publish a checkpoint folder on the Hugging Face Hub"),
 }
 _LINES = {f"{name} {verb.arguments}": verb.help for name, verb in VERBS.items()} | {
     "fit --config FILE": "train from a recipe; --ckpt_path last goes on where it stopped",
@@ -61,7 +46,7 @@ medgen VERB --help shows the arguments of a verb; medgen --version the version.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb, and return the exit status."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     if not args or args[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -88,7 +73,7 @@ _USER_ERRORS = (ValueError, OSError, ImportError)
 
 
 def _fail(verb: str, error: BaseException) -> int:
-    """Say what was wrong in one line; returns the exit status."""
+    """Print an error in one line, and return the exit status."""
     print(f"medgen {verb}: {error}", file=sys.stderr)
     return 1
 
@@ -104,13 +89,13 @@ def _train(verb: str, args: Sequence[str]) -> int:
     except _USER_ERRORS as error:
         refusal = _refusal(error)
         if refusal is None:
-            raise  # gone wrong deep in another library: the trace is needed
+            raise  # an error of another library needs its traceback
         return _fail(verb, refusal)
     return 0
 
 
 def _refusal(error: BaseException | None) -> BaseException | None:
-    """The error with which medgen itself refused something; what builds the parts of a recipe wraps it in its own."""
+    """Find an error that medgen itself raised; the parser of recipes wraps it in its own."""
     while error is not None:
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:

@@ -1,4 +1,4 @@
-"""Command ``medgen study``: make, serve and score a reader study."""
+"""The verb ``medgen study``: make, serve and score a reader study."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from medgen.commands.arguments import parser_of, split_options
 from medgen.evaluation.study.design import DESIGNS, IMAGES_PER_TRIAL, Candidates, check_plan, make_study
 
 USAGE = """\
@@ -34,23 +35,20 @@ def main(args: Sequence[str]) -> None:
 
 
 def _make(args: Sequence[str]) -> None:
-    from jsonargparse import ArgumentParser
-
-    from medgen.commands.arguments import split_options
     from medgen.data.base import ImageDataModule
     from medgen.evaluation.run import check_size, opened
     from medgen.evaluation.sets import RealImages, StoredImages, open_source
     from medgen.generator import Generator
 
-    parser = ArgumentParser(prog="medgen study make", description="Draw a blinded study of real and synthetic images.")
+    parser = parser_of("study make", "Draw a blinded study of real and synthetic images.")
     parser.add_argument("source", type=str, help="a name of medgen list, a checkpoint folder, or a folder of images")
     parser.add_subclass_arguments(ImageDataModule, "data", required=True, help="YAML file of the data, or its class")
     parser.add_argument("--out", type=str, required=True, help="folder to write")
     parser.add_argument("--design", type=str, default="single", help=", ".join(DESIGNS))
     parser.add_argument("--trials", type=int, default=40, help="number of questions")
     parser.add_argument("--split", type=str, default="test", help="real images: train, val, test, or val+test")
-    parser.add_argument("--n", type=int | None, default=None, help="synthetic images to draw from")
-    parser.add_argument("--seed", type=int, default=0, help="draws the images")
+    parser.add_argument("--n", type=int | None, help="synthetic images to draw from")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the images")
     known = {"source", "data", "out", "design", "trials", "split", "n", "seed", "help"}
     own, options = split_options(args, known)
     cfg = parser.parse_args(own)
@@ -77,11 +75,9 @@ def _make(args: Sequence[str]) -> None:
 
 
 def _serve(args: Sequence[str]) -> None:
-    from jsonargparse import ArgumentParser
-
     from medgen.evaluation.study.server import make_server
 
-    parser = ArgumentParser(prog="medgen study serve", description="Let readers answer a study in a browser.")
+    parser = parser_of("study serve", "Let readers answer a study in a browser.")
     parser.add_argument("folder", type=str, help="what medgen study make wrote")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="0.0.0.0 lets other machines of the network in")
@@ -94,11 +90,9 @@ def _serve(args: Sequence[str]) -> None:
 
 
 def _score(args: Sequence[str]) -> None:
-    from jsonargparse import ArgumentParser
-
     from medgen.evaluation.study.scoring import score_study
 
-    parser = ArgumentParser(prog="medgen study score", description="Who could tell real from synthetic images?")
+    parser = parser_of("study score", "Measure who could tell real from synthetic images.")
     parser.add_argument("folder", type=str, help="what medgen study make wrote")
     cfg = parser.parse_args(args)
     score = score_study(cfg.folder)

@@ -10,18 +10,26 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
+from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.training.base import ReproducibleModule
 
 
+def generator_loss(kind: AdversarialKind, logits: Tensor) -> Tensor:
+    """Compute the mean adversarial loss of a generator from a discriminator's logits of its images, in float32."""
+    loss = ADVERSARIAL[kind].generator(logits.float()).mean()
+    # Mao et al. halve the squared distance; the published codes of CycleGAN and SPADE do not.
+    return 2.0 * loss if kind == "least_squares" else loss
+
+
 class AdversarialModule(ReproducibleModule):
-    """Manual optimisation of a network and its critics, with the accumulation and clipping that Lightning leaves to us.
+    """Base of the modules that train a network and its discriminators, with accumulation and clipping of gradients.
 
     Args:
         seed: See `ReproducibleModule`.
         accumulate_batches: Batches whose gradients are added up before a step.
         clip_norm: Largest gradient norm; None does not clip.
-        micro_batch: Images of a batch that `phase` passes together, to save memory; None for the whole batch.
-        largest_gradient: What infinite entries of gradients become, and NaN becomes 0; None leaves them as they are.
+        micro_batch: Images that `phase` passes together, to save memory; None for the whole batch.
+        largest_gradient: Replaces infinite entries of gradients, as 0 replaces NaN; None leaves both.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class AdversarialModule(ReproducibleModule):
 
     @property
     def schedule_length(self) -> float:
-        """Batches of the whole run, each of which is a step of every schedule."""
+        """Number of batches of the whole run; each is one step of every schedule."""
         trainer = self.trainer
         assert trainer.max_epochs is not None  # Lightning's default is a number
         total = math.inf if trainer.max_epochs == -1 else trainer.num_training_batches * trainer.max_epochs
@@ -52,7 +60,7 @@ class AdversarialModule(ReproducibleModule):
         return total
 
     def optimizer_pair(self) -> tuple[LightningOptimizer, LightningOptimizer | None]:
-        """The optimisers of the generating network and of its critics, None where there are none."""
+        """Get the optimisers of the network and of its discriminators; None where there are no discriminators."""
         optimizers = self.optimizers()
         if isinstance(optimizers, list):
             first, second = optimizers
@@ -60,23 +68,16 @@ class AdversarialModule(ReproducibleModule):
         return optimizers, None
 
     def descend(self, optimizer: LightningOptimizer, loss: Tensor) -> None:
-        """One backward pass and, every `accumulate_batches` batches, one step.
-
-        The step also falls on an epoch's last batch, so that no gradient is carried over a checkpoint.
-        """
+        """Make a backward pass and, every `accumulate_batches` batches and at the end of an epoch, a step."""
         self.manual_backward(loss / self.accumulate_batches)
         self._step(optimizer)
 
     def phase(
         self, optimizer: LightningOptimizer, loss: Callable[..., Tensor], images: Tensor, *others: Tensor | None
     ) -> None:
-        """Descend on the mean of a loss over micro-batches, with the optimiser's weights alone taking gradients.
+        """Descend on the mean of a loss over micro-batches; only weights of the optimiser get gradients.
 
-        Args:
-            optimizer: The optimiser.
-            loss: A function of a part of the images and of the others.
-            images: Images of the batch, (B, C, H, W).
-            *others: What else the loss takes, with B rows each; None stays None.
+        The loss is called with a part of the images (B, C, H, W) and of the other arguments, of B rows each or None.
         """
         size = self.micro_batch or len(images)
         starts = range(0, len(images), size)
@@ -88,7 +89,8 @@ class AdversarialModule(ReproducibleModule):
             self._step(optimizer)
 
     def _step(self, optimizer: LightningOptimizer) -> None:
-        """Step, unless further batches are to be added up first."""
+        """Make a step, unless gradients of further batches are to be added first."""
+        # The last batch of an epoch also steps, so that no gradient is carried over a checkpoint.
         batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if batch % self.accumulate_batches and not self.trainer.is_last_batch:
             return
@@ -103,7 +105,7 @@ class AdversarialModule(ReproducibleModule):
         optimizer.zero_grad()
 
     def step_schedule(self, position: int) -> None:
-        """Move one optimiser's learning-rate schedule by one batch."""
+        """Advance the learning-rate schedule of one optimiser by one batch."""
         schedules = self.lr_schedulers()
         schedule = schedules[position] if isinstance(schedules, list) else schedules
         cast("torch.optim.lr_scheduler.LambdaLR", schedule).step()

@@ -1,11 +1,11 @@
-"""Bases of every training module: repeatable steps, and an EMA copy to publish."""
+"""Bases of the training modules: repeatable steps, logging, and an EMA copy to publish."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeAlias, TypeVar, cast
 
@@ -36,11 +36,11 @@ G = TypeVar("G", bound=Generator)
 class ReproducibleModule(LightningModule):
     """A LightningModule whose steps depend on (seed, rank, batch number) only.
 
-    Every random draw of a step comes from a state set at its start, so that a run that was killed and resumed goes
-    through the same numbers as one that never stopped, whatever callbacks drew in between.
+    The random state is set at the start of every step, so that a resumed run draws the same numbers as one that never
+    stopped, whatever callbacks drew in between.
 
     Args:
-        seed: Seed of the run's noise; the order of the data has the data module's own.
+        seed: Seed of the run's noise; the data module has its own seed for the order of the data.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -51,11 +51,11 @@ class ReproducibleModule(LightningModule):
 
     @property
     def datamodule(self) -> ImageDataModule:
-        """The data the trainer was given."""
+        """Data module of the trainer."""
         return cast("ImageDataModule", self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
-        """Use the memory layout in which convolutions run fastest, on CPUs and GPUs alike."""
+        """Use the memory layout in which convolutions run fastest."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)
@@ -69,18 +69,14 @@ class ReproducibleModule(LightningModule):
         self.batches_seen += 1
 
     def check_data(self, config: ModelConfig) -> None:
-        """Refuse data that the config does not describe, before hours are spent on it; warn of labels without images.
+        """Refuse data that differ from the config, and warn of labels without training images.
 
         Raises:
             ValueError: Naming every setting that differs and both values.
         """
         data = self.datamodule
-        pairs = {
-            "image_size": (config.image_size, data.image_size),
-            "channels": (config.channels, data.channels),
-            "intensity_window": (config.intensity_window, data.intensity_window),
-            "intensity_unit": (config.intensity_unit, data.intensity_unit),
-        }
+        shared = ("image_size", "channels", "intensity_window", "intensity_unit")
+        pairs = {name: (getattr(config, name), getattr(data, name)) for name in shared}
         if config.label_kind != "none":  # an unconditional model may train on labelled data
             pairs["label_kind"] = (config.label_kind, data.label_space.kind)
             pairs["label_names"] = (config.label_names, data.label_space.names)
@@ -93,13 +89,18 @@ class ReproducibleModule(LightningModule):
                 "looks like, though it can be asked for it; leave it out of the labels, or give images of it"
             )
 
+    def log_training(self, name: str, loss: Tensor, terms: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Log a training loss as ``train/NAME``, which the progress bar shows, and its terms under prefixed names."""
+        self.log(f"train/{name}", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{prefix}{term}": value.detach() for term, value in terms.items()})
+
     @property
     def schedule_length(self) -> float:
-        """Steps that a learning-rate schedule takes in the whole run; infinite where the run has no end."""
+        """Number of steps of a learning-rate schedule in the whole run; infinite where the run has no end."""
         return self.trainer.estimated_stepping_batches
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *, shape: LearningRateShape, warmup: int) -> Any:
-        """An optimiser with its learning-rate schedule, as `configure_optimizers` returns it.
+        """Add a learning-rate schedule to an optimiser, for `configure_optimizers`.
 
         Args:
             optimizer: The optimiser.
@@ -109,8 +110,8 @@ class ReproducibleModule(LightningModule):
 
         def factor(step: int) -> float:
             rise = min(1.0, (step + 1) / max(1, warmup))
-            # Asked for the length of the run before it has started, Lightning makes the training loader too early, and
-            # a resumed run would begin its epoch anew.
+            # Before the first step, the length of the run must not be read: Lightning would make the training loader
+            # too early, and a resumed run would start its epoch again.
             if shape == "constant" or step == 0:
                 return rise
             return rise * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.schedule_length)))
@@ -119,8 +120,29 @@ class ReproducibleModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class MeasuringModule(ReproducibleModule):
+    """Base of the modules that measure unseen images, in validation and in testing alike."""
+
+    @abstractmethod
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        """Log numbers of a batch of the split ``val`` or ``test``, with `log_unseen`."""
+
+    def log_unseen(self, split: Split, numbers: Mapping[str, Tensor], count: int) -> None:
+        """Log means over `count` images as ``SPLIT/NAME``."""
+        named = {f"{split}/{name}": number for name, number in numbers.items()}
+        self.log_dict(named, batch_size=count, sync_dist=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the numbers of `measure`."""
+        self.measure("val", batch, batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the numbers of `measure` on the test split."""
+        self.measure("test", batch, batch_idx)
+
+
 class PublishingModule(ReproducibleModule, Generic[M]):
-    """Base of the modules that train a model to publish; its run ends in a checkpoint folder.
+    """Base of the modules that train a model to publish; a run ends in a checkpoint folder.
 
     Attributes:
         published_weights: Prefix of the published model's weights in a training checkpoint.
@@ -130,25 +152,21 @@ class PublishingModule(ReproducibleModule, Generic[M]):
 
     @property
     def published(self) -> M:
-        """The model that validation, evaluation and the Hub use."""
+        """Model that validation, evaluation and the Hub use."""
         return cast("M", self.get_submodule(self.published_weights.removesuffix(".")))
 
     @property
     def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the losses of this stage and of what it started from, which must not judge the result."""
+        """Feature networks of the losses so far, earlier stages included; they must not judge the result."""
         return self.published.about.trained_with
 
     @property
     def publishable(self) -> bool:
-        """Whether the model is whole after this training; a stage that leaves a part to the next one says no."""
+        """Whether the model is complete after this stage."""
         return True
 
     def published_files(self, state: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """Files by name that go into the checkpoint folder beside the model: the discriminators, to train it further.
-
-        Args:
-            state: Weights of this module, of the epoch that is published.
-        """
+        """Collect further files of the checkpoint folder: the discriminators in the state of the published epoch."""
         weights = {name: weight.cpu().contiguous() for name, weight in part_of(state, "discriminator.").items()}
         return {DISCRIMINATOR_FILE: save(weights)} if weights else {}
 
@@ -158,7 +176,7 @@ class PublishingModule(ReproducibleModule, Generic[M]):
             self.check_data(self.published.config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note whether `medgen convert` may make a checkpoint folder of it, and what that must know."""
+        """Store what `medgen convert` must know to make a checkpoint folder of it."""
         checkpoint["publishable"] = self.publishable
         about = self.published.about
         checkpoint["trained_with"] = list(about.trained_with)
@@ -166,12 +184,11 @@ class PublishingModule(ReproducibleModule, Generic[M]):
 
     @rank_zero_only
     def on_fit_end(self) -> None:
-        """Write the published model as a checkpoint folder, ready for `medgen.load`, if it is `publishable`.
+        """Write the published model as a checkpoint folder for `medgen.load`, if it is `publishable`.
 
-        It is the best one where a `ModelCheckpoint` monitors a number, else the last.
-
-        Not in `on_train_end`, which a run that was killed right after its last epoch would never reach again.
+        The best one is written where a `ModelCheckpoint` monitors a number, else the last.
         """
+        # Not in `on_train_end`: a run that was killed after its last epoch and resumed does not call it.
         if self.trainer.fast_dev_run or not self.publishable:  # type: ignore[attr-defined]
             return
         state: dict[str, Tensor] = self.state_dict()
@@ -182,19 +199,19 @@ class PublishingModule(ReproducibleModule, Generic[M]):
         self.published.save_pretrained(folder, extra_files=self.published_files(state))
 
     def _best_checkpoint(self) -> str:
-        """Path of the checkpoint with the best of a monitored number; empty where none is monitored."""
+        """Find the best checkpoint; an empty path where no number is monitored."""
         callbacks = [found for found in self.trainer.checkpoint_callbacks if isinstance(found, ModelCheckpoint)]
         return next((found.best_model_path for found in callbacks if found.monitor is not None), "")
 
 
 class GenerativeModule(PublishingModule[G], Generic[G]):
-    """Base of the modules that train a generator; keeps its EMA copy, which is what gets evaluated and published.
+    """Base of the modules that train a generator and keep its EMA copy, which is evaluated and published.
 
     Args:
         generator: The network to train.
         seed: See `ReproducibleModule`.
         ema_decay: Decay per step: a number, or a function of the number of steps made.
-        **others: Arguments of `medgen.training.adversarial.AdversarialModule`, for modules that are both.
+        **others: Arguments of `AdversarialModule`, for modules that are both.
     """
 
     published_weights = "ema.module."
@@ -218,36 +235,38 @@ class GenerativeModule(PublishingModule[G], Generic[G]):
         self.ema = AveragedModel(generator, multi_avg_fn=average).requires_grad_(requires_grad=False)
         self.ema.eval()
 
-    @property
-    def trained_with(self) -> tuple[str, ...]:
-        """Feature networks of the losses of this stage and of what it started from, which must not judge the result."""
-        return self.published.about.trained_with
-
-    @trained_with.setter
-    def trained_with(self, networks: Iterable[str]) -> None:
+    def note(self, **facts: Any) -> None:
+        """Set fields of `medgen.checkpoint.About` of the generator and of its average."""
         for generator in (self.generator, self.published):
-            generator.about = dataclasses.replace(generator.about, trained_with=tuple(networks))
+            generator.about = dataclasses.replace(generator.about, **facts)
+
+    def restart_average(self) -> None:
+        """Make the average equal to the generator, once that has the weights training starts from."""
+        self.published.load_state_dict(self.generator.state_dict())
+        self.published.about = self.generator.about
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up again what is known of the start, which a resumed run does not read again."""
-        self.trained_with = dict.fromkeys((*checkpoint.get("trained_with", ()), *self.trained_with))
-        for generator in (self.generator, self.published):
-            generator.about = dataclasses.replace(generator.about, **checkpoint.get("origin", {}))
+        """Restore the facts on the starting weights, which a resumed run does not load again."""
+        networks = dict.fromkeys((*checkpoint.get("trained_with", ()), *self.trained_with))
+        self.note(trained_with=tuple(networks), **checkpoint.get("origin", {}))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Note how many optimiser steps there were."""
+        """Seed the step, and remember the number of optimiser steps so far."""
         super().on_train_batch_start(batch, batch_idx)
         self._steps_before = self.global_step
 
     def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Batch, batch_idx: int) -> None:
-        """Move the average, if gradients were not merely accumulated; buffers are copied."""
+        """Update the average, if an optimiser made a step; buffers are copied."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         if self.global_step > self._steps_before:
             self.ema.update_parameters(self.generator)
 
 
-class LossModule(GenerativeModule[G], Generic[G]):
-    """Base of the modules that train a generator by one loss: a subclass writes `loss`, and that is all it needs.
+class LossModule(GenerativeModule[G], MeasuringModule, Generic[G]):
+    """Base of the modules that train a generator by one loss; a subclass writes `loss`.
+
+    Attributes:
+        headline: Number that the progress bar shows.
 
     Args:
         generator: The network to train.
@@ -258,6 +277,8 @@ class LossModule(GenerativeModule[G], Generic[G]):
         seed: See `ReproducibleModule`.
         ema_decay: See `GenerativeModule`.
     """
+
+    headline: ClassVar[str] = "loss"
 
     def __init__(
         self,
@@ -276,50 +297,39 @@ class LossModule(GenerativeModule[G], Generic[G]):
 
     @abstractmethod
     def loss(self, generator: G, batch: Batch, split: Split) -> tuple[Tensor, dict[str, Tensor]]:
-        """What training minimises, and further numbers to log.
+        """Compute the loss, and further numbers to log.
 
         Args:
-            generator: The one in training, or the average where unseen images are measured.
+            generator: The generator in training, or its average for unseen images.
             batch: A batch of the split.
             split: ``train``, ``val`` or ``test``; on the latter two the numbers should not depend on chance.
 
         Returns:
-            The loss, and numbers by name; one called ``loss`` takes the place of the loss in the log.
+            The loss, and numbers by name; one called ``loss`` is logged in place of the loss.
         """
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+        """Compute and log the loss of one batch."""
         loss, terms = self.loss(self.generator, batch, "train")
         for name, value in ({"loss": loss} | terms).items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == self.headline)
         return loss
 
-    headline: ClassVar[str] = "loss"
-    """The number that the progress bar shows."""
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The average's loss on unseen images; beside that of training it shows overfitting."""
-        self._log_unseen("val", batch, batch_idx)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The average's loss on the test split."""
-        self._log_unseen("test", batch, batch_idx)
-
-    def _log_unseen(self, split: Split, batch: Batch, batch_idx: int) -> None:
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        """Log the loss of the average on unseen images; beside the training loss it shows overfitting."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed("unseen", self.seed, self.global_rank, batch_idx))
             loss, terms = self.loss(self.published, batch, split)
-        for name, value in ({"loss": loss} | terms).items():
-            self.log(f"{split}/{name}", value, batch_size=len(batch["index"]), sync_dist=True)
+        self.log_unseen(split, {"loss": loss} | terms, len(batch["index"]))
 
     def configure_optimizers(self) -> Any:
-        """AdamW on what is trained."""
+        """Build AdamW for the weights that require gradients."""
         trained = [weight for weight in self.generator.parameters() if weight.requires_grad]
         return self.scheduled(torch.optim.AdamW(trained, **self._adamw), **self._schedule)
 
 
 def drop_labels(label: Tensor, probability: float) -> Tensor:
-    """Labels (B,) or (B, K) with some images' turned into "no label", drawn from torch's global random state."""
+    """Replace some of the labels (B,) or (B, K) by "no label", drawn from torch's global random state."""
     dropped = torch.rand(len(label), device=label.device) < probability
     if label.is_floating_point():
         return label.masked_fill(dropped[:, None], torch.nan)

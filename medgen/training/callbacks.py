@@ -1,4 +1,4 @@
-"""Callbacks for training: when to measure and when to draw. The arithmetic lives in `medgen.evaluation`."""
+"""Callbacks that evaluate, draw and save during training."""
 
 from __future__ import annotations
 
@@ -32,22 +32,49 @@ if TYPE_CHECKING:
     from medgen.translator import Translator
 
 
-class EvaluateGenerator(Callback):
+class _EveryFewEpochs(Callback):
+    """Base of the callbacks that act every few epochs."""
+
+    def __init__(self, every_n_epochs: int) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs is {every_n_epochs}; use at least 1")
+        self.every_n_epochs = every_n_epochs
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+
+class _SamplingCallback(_EveryFewEpochs):
+    """Base of the callbacks that draw images."""
+
+    def __init__(self, every_n_epochs: int, seed: int, options: Mapping[str, Any] | None) -> None:
+        super().__init__(every_n_epochs)
+        self.seed = seed
+        self.options = dict(options or {})
+
+    def _check_options(self, model: Generator | Translator) -> None:
+        try:
+            model.check_options(self.options)
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{type(self).__name__}.options: {error}") from error
+
+
+class EvaluateGenerator(_SamplingCallback):
     """Logs the metrics of the averaged generator, such as ``val/fd_efficientnet_lite0`` and ``val/precision``.
 
-    A translator is judged by unseen images of each domain, translated to the other.
+    A translator is evaluated on unseen images of each domain, translated to the other.
 
-    Runs at the end of the validation loop, so that `ModelCheckpoint` can monitor the numbers, or at the end of an epoch
-    that has none. Processes share the sampling and all log the same. Training goes on as if nothing had happened:
-    neither random states nor train and eval modes change.
+    Runs at the end of validation, so that `ModelCheckpoint` can monitor the numbers, or at the end of an epoch without
+    validation. Processes share the sampling and log the same numbers. Random states and train and eval modes stay as
+    they were.
 
     Args:
         metrics: Names of `medgen.evaluation.METRICS`; by default all for which there are enough images.
         every_n_epochs: Epochs between evaluations; ``trainer.validate`` always evaluates.
         n: Number of generated images; by default as many as real ones.
-        split: The real images, and the first part of the logged names.
-        network: The feature network; should not be one of the training losses.
-        seed: Seed of the generated images, the same each time.
+        split: Split of the real images, and first part of the logged names.
+        network: Feature network; should not be one of the training losses.
+        seed: Seed of the generated images in every evaluation.
         batch_size: Images drawn together.
         options: Sampling options of the family, such as ``{"steps": 50}``.
     """
@@ -67,28 +94,26 @@ class EvaluateGenerator(Callback):
         check_metrics(self.metrics or ())
         if n is not None and n < 2:
             raise ValueError(f"n is {n}; statistics need at least two images")
-        split_names(split)  # refuses what is no split
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        split_names(split)  # raises if there is no such split
+        super().__init__(every_n_epochs, seed, options)
         self.n = n
         self.split = split
         with isolate_rng():  # a recipe builds callbacks before the module, whose first weights must not depend on them
             self.network = feature_network(network)
-        self.seed = seed
         self.batch_size = batch_size
-        self.options = dict(options or {})
         self._last_epoch = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what would fail epochs later, and warn of a judge that trained its pupil."""
+        """Refuse settings that would fail epochs later, and warn if the network is one of the training losses."""
         if getattr(trainer, "datamodule", None) is None:
             raise ValueError(
                 "EvaluateGenerator needs the real images of a data module; pass datamodule= to the trainer"
             )
-        _check_options(self, _published(pl_module))
+        self._check_options(_published(pl_module))
         warn_of_bias(self.network.name, getattr(pl_module, "trained_with", ()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate, unless it is Lightning's dry run before training."""
+        """Evaluate, unless this is the sanity check before training."""
         if not trainer.sanity_checking:
             self._evaluate_if_due(trainer, pl_module)
 
@@ -98,7 +123,7 @@ class EvaluateGenerator(Callback):
             self._evaluate_if_due(trainer, pl_module)
 
     def _evaluate_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not _is_due(trainer, self.every_n_epochs):
+        if trainer.state.fn == TrainerFn.FITTING and not self._is_due(trainer):
             return
         self._last_epoch = trainer.current_epoch
         with undisturbed(pl_module):
@@ -113,13 +138,13 @@ class EvaluateGenerator(Callback):
                 batch_size=self.batch_size,
                 **self.options,
             )
-        # All processes hold the same numbers already; sync_dist only tells Lightning so.
+        # All processes have the same numbers already; sync_dist only tells Lightning so.
         numbers = {f"{self.split}/{name}": score.value for name, score in scores.items()}
         pl_module.log_dict(numbers, on_step=False, on_epoch=True, sync_dist=True)
 
 
-class LogSamples(Callback):
-    """Shows what the averaged generator draws: a grid of the same seeds after every few epochs.
+class LogSamples(_SamplingCallback):
+    """Logs a grid of images of the averaged generator, from the same seeds every few epochs.
 
     The grid goes to every logger that takes images (TensorBoard), else to ``samples/`` in the trainer's root folder.
 
@@ -141,27 +166,25 @@ class LogSamples(Callback):
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        super().__init__(every_n_epochs, seed, options)
         self.n = n
         self.labels = labels
         self.columns = columns
-        self.seed = seed
-        self.options = dict(options or {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse labels and options that the generator does not know before training starts."""
         generator = _generator(pl_module)
-        _check_options(self, generator)
+        self._check_options(generator)
         generator.label_space.resolve(self._label(generator), self.n)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw and log, on one process."""
-        if trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+        if trainer.is_global_zero and self._is_due(trainer):
             with undisturbed(pl_module):
                 show(trainer, "samples", self._draw(_generator(pl_module)))
 
     def _label(self, generator: Generator) -> Label:
-        """What to ask for: as told, or each class or finding in turn."""
+        """Get the labels of the grid: those given, or each class or finding in turn."""
         space = generator.label_space
         if self.labels is not None or space.kind in ("none", "continuous"):
             return self.labels
@@ -176,16 +199,16 @@ class LogSamples(Callback):
         return image_grid(images, columns=self.columns, captions=captions if any(captions) else (), scale=scale)
 
 
-class LogVariety(Callback):
-    """Watches for mode collapse: the size of the mean image of each class as a PNG file, beside that of real images.
+class LogVariety(_SamplingCallback):
+    """Logs the size of the mean image of each class as a PNG file, which shows mode collapse.
 
-    The mean of varied images is a blur, which packs well. A file that grows while that of the real images stays says
-    that the averaged generator draws the same again and again. Logged are ``train/mean_image_bytes:CLASS`` and once
-    ``train/mean_image_bytes_real:CLASS`` of as many training images, without augmentation.
+    The mean of varied images is blurred, and its file small. A file larger than that of real images means that the
+    averaged generator repeats itself. Logged are ``train/mean_image_bytes:CLASS`` and, once,
+    ``train/mean_image_bytes_real:CLASS`` of as many training images without augmentation.
 
     Args:
-        every_n_epochs: Epochs between looks.
-        n: Images of each class; fewer where there are not as many real ones. A class of less than two is left out.
+        every_n_epochs: Epochs between measurements.
+        n: Images of each class; fewer if there are fewer real ones. A class with less than two is left out.
         seed: Seed of the images.
         options: Sampling options of the family, such as ``{"steps": 50}``.
 
@@ -197,15 +220,13 @@ class LogVariety(Callback):
     ) -> None:
         if n < 2:
             raise ValueError(f"n is {n}; the mean of one image says nothing of variety")
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        super().__init__(every_n_epochs, seed, options)
         self.n = n
-        self.seed = seed
-        self.options = dict(options or {})
         self._counts: dict[str, int] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse options that the generator does not know."""
-        _check_options(self, _generator(pl_module))
+        self._check_options(_generator(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the real images."""
@@ -222,8 +243,8 @@ class LogVariety(Callback):
                 self._log(pl_module, "mean_image_bytes_real", name, png_bytes(mean))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw and measure; all processes draw the same."""
-        if not _is_due(trainer, self.every_n_epochs):
+        """Measure drawn images, which are the same in all processes."""
+        if not self._is_due(trainer):
             return
         generator = _generator(pl_module)
         with undisturbed(pl_module):
@@ -239,15 +260,15 @@ class LogVariety(Callback):
 
 
 def _class_names(space: LabelSpace) -> tuple[str, ...]:
-    """Classes or findings; one empty name where there are none to tell apart."""
+    """Name the classes or findings; one empty name where there are none."""
     return space.names if space.kind in ("single", "multi") else ("",)
 
 
-class LogReconstructions(Callback):
-    """Shows what an autoencoder makes of unseen images: a grid of the first ones of the val split above their copies.
+class LogReconstructions(_EveryFewEpochs):
+    """Logs a grid of the first images of the val split above their copies by an autoencoder.
 
-    Goes where `LogSamples` goes, in epochs with validation. The module is called with images (B, C, H, W) in [0, 1] and
-    returns their copies.
+    The grid goes where those of `LogSamples` go, in epochs with validation. The module maps images (B, C, H, W) in
+    [0, 1] to their copies.
 
     Args:
         every_n_epochs: Epochs between grids.
@@ -255,11 +276,11 @@ class LogReconstructions(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 1, n: int = 8) -> None:
-        self.every_n_epochs = _checked_interval(every_n_epochs)
+        super().__init__(every_n_epochs)
         self.n = n
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse an interval that would leave out grids that were asked for."""
+        """Refuse an interval that does not meet epochs with validation."""
         validation = trainer.check_val_every_n_epoch or 1
         if self.every_n_epochs % validation:
             raise ValueError(
@@ -278,7 +299,7 @@ class LogReconstructions(Callback):
     ) -> None:
         """Draw and log the first batch, on one process."""
         first = batch_idx == dataloader_idx == 0 and not trainer.sanity_checking
-        if first and trainer.is_global_zero and _is_due(trainer, self.every_n_epochs):
+        if first and trainer.is_global_zero and self._is_due(trainer):
             images = batch["image"][: self.n]
             with undisturbed(pl_module):
                 copies = pl_module(images).float().clamp(0, 1)
@@ -288,9 +309,9 @@ class LogReconstructions(Callback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/best.ckpt`` under the trainer's root folder: the epoch with the best value of a number.
+    """Keeps the epoch with the best value of a number as ``checkpoints/best.ckpt`` under the trainer's root folder.
 
-    It is what a run publishes at its end. `lightning.pytorch.callbacks.EarlyStopping` on the same number ends the run.
+    The run publishes it at its end. `lightning.pytorch.callbacks.EarlyStopping` on the same number ends the run.
 
     Args:
         monitor: A logged number, such as ``val/bits``.
@@ -301,13 +322,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(monitor=monitor, mode=mode, filename="best", enable_version_counter=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder, which does not depend on a logger's version number."""
+        """Set the folder, which does not depend on a logger's version number."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
 
 def show(trainer: Trainer, name: str, picture: Image.Image) -> None:
-    """Hand a picture to every logger that takes images, or else to a folder ``name`` in the trainer's root folder."""
+    """Send a picture to every logger that takes images, or else to a folder ``name`` in the trainer's root folder."""
     experiments: list[Any] = [getattr(logger, "experiment", None) for logger in trainer.loggers]
     boards = [experiment for experiment in experiments if hasattr(experiment, "add_image")]
     for board in boards:
@@ -320,17 +341,13 @@ def show(trainer: Trainer, name: str, picture: Image.Image) -> None:
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Leave random states and each submodule's train or eval mode as they were."""
+    """Restore random states and each submodule's train or eval mode afterwards."""
     with isolate_rng(), torch.no_grad(), same_modes(module):
         yield
 
 
 def _published(module: LightningModule) -> Generator | Translator:
-    """The model that a module publishes.
-
-    Raises:
-        ValueError: If the module publishes none, such as a first stage.
-    """
+    """Get the model that a module publishes, or refuse a module without one, such as a first stage."""
     model: Generator | Translator | None = getattr(module, "published", None)
     if model is None:
         raise ValueError(
@@ -340,29 +357,8 @@ def _published(module: LightningModule) -> Generator | Translator:
 
 
 def _generator(module: LightningModule) -> Generator:
-    """The generator that a module publishes.
-
-    Raises:
-        ValueError: If the module publishes none, or a model that draws nothing.
-    """
+    """Get the generator that a module publishes, or refuse a module that publishes another model."""
     model = _published(module)
     if not isinstance(model, Generator):
         raise ValueError(f"{type(module).__name__} trains a translator, which draws no images; use EvaluateGenerator")
     return model
-
-
-def _check_options(callback: EvaluateGenerator | LogSamples | LogVariety, generator: Generator | Translator) -> None:
-    try:
-        generator.check_options(callback.options)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{type(callback).__name__}.options: {error}") from error
-
-
-def _checked_interval(every_n_epochs: int) -> int:
-    if every_n_epochs < 1:
-        raise ValueError(f"every_n_epochs is {every_n_epochs}; use at least 1")
-    return every_n_epochs
-
-
-def _is_due(trainer: Trainer, every_n_epochs: int) -> bool:
-    return (trainer.current_epoch + 1) % every_n_epochs == 0

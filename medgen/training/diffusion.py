@@ -24,9 +24,9 @@ class DiffusionModule(LossModule[D], Generic[D]):
     """Base of the modules that train a denoiser; as it stands, on the images themselves.
 
     Args:
-        generator: The network to train; its autoencoder, where there is one, is frozen.
+        generator: The network to train; its autoencoder, if any, is frozen.
         distance: Distance of the prediction from its target.
-        label_dropout: Probability per image of being trained without its label, for classifier-free guidance.
+        label_dropout: Probability per image of training without its label, for classifier-free guidance.
         **others: Arguments of `LossModule`.
 
     Raises:
@@ -43,11 +43,11 @@ class DiffusionModule(LossModule[D], Generic[D]):
         self.label_dropout = label_dropout
 
     def clean(self, generator: D, batch: Batch, split: Split) -> Tensor:
-        """What is denoised, before noise is added, (B, c, h, w)."""
+        """Compute the images or latents (B, c, h, w) to which noise is added."""
         return generator.encode(batch["image"] * 2 - 1)
 
     def loss(self, generator: D, batch: Batch, split: Split) -> tuple[Tensor, dict[str, Tensor]]:
-        """The error of the prediction; on unseen images at times spread evenly over the schedule, with fixed noise."""
+        """Compute the error of the prediction; for unseen images with fixed noise at times evenly over the schedule."""
         config, training = generator.config, split == "train"
         x_0 = self.clean(generator, batch, split)
         label = None if config.label_kind == "none" else batch["label"]
@@ -75,13 +75,13 @@ class DiffusionModule(LossModule[D], Generic[D]):
 
 
 class LatentStageModule(LaterStageModule[D], DiffusionModule[D], Generic[D]):
-    """Base of the second stages: trains the denoiser on latents of a frozen autoencoder, encoded once into the cache.
+    """Base of the modules that train the denoiser on latents of a frozen autoencoder, encoded once into the cache.
 
     Args:
         generator: The network to train.
         latent_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
-        normalise_latents: Measure mean and standard deviation of the latents, and train on normalised ones. A model
-            that is fine-tuned keeps those it has.
+        normalise_latents: Whether to train on latents scaled to mean 0 and standard deviation 1. Fine-tuning keeps the
+            scale of the model it starts from.
         **others: Arguments of `DiffusionModule`.
     """
 
@@ -110,7 +110,7 @@ class LatentStageModule(LaterStageModule[D], DiffusionModule[D], Generic[D]):
                 target.latent_std.copy_(std)
 
     def clean(self, generator: D, batch: Batch, split: Split) -> Tensor:
-        """Latents of the batch: drawn from the cache in training, else the middle of their distributions."""
+        """Get the latents of the batch: drawn from the cache in training, else the means of their distributions."""
         if split != "train":
             return super().clean(generator, batch, split)
         return generator.normalise(self.latents.draw(batch["index"], self.current_epoch).to(self.device))

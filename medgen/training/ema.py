@@ -1,4 +1,4 @@
-"""Decay of the moving average of weights, as functions of training progress."""
+"""Decay of the moving average of weights as a function of training progress."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def ema_decay(
     min_value: float = 0.0,
     max_value: float = 0.9999,
 ) -> float:
-    """Inverse-power ramp for `GenerativeModule`: 0, 0, 0.37, ..., 0.99 at step 1000.
+    """Compute an inverse-power ramp: 0, 0, 0.37, ..., 0.99 at step 1000.
 
     Args:
-        step: Number of optimiser steps made before this one.
-        power: How fast the decay approaches 1; 2/3 suits runs of a million steps, 3/4 shorter ones.
-        inv_gamma: Factor by which the ramp is stretched in steps.
+        step: Number of optimiser steps so far.
+        power: Exponent; 2/3 suits runs of a million steps, 3/4 shorter ones.
+        inv_gamma: Factor that stretches the ramp.
         update_after_step: Steps before the ramp starts; the decay is 0 until then.
-        min_value: Smallest decay once it has started.
+        min_value: Smallest decay after the start.
         max_value: Largest decay.
 
     Source: the published code; 1 - (1 + step / inv_gamma)^-power, as in K. Crowson's k-diffusion.
@@ -32,12 +32,12 @@ def ema_decay(
 
 
 def warmup_decay(step: int, *, max_value: float) -> float:
-    """Rational ramp (1 + n) / (10 + n) after n steps, up to `max_value`."""
+    """Compute the ramp (1 + n) / (10 + n) after n steps, up to `max_value`."""
     return min(max_value, (1 + step) / (10 + step))
 
 
 def half_life_decay(images_seen: int, batch_size: int, kimg: float, rampup: float | None) -> float:
-    """Decay of one step for a half-life in images.
+    """Compute the decay of one step for a half-life in images.
 
     Args:
         images_seen: Images before the step.

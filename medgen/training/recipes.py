@@ -1,4 +1,4 @@
-"""Training from a recipe: LightningCLI with the defaults that make every run resumable."""
+"""Training from a recipe, by LightningCLI with defaults that make every run resumable."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from medgen.training.settings import PARSER_MODE
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill at any moment leaves the old one whole.
+    """Writes a checkpoint beside its place and renames it, so that a killed run leaves the old one whole.
 
-    Lightning's own goes through the system's folder for temporary files; across file systems that ends in a copy.
+    Lightning writes to the system's temporary folder first; on another file system the rename becomes a copy.
     """
 
     def save_checkpoint(
@@ -47,10 +47,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps ``checkpoints/last.ckpt`` under the trainer's root folder: every epoch and on SIGTERM.
+    """Saves ``checkpoints/last.ckpt`` under the trainer's root folder, every few epochs and on SIGTERM.
 
     The folder does not depend on a logger's version number, so ``--ckpt_path last`` finds it in the next run. Every run
-    of a recipe has one; a recipe whose epochs are short names it among its ``trainer.callbacks``, for fewer.
+    of a recipe has this callback; a recipe with short epochs names it in ``trainer.callbacks`` to save less often.
 
     Args:
         every_n_epochs: Epochs between checkpoints.
@@ -66,19 +66,19 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle the folder, unless `RecipeCLI` did."""
+        """Set the folder, unless `RecipeCLI` did."""
         self.settle(trainer)
         super().setup(trainer, pl_module, stage)
 
     def settle(self, trainer: Trainer) -> None:
-        """Say where the checkpoint is; before `setup`, Lightning would look for ``last`` in the logger's folder."""
+        """Set the folder; without it, Lightning looks for ``last`` in the logger's folder before `setup`."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM over from Lightning.
+        """Handle SIGTERM in place of Lightning.
 
-        Its handler talks to the other processes in the middle of whatever this one is doing; where that is talking to
-        them about gradients, all of them wait for ever.
+        Lightning's handler communicates with the other processes at once; in the middle of an exchange of gradients,
+        all of them would wait forever.
         """
         super().on_train_start(trainer, pl_module)
         self._asked_to_stop = False
@@ -89,14 +89,14 @@ class LastCheckpoint(ModelCheckpoint):
         self._asked_to_stop = True
 
     def _stop_together(self, trainer: Trainer) -> None:
-        """Have Lightning stop all processes here, once one of them was asked to."""
+        """Have Lightning stop all processes here once one of them got SIGTERM."""
         if trainer.strategy.reduce_boolean_decision(self._asked_to_stop, all=False):
             trainer._signal_connector.received_sigterm = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        """Stop if asked to, once the gradients accumulated so far have made their step."""
+        """Stop after SIGTERM, once the accumulated gradients have made their step."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if _between_steps(trainer, pl_module):
             self._stop_together(trainer)
@@ -110,42 +110,41 @@ class LastCheckpoint(ModelCheckpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop if asked to."""
+        """Stop after SIGTERM."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._stop_together(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, and stop if asked to."""
+        """Save, and stop after SIGTERM."""
         super().on_train_epoch_end(trainer, pl_module)
         self._stop_together(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save on SIGTERM, which Lightning raises between two batches.
 
-        Any other error may come in the middle of a step, and gradients that are still being accumulated are in no
-        checkpoint. A run that went on from there would differ from one that was never stopped, so the checkpoint of the
-        last epoch stays.
+        Other errors may come in the middle of a step, and accumulated gradients are in no checkpoint. A run resumed
+        from there would differ from one that never stopped, so the last checkpoint stays.
         """
         if isinstance(exception, SIGTERMException) and _between_steps(trainer, pl_module):
             super().on_exception(trainer, pl_module, exception)
 
 
 def _between_steps(trainer: Trainer, module: LightningModule) -> bool:
-    """Whether no gradients are waiting for an optimiser step."""
+    """Check that no gradients are waiting for an optimiser step."""
     accumulated = max(trainer.accumulate_grad_batches, getattr(module, "accumulate_batches", 1))
     return trainer.is_last_batch or trainer.fit_loop.epoch_loop.batch_progress.current.ready % accumulated == 0
 
 
 class RecipeCLI(LightningCLI):
-    """A recipe names a module, a data module and a trainer; one seed serves all three."""
+    """LightningCLI for recipes, which name a module, a data module and a trainer with one seed for all three."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Hand the recipe's seed to the module and the data."""
+        """Pass the recipe's seed to the module and the data."""
         parser.link_arguments("seed_everything", "model.init_args.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that keeps a last checkpoint, as often as the recipe says, and finds it whatever its logger."""
+        """Build a trainer with a `LastCheckpoint`, of the recipe if it names one."""
         own = self._get(self.config_init, "trainer").get("callbacks") or []
         if any(isinstance(callback, LastCheckpoint) for callback in own):
             self.trainer_defaults.pop("callbacks")
@@ -156,7 +155,7 @@ class RecipeCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Say why a run would take many times as long as it need."""
+        """Warn of bfloat16 on a processor that only emulates it."""
         trainer = self.trainer
         slow = trainer.strategy.root_device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if slow and str(trainer.precision).startswith("bf16"):

@@ -1,4 +1,4 @@
-"""Recipes as they are read: settings of older versions are put where they are now."""
+"""Reading of recipes, with settings of older versions moved to their current places."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from medgen.config import Config
 from medgen.families import FAMILIES, family_class
 
 PARSER_MODE = "medgen-recipe"
-"""The mode of parsers that read recipes; see `load_settings`."""
+"""Mode of the parsers that read recipes; see `load_settings`."""
 
 
 def load_settings(text: str) -> Any:
-    """Read YAML, and put what older versions had elsewhere where it is now, with a warning.
+    """Read YAML, and move settings of older versions to their current places, with a warning.
 
-    Fields of a config are known by the family of the module beside them, or, in a file or an argument of its own, by
-    their names; arguments of a module by the ``renamed_arguments`` of its class.
+    Config fields are moved by the family of the module beside them, or by their names if the config stands alone.
+    Arguments of a module are renamed by the ``renamed_arguments`` of its class.
     """
     found = get_loader("yaml")(text)
     if not _is_settings(found):
@@ -36,7 +36,7 @@ def _is_settings(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _current(value: Any) -> Any:
-    """Settings at any depth, with the arguments of every class where they are now."""
+    """Update the arguments of every class, at any depth."""
     if isinstance(value, list):
         return [_current(item) for item in value]
     if not _is_settings(value):
@@ -52,7 +52,7 @@ def _current(value: Any) -> Any:
 
 
 def _current_config(values: dict[str, Any], family: str | None = None) -> dict[str, Any]:
-    """The settings of a config of a family, or of one that knows all their names."""
+    """Update the settings of a config of a family, or of the first family that knows all names."""
     for name in (family,) if family in FAMILIES else FAMILIES:
         config = family_class(name).config_class
         found = config.relocate(values)
@@ -65,14 +65,14 @@ def _current_config(values: dict[str, Any], family: str | None = None) -> dict[s
 
 
 def _fits(values: Mapping[str, Any], config: type[Config]) -> bool:
-    """Whether all names are fields of a config and of its parts."""
+    """Check that all names are fields of a config and of its parts."""
     known, parts = {field.name for field in dataclasses.fields(config)}, config.parts()
     inner = all(_fits(value, parts[name]) for name, value in values.items() if name in parts and _is_settings(value))
     return inner and values.keys() <= known
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Names of settings, those of a part as ``unet.hidden``."""
+    """Collect names of settings, those of a part as ``unet.hidden``."""
     found = set()
     for name, value in values.items():
         found |= _paths(value, f"{prefix}{name}.") if _is_settings(value) else {prefix + name}
@@ -80,11 +80,11 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> set[str]:
 
 
 def _renamed(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a class under the names it has for them now."""
+    """Rename the arguments of a class."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name, None) if module.startswith("medgen.") else None
-    except ImportError:  # the parser says so
+    except ImportError:  # the parser reports it
         found = None
     names = getattr(found, "renamed_arguments", {})
     for old in names.keys() & arguments.keys():

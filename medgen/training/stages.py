@@ -1,17 +1,18 @@
-"""Training in stages: what a later stage takes over from the ones before, or from a model to fine-tune."""
+"""Training in stages, and the weights that a stage starts from: of earlier stages, or of a model to fine-tune."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from medgen.checkpoint import DISCRIMINATOR_FILE, About
 from medgen.config import Config, ModelConfig
@@ -19,20 +20,20 @@ from medgen.generator import Generator
 from medgen.loading import load
 from medgen.losses.ssim import ssim
 from medgen.published import load_strictly, part_of
-from medgen.training.base import G, GenerativeModule, ReproducibleModule
+from medgen.training.base import G, GenerativeModule, MeasuringModule
 
 if TYPE_CHECKING:
-    from medgen.data.base import Batch
+    from medgen.data.base import Batch, Split
 
 _NOT_OF_WEIGHTS = {"image_size", "intensity_window", "intensity_unit", "label_kind", "label_names"}
-"""Fields of every config that a model to fine-tune may have otherwise."""
+"""Fields of every config that may differ in a model to fine-tune."""
 
 
-class FirstStageModule(ReproducibleModule):
-    """Trains an autoencoder on images, and tells how well it copies unseen ones.
+class FirstStageModule(MeasuringModule):
+    """Base of the modules that train an autoencoder, and measure its copies of unseen images.
 
-    A subclass has hyper-parameters, of which `perceptual` is the feature network of its loss, or None; `forward` takes
-    images in [0, 1] to copies of them.
+    A subclass saves its hyper-parameters, among them `perceptual`, the feature network of the loss, if there is one.
+    `forward` maps images in [0, 1] to their copies.
     """
 
     config: ModelConfig
@@ -47,97 +48,89 @@ class FirstStageModule(ReproducibleModule):
         if stage == "fit":
             self.check_data(self.config)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error and likeness of copies of unseen images, both in [0, 1]."""
-        self._compare("val", batch["image"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """The same on the test split."""
-        self._compare("test", batch["image"])
-
-    def _compare(self, split: str, images: Tensor) -> None:
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        """Log squared error and structural similarity of copies of unseen images in [0, 1]."""
+        images = batch["image"]
         copies = self(images).clamp(0, 1)
         scores = {"mse": (copies - images).square().mean(), "ssim": ssim(copies, images).mean()}
-        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(images), sync_dist=True)
+        self.log_unseen(split, scores, len(images))
+
+    def adam(self, network: nn.Module, kind: Callable[..., Optimizer] = torch.optim.Adam, **settings: float) -> Any:
+        """Build Adam for a network, with the learning rate and schedule of the hyper-parameters."""
+        optimizer = kind(network.parameters(), lr=self.hparams["lr"], **settings)
+        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
 
 
 class LaterStageModule(GenerativeModule[G], Generic[G]):
-    """Trains a part of a generator on what earlier stages made; the images themselves are never loaded.
+    """Base of the modules that train a part of a generator on latents or codes; training loads no images.
 
-    A subclass has hyper-parameters, of which `init_from` is the checkpoint to fine-tune, or None.
+    A subclass saves its hyper-parameters, among them `init_from`, the checkpoint to fine-tune, or None.
     """
 
     _missing_start: FileNotFoundError | None = None
 
     @abstractmethod
     def load_start(self) -> None:
-        """Put into `generator` what training starts from.
+        """Load the weights that training starts from into `generator`.
 
         Raises:
-            FileNotFoundError: If it is not there.
-            ValueError: If it does not fit.
+            FileNotFoundError: If they are missing.
+            ValueError: If they do not fit.
         """
 
     def setup(self, stage: str) -> None:
-        """Load what training starts from, unless it has started already."""
+        """Load the weights that training starts from, unless it has started already."""
         super().setup(stage)
         if int(self.batches_seen) > 0:
             return
         try:
             self.load_start()
-        except FileNotFoundError as error:  # no harm where a checkpoint is restored next, which brings everything
+        except FileNotFoundError as error:  # not needed where a checkpoint is restored next
             self._missing_start = error
-        self.published.load_state_dict(self.generator.state_dict())
-        self.published.about = self.generator.about
+        self.restart_average()
 
     def on_fit_start(self) -> None:
-        """Refuse to train on what nothing was loaded into, and leave the images out."""
+        """Refuse to train without the weights to start from, and do not load images."""
         self._need_start()
         self.datamodule.images_in_training = False
 
     def on_validation_start(self) -> None:
-        """Refuse to measure what nothing was loaded into."""
+        """Refuse to measure without the weights to start from."""
         self._need_start()
 
-    def on_test_start(self) -> None:
-        """Likewise."""
-        self._need_start()
+    on_test_start = on_validation_start
 
     def _need_start(self) -> None:
         if self._missing_start is not None and int(self.batches_seen) == 0:
             raise self._missing_start
 
     def teardown(self, stage: str) -> None:
-        """Leave the data as they were."""
+        """Let the data module load images again."""
         self.datamodule.images_in_training = True
 
 
 class Trained(NamedTuple):
-    """What a training run, or a checkpoint folder, holds of a generator.
+    """A generator, or parts of one, in a training checkpoint or a checkpoint folder.
 
     Attributes:
         config: Its config.
-        state: Weights by their names in the generator; not of all parts, in early stages.
-        about: What is known of it: the feature networks of its losses and, of a generator, its licence.
+        state: Weights by their names in the generator; in early stages not of all parts.
+        about: The feature networks of its losses and, of a whole generator, its licence.
     """
 
     config: ModelConfig
     state: dict[str, Tensor]
     about: About
 
-    def part(self, name: str) -> dict[str, Tensor]:
-        """Weights of one part, by their names in it."""
-        return part_of(self.state, f"{name}.")
-
 
 def read_trained(source: str, kind: type[Generator], parts: Sequence[str], argument: str) -> Trained:
-    """What a stage starts from.
+    """Read the weights that a stage starts from.
 
     Args:
         source: A checkpoint written by a training run, or a checkpoint folder or zoo name.
-        kind: The generator it must be of.
-        parts: What it must have.
-        argument: What an error calls `source`.
+        kind: Class of the generator.
+        parts: Parts that it must have.
+        argument: Name of `source` in errors.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
@@ -173,44 +166,38 @@ def load_parts(
     fields: Collection[str],
     free: Collection[str] = (),
 ) -> None:
-    """Put trained parts into a generator, and note in ``about`` their licence and which networks their losses had.
+    """Load trained parts into a generator, and note in ``about`` their licence and the networks of their losses.
 
-    Args:
-        generator: What to load into.
-        source: See `read_trained`.
-        parts: Names of its submodules.
-        argument: What an error calls `source`.
-        fields: Fields of the config that must be equal, see `check_shape`.
-        free: Those within them that need not.
+    For the arguments see `read_trained` and `check_shape`.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
-        ValueError: If it is of another family or stage, or its shape is not the config's.
+        ValueError: If it is of another family, stage or shape.
     """
     found = read_trained(source, type(generator), parts, argument)
     check_shape(generator.config, found.config, f"{argument} {source}", fields, free)
     for part in parts:
-        load_strictly(cast("torch.nn.Module", getattr(generator, part)), found.part(part), where=source)
+        load_strictly(generator.get_submodule(part), part_of(found.state, f"{part}."), where=source)
     generator.about = inherited(generator.about, found.about)
 
 
 def start_from(
     generator: Generator, source: str, *, label_weights: str, free: Collection[str] = (), bound: Collection[str] = ()
 ) -> None:
-    """Put the weights of a trained model into a generator of the same shape, to fine-tune it.
+    """Load a trained model of the same shape into a generator, to fine-tune it.
 
-    Image size, intensities and labels may differ. What reads labels is only taken over where they are the same.
+    Image size, intensities and labels may differ. Weights that read labels are loaded only where labels are equal.
 
     Args:
-        generator: What to load into.
+        generator: The generator.
         source: A checkpoint folder or zoo name.
-        label_weights: Regular expression that finds the names of weights that read labels.
+        label_weights: Regular expression for the names of weights that read labels.
         free: More fields of the config that may differ, those of parts as ``unet.dropout``.
-        bound: Fields that may not, of those that else may.
+        bound: Fields that must be equal although they usually may differ.
 
     Raises:
         FileNotFoundError: If there is nothing at ``source``.
-        ValueError: If it is of another family, or the shapes differ.
+        ValueError: If it is of another family or shape.
     """
     found = read_trained(source, type(generator), (), "model.init_from")
     fields = {field.name for field in dataclasses.fields(found.config)} - _NOT_OF_WEIGHTS - set(free) | set(bound)
@@ -224,15 +211,9 @@ def start_from(
 
 
 def inherited(about: About, earlier: About, source: str | None = None) -> About:
-    """What is known of a model, with what comes along with weights of an earlier one: its licence and its losses.
+    """Add the licence and the loss networks of an earlier model to the facts on one that has weights of it.
 
-    Args:
-        about: Of the model; what it has from other sources of weights stays.
-        earlier: Of the earlier one.
-        source: Where that is, if it is fine-tuned as a whole.
-
-    Returns:
-        Where two licences are stated, both hold, as the SPDX expression ``A AND B``.
+    Two licences become the SPDX expression ``A AND B``. A `source` means that the earlier model is fine-tuned.
     """
     found = [licence for one in (about, earlier) for licence in one.licence.split(" AND ") if licence != "unknown"]
     return dataclasses.replace(
@@ -244,7 +225,7 @@ def inherited(about: About, earlier: About, source: str | None = None) -> About:
 
 
 def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
-    """Weights of the discriminators that lie beside a generator's, in float32; None where there are none."""
+    """Read the discriminators in a checkpoint folder, in float32; None where there are none."""
     path = None if folder is None else folder / DISCRIMINATOR_FILE
     if path is None or not path.is_file():
         return None
@@ -254,14 +235,7 @@ def discriminator_beside(folder: Path | None) -> dict[str, Tensor] | None:
 def check_shape(
     mine: ModelConfig, other: ModelConfig, source: str, fields: Collection[str], free: Collection[str] = ()
 ) -> None:
-    """Refuse a source whose config differs in one of these fields; a part is compared field by field.
-
-    Args:
-        mine: The config of a run.
-        other: That of the source.
-        source: What errors call it.
-        fields: Names of fields.
-        free: Fields of parts that may differ, such as ``unet.dropout``.
+    """Refuse a source whose config differs in `fields`, except for `free` fields of parts, such as ``unet.dropout``.
 
     Raises:
         ValueError: Naming each, and both values.
@@ -277,7 +251,7 @@ def check_shape(
 
 
 def _leaves(config: Config, prefix: str = "") -> dict[str, object]:
-    """Values of a config and of its parts, those of a part as ``unet.hidden``."""
+    """Collect the values of a config and of its parts, named like ``unet.hidden``."""
     found: dict[str, object] = {}
     for field in dataclasses.fields(config):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
@@ -286,12 +260,12 @@ def _leaves(config: Config, prefix: str = "") -> dict[str, object]:
 
 
 def loss_networks(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Feature networks in the loss of a first stage with these hyper-parameters."""
+    """Name the feature networks in the loss of a module with these hyper-parameters."""
     return (settings["perceptual"],) if settings.get("perceptual") else ()
 
 
 def _config_of(settings: Mapping[str, Any], kind: type[Generator]) -> ModelConfig | None:
-    """The config among hyper-parameters, where LightningCLI keeps a dictionary; None if it is another family's."""
+    """Find the config in hyper-parameters, where LightningCLI keeps a dictionary; None if it is of another family."""
     config = settings.get("config")
     if isinstance(config, dict):
         names = {field.name for field in dataclasses.fields(kind.config_class)}

@@ -1,4 +1,4 @@
-"""CycleGAN, images of one kind translated to another without pairs."""
+"""CycleGAN: translation of images between two domains, without pairs."""
 
 from medgen.families.family import Family
 

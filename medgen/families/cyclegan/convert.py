@@ -1,7 +1,7 @@
-"""Official CycleGAN networks as ours: arguments of their constructors, names of their weights.
+"""Conversion of official CycleGAN networks: arguments of their constructors, names of their weights.
 
-The official package is junyanz/pytorch-CycleGAN-and-pix2pix, whose layers taesungp/contrastive-unpaired-translation has
-as well once its antialiasing is off. Its networks are ours under other names.
+The official package is junyanz/pytorch-CycleGAN-and-pix2pix; taesungp/contrastive-unpaired-translation without
+antialiasing has the same layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from medgen.nn.resnet_generator import ResNetGenerator
 from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
-"""Keyword arguments of an official constructor, but the norm by its name on the command line: ``norm="instance"``."""
+"""Keyword arguments of an official constructor, with the norm as on the command line: ``norm="instance"``."""
 
 _FIXED: Mapping[str, object] = {
     "use_dropout": False,
@@ -26,17 +26,17 @@ _FIXED: Mapping[str, object] = {
     "no_antialias": True,
     "no_antialias_up": True,
 }
-"""Arguments of which ours has one value."""
+"""Arguments that have one value here."""
 _KNOWN = {"input_nc", "output_nc", "ngf", "n_blocks", "ndf", "n_layers", "norm"}
 _AVERAGES = (".running_mean", ".running_var", ".num_batches_tracked")
-_FIRST_BLOCK = 10  # its number in the official sequence; three layers of three modules come before it, and a padding
+_FIRST_BLOCK = 10  # its number in the official sequence, after a padding and three layers of three modules
 
 
 def build_generator(arguments: Arguments) -> ResNetGenerator:
-    """The generator that the arguments of the official ResnetGenerator describe, with weights of its own.
+    """Build the generator from the arguments of the official ResnetGenerator, with random weights.
 
     Raises:
-        ValueError: If an argument is missing, or asks for what ours does not have.
+        ValueError: If an argument is missing, or our network does not have it.
     """
     _check(arguments, ("input_nc", "output_nc", "norm"))
     return ResNetGenerator(
@@ -49,10 +49,10 @@ def build_generator(arguments: Arguments) -> ResNetGenerator:
 
 
 def build_discriminator(arguments: Arguments) -> PatchDiscriminator:
-    """The discriminator that the arguments of the official NLayerDiscriminator describe, with weights of its own.
+    """Build the discriminator from the arguments of the official NLayerDiscriminator, with random weights.
 
     Raises:
-        ValueError: If an argument is missing, or asks for what ours does not have.
+        ValueError: If an argument is missing, or our network does not have it.
     """
     _check(arguments, ("input_nc", "norm"))
     return patch_discriminator(
@@ -64,7 +64,7 @@ def build_discriminator(arguments: Arguments) -> PatchDiscriminator:
 
 
 def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of ResnetGenerator under our names; names that it does not have stay as they are."""
+    """Rename the weights of an official ResnetGenerator; unknown names stay as they are."""
     blocks = len({found[1] for name in weights if (found := re.match(r"model\.(\d+)\.conv_block\.", name))})
     after = _FIRST_BLOCK + blocks
     layers = {1: "stem", 4: "down.0", 7: "down.1", after: "up.0", after + 3: "up.1"}
@@ -80,29 +80,27 @@ def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def discriminator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of NLayerDiscriminator under our names; names that it does not have stay as they are."""
+    """Rename the weights of an official NLayerDiscriminator; unknown names stay as they are."""
     numbers = [int(found[1]) for name in weights if (found := re.match(r"model\.(\d+)\.", name))]
     last = max(numbers, default=0)
     layers = {number: f"layers.{i}" for i, number in enumerate(range(2, last, 3))}
-    return {
-        re.sub(r"^model\.0\.", "first.", _renamed(name, layers, last=last)): weight for name, weight in weights.items()
-    }
+    renamed = {_renamed(name, layers, last=last): weight for name, weight in weights.items()}
+    return {re.sub(r"^model\.0\.", "first.", name): weight for name, weight in renamed.items()}
 
 
 def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official generator; see `load_strictly`."""
-    weights = _without_averages(network, generator_weights(weights))
-    load_strictly(network, weights, where="the official generator")
+    """Load an official generator; see `load_strictly`."""
+    load_strictly(network, _without_averages(network, generator_weights(weights)), where="the official generator")
 
 
 def load_discriminator_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official discriminator; see `load_strictly`."""
+    """Load an official discriminator; see `load_strictly`."""
     weights = _without_averages(network, discriminator_weights(weights))
     load_strictly(network, weights, where="the official discriminator")
 
 
 def _renamed(name: str, layers: Mapping[int, str], *, last: int) -> str:
-    """The name of a weight of a convolution, by its number in the official sequence, or of the norm that follows."""
+    """Rename a weight of a convolution, by its number in the official sequence, or of the norm after it."""
     found = re.fullmatch(r"model\.(\d+)\.(\w+)", name)
     if not found:
         return name
@@ -116,7 +114,7 @@ def _renamed(name: str, layers: Mapping[int, str], *, last: int) -> str:
 
 
 def _without_averages(network: nn.Module, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Weights without the averages of instance norms, which files of PyTorch before 0.4 have and nothing ever read."""
+    """Remove the unused averages of instance norms, which files of PyTorch before 0.4 have."""
     if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return weights
     return {name: weight for name, weight in weights.items() if not name.endswith(_AVERAGES)}

@@ -1,4 +1,4 @@
-"""A memory of generated images, so that a discriminator does not forget what earlier generators did."""
+"""A memory of images of earlier generators, for training a discriminator."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 
 class ImagePool(nn.Module):
-    """Generated images of now and earlier, mixed.
+    """Mixes new generated images with earlier ones.
 
-    While the pool fills, images pass through and are remembered. Then each of them has an even chance of being swapped
-    for one of the pool, which it replaces there. What is remembered is part of the state dict and the chances come from
-    torch's global random state on the CPU, so that training resumes where it stopped. Each process has its own pool.
+    While the pool fills, it stores and returns the new images. Then each new image is swapped, with probability 1/2,
+    for a random one of the pool. The images are part of the state dict, and random numbers come from torch's global
+    state on the CPU, so that training resumes exactly. Each process has its own pool.
 
     Args:
         shape: Channels, height and width of the images.
-        size: How many are remembered; 0 lets all pass.
+        size: Number of stored images; with 0 only new images are returned.
 
     Raises:
         ValueError: If the size is negative.
 
     Source: Shrivastava et al. 2017, "Learning from simulated and unsupervised images through adversarial training",
-    section 2.3; one image at a time, and of 50, as in Zhu et al. 2017, section 4.
+    section 2.3; with 50 images and one at a time as in Zhu et al. 2017, section 4.
     """
 
     images: Tensor
@@ -36,9 +36,7 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """As many images, (B, C, H, W) without gradients, of those given and those remembered.
-
-        The random numbers it takes depend on the number of images alone.
+        """Swap some of the images (B, C, H, W) for stored ones; results have no gradients.
 
         Raises:
             ValueError: If the images have another shape than the pool's.
@@ -48,6 +46,7 @@ class ImagePool(nn.Module):
             raise ValueError(
                 f"images have shape {tuple(images.shape[1:])}; this pool was made for {tuple(self.images.shape[1:])}"
             )
+        # The number of random draws depends only on the number of images.
         swapped = (torch.rand(len(images)) < 0.5).tolist()
         slots = torch.randint(max(size, 1), (len(images),)).tolist()
         if not size:
@@ -55,14 +54,13 @@ class ImagePool(nn.Module):
         filled = int(self.filled)
         chosen = []
         for image, swap, slot in zip(images, swapped, slots, strict=True):
+            stored = None
             if filled < size:
                 self.images[filled] = image
                 filled += 1
-                chosen.append(image)
             elif swap:
-                chosen.append(self.images[slot].to(image.dtype, copy=True))
+                stored = self.images[slot].to(image.dtype, copy=True)
                 self.images[slot] = image
-            else:
-                chosen.append(image)
+            chosen.append(image if stored is None else stored)
         self.filled.fill_(filled)
         return torch.stack(chosen)

@@ -1,4 +1,4 @@
-"""Training of CycleGAN on images of two domains that show no common cases."""
+"""Training of CycleGAN on unpaired images of two domains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medgen.families.cyclegan.image_pool import ImagePool
 from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslator
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.nn.patch_discriminator import patch_discriminator
-from medgen.training.adversarial import AdversarialModule
+from medgen.training.adversarial import AdversarialModule, generator_loss
 from medgen.training.base import PublishingModule
 
 FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
@@ -25,30 +25,29 @@ FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
     "exponential": (math.inf, -math.inf),
     "wasserstein": (0.0, 0.0),
 }
-"""Logits of real and of translated images that cost a discriminator nothing."""
+"""Logits of real and of translated images at which the loss of a discriminator is smallest."""
 
 
 class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
-    """Trains both directions at once: what is translated and translated back must be as it was.
+    """Trains both directions at once, so that an image translated and translated back stays the same.
 
-    Labels say which domain an image is of; with ``balanced: true`` in the data, batches hold about as many of each. The
-    losses are sums of terms, each a mean over the images of one domain. A batch that lacks a domain, as every batch of
-    one image does, trains all networks by the terms of the other. The run ends in a checkpoint folder ``published`` for
-    `medgen.load`.
+    Labels name the domain of an image; with ``balanced: true`` in the data, batches hold about as many images of each.
+    Losses are sums of means over the images of one domain; a batch without images of a domain trains by the terms of
+    the other.
 
     Args:
-        config: What is trained and published.
-        adversarial: Which game; ``least_squares`` is published.
+        config: The config of the published model.
+        adversarial: Adversarial loss; ``least_squares`` is published.
         cycle_weight: Weight of the mean absolute error after both translations.
-        identity_weight: Weight, times that of the cycle, of the error of images translated to the domain they are of;
-            it keeps colours and contrasts.
-        pool_size: Translated images that each discriminator sees again; 0 for new ones only.
+        identity_weight: Weight, times `cycle_weight`, of the error of images translated to their own domain, which
+            keeps colours and contrasts.
+        pool_size: Stored translated images for each discriminator; 0 for new ones only.
         discriminator_width: Channels of the discriminators' first layer.
         discriminator_layers: Layers of the discriminators.
         lr: Learning rate of both Adam optimisers.
-        betas: Adam's.
-        decay_from: Share of the run from which on the learning rate falls linearly, to zero at its end; 0.5 is
-            published, 1 keeps it constant, as it stays in a run without an end.
+        betas: Decay rates of Adam.
+        decay_from: Share of the run after which the learning rate falls linearly to 0 at the end; 0.5 is published, 1
+            keeps it constant, as does a run without an end.
         accumulate_batches: Batches whose gradients are added up before a step.
         clip_norm: Largest gradient norm; None does not clip.
         seed: Seed of the run.
@@ -97,7 +96,7 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
         """Check the data against the config.
 
         Raises:
-            ValueError: If they differ, training images of a domain are missing, or some of no domain would be drawn.
+            ValueError: If they differ, a domain has no training images, or unlabelled images would be drawn.
         """
         super().setup(stage)
         if stage != "fit":
@@ -121,45 +120,37 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of both generators, then one of both discriminators."""
-        optimizer, critic = self.optimizer_pair()
-        assert critic is not None
+        """Make a step of both generators, then one of both discriminators."""
+        optimizer, discriminator = self.optimizer_pair()
+        assert discriminator is not None
         images, domains = batch["image"] * 2 - 1, batch["label"]
-        # No branch of what follows skips a step: other processes, whose batches hold other domains, would wait for it.
+        # Every batch makes all steps: otherwise other processes, whose batches hold other domains, would wait.
         real = {here: images[domains == here] for here in (0, 1) if (domains == here).any()}
         with self.toggled_optimizer(optimizer):
             fake = {here: self.translator.to_domain[here](real[1 - here]) for here in (0, 1) if 1 - here in real}
             self.descend(optimizer, self.generator_loss(real, fake))
             self.step_schedule(0)
-        with self.toggled_optimizer(critic):
+        with self.toggled_optimizer(discriminator):
             seen = {here: self.pools[here](part.detach()) for here, part in fake.items()}
-            self.descend(critic, self.discriminator_loss(real, seen))
+            self.descend(discriminator, self.discriminator_loss(real, seen))
             self.step_schedule(1)
 
     def generator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
-        """What both generators minimise.
-
-        Args:
-            real: Images by domain, (B, C, H, W) in [-1, 1], of the domains there are.
-            fake: Those of the other domain translated to this, by domain.
-        """
-        game, weight = ADVERSARIAL[self.hparams["adversarial"]].generator, self.hparams["cycle_weight"]
-        # Half of the squared distance, as Mao et al. write it; the published code takes the whole.
-        scale = 2.0 if self.hparams["adversarial"] == "least_squares" else 1.0
+        """Compute the loss of both generators from real and translated images (B, C, H, W) in [-1, 1] by domain."""
+        kind, weight = self.hparams["adversarial"], self.hparams["cycle_weight"]
         networks = self.translator.to_domain
-        judged = [scale * game(self.discriminators[here](x).float()).mean() for here, x in fake.items()]
+        judged = [generator_loss(kind, self.discriminators[here](x)) for here, x in fake.items()]
         back = [F.l1_loss(networks[1 - here](x).float(), real[1 - here]) for here, x in fake.items()]
         terms = {"adversarial": torch.stack(judged).sum(), "cycle": weight * torch.stack(back).sum()}
         if self.hparams["identity_weight"]:
             same = [F.l1_loss(networks[here](x).float(), x) for here, x in real.items()]
             terms["identity"] = weight * self.hparams["identity_weight"] * torch.stack(same).sum()
         loss = torch.stack(list(terms.values())).sum()
-        self.log("train/loss_g", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/g_{name}": value.detach() for name, value in terms.items()})
+        self.log_training("loss_g", loss, terms, prefix="g_")
         return loss
 
     def discriminator_loss(self, real: Mapping[int, Tensor], fake: Mapping[int, Tensor]) -> Tensor:
-        """What both discriminators minimise, of real and of translated images by domain, of the domains there are."""
+        """Compute the loss of both discriminators from real and translated images by domain."""
         kind: AdversarialKind = self.hparams["adversarial"]
         judged = []
         for here, discriminator in enumerate(self.discriminators):
@@ -173,11 +164,11 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the sum of errors and the number of images of each domain."""
+        """Reset the sum of errors and the number of images of each domain."""
         self._cycle_errors = torch.zeros(len(self.config.label_names), 2, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Error of unseen images after both translations."""
+        """Add up the errors of unseen images after both translations."""
         networks = self.translator.to_domain
         for here in (0, 1):
             images = batch["image"][batch["label"] == here] * 2 - 1
@@ -187,14 +178,14 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
                 self._cycle_errors[here, 1] += len(images)
 
     def on_validation_epoch_end(self) -> None:
-        """Log its mean over each domain, in [0, 1], if any process has seen the domain."""
+        """Log the mean error of each domain, in [0, 1], if any process has images of it."""
         errors: Tensor = self.trainer.strategy.reduce(self._cycle_errors, reduce_op="sum")
         for name, (error, count) in zip(self.config.label_names, errors, strict=True):
             if count:
                 self.log(f"val/cycle:{name}", error / count, sync_dist=True)  # alike in all processes
 
     def configure_optimizers(self) -> Any:
-        """Adam for both generators and for both discriminators."""
+        """Build Adam for both generators and for both discriminators."""
         settings = {"lr": self.hparams["lr"], "betas": self.hparams["betas"]}
         adams = [torch.optim.Adam(part.parameters(), **settings) for part in (self.translator, self.discriminators)]
         return [
@@ -203,8 +194,8 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
         ]
 
     def _learning_rate_factor(self, batches: int) -> float:
-        """Share of the learning rate that is left after so many batches."""
+        """Compute the share of the learning rate after a number of batches."""
         falling: float = 1 - self.hparams["decay_from"]
-        if not batches or not falling:  # at the first batch the trainer does not know yet how many there are
+        if not batches or not falling:  # before the first batch, the length of the run is unknown
             return 1.0
         return min(1.0, max(0.0, 1 - batches / self.schedule_length) / falling)

@@ -1,4 +1,4 @@
-"""Two generators, each from one domain to the other."""
+"""CycleGAN's translator: two networks, each from one domain to the other."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from medgen.translator import Translator
 
 @dataclass(frozen=True, kw_only=True)
 class CycleGANConfig(ModelConfig):
-    """Sizes of the networks; the defaults are the published ones for 256 px.
+    """Sizes of the networks; the defaults are published for 256 px.
 
     Attributes:
         image_size: Height and width, multiples of 4.
-        channels: Channels of the images of both domains.
-        label_kind: ``single``.
         label_names: Names of the two domains.
         width: Channels at full size.
         blocks: Residual blocks; 6 are published for 128 px.
@@ -51,11 +49,7 @@ class CycleGANConfig(ModelConfig):
 
 
 class CycleGANTranslator(Translator, family="cyclegan"):
-    """Translates between two domains.
-
-    Args:
-        config: Sizes and names of the domains.
-    """
+    """Translates images between two domains."""
 
     config_class = CycleGANConfig
     config: CycleGANConfig

@@ -1,7 +1,7 @@
-"""Official Medfusion networks as ours: arguments of their constructors, names of their weights.
+"""Conversion of official Medfusion networks: arguments of their constructors, names of their weights.
 
-The official package is mueller-franzes/medfusion. Its networks are ours under other names, except that its attention
-projects with 1x1 convolutions where ours has linear layers. Arguments that concern training only are not read.
+The official package is mueller-franzes/medfusion. Only names differ, and its attention has 1x1 convolutions where ours
+has linear layers. Arguments for training are ignored.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from medgen.nn.blocks import BlockStyle
 from medgen.nn.layers import LayerSpec
 from medgen.nn.patch_discriminator import PatchDiscriminator, unit_discriminator
 from medgen.nn.unet import AdditiveUNet, UNet, UNetConfig
+from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor, as its checkpoint or a JSON file holds them."""
@@ -27,7 +28,7 @@ Arguments = Mapping[str, Any]
 _HIDDEN_AUTOENCODER = (64, 128, 256, 512)
 _HIDDEN_UNET = (256, 256, 512, 1024)
 
-# Regular expressions for parts of official names and what stands for them in ours, applied one after the other.
+# Regular expressions for parts of official names, and our names for them, applied one after the other.
 _BLOCK_NAMES = (
     (r"block_seq\.0\.conv_res", "shortcut"),
     (r"block_seq\.0\.(basic_block\.)?", "first."),
@@ -90,7 +91,7 @@ _NAMES[VQAutoencoder] = _NAMES[KLAutoencoder]
 
 
 def autoencoder_config(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> AutoencoderConfig:
-    """The shape of the autoencoder that the arguments of an official VAE ("kl") or VQVAE ("vq") describe."""
+    """Build the config from the arguments of an official VAE ("kl") or VQVAE ("vq")."""
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
     return AutoencoderConfig(
         kind=kind,
@@ -106,10 +107,10 @@ def autoencoder_config(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -
 
 
 def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> KLAutoencoder | VQAutoencoder:
-    """The autoencoder of an official VAE or VAEGAN ("kl") or VQVAE or VQGAN ("vq"), with weights of its own.
+    """Build the autoencoder of an official VAE or VAEGAN ("kl") or VQVAE or VQGAN ("vq"), with random weights.
 
     Raises:
-        ValueError: If an argument has a value that cannot be built.
+        ValueError: If our networks do not have an argument's value.
     """
     config = autoencoder_config(arguments, kind)
     channels, out_channels = arguments.get("in_channels", 3), arguments.get("out_channels", 3)
@@ -119,7 +120,7 @@ def build_autoencoder(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") ->
 
 
 def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl") -> nn.ModuleList:
-    """The discriminators of an official VAEGAN ("kl") or VQGAN ("vq"), one per output head, full resolution first."""
+    """Build the discriminators of an official VAEGAN ("kl") or VQGAN ("vq"), one per head, full resolution first."""
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_AUTOENCODER))
     style = BlockStyle(**_style(arguments, spatial_dims=2, groups=8 if kind == "kl" else 32))
     return nn.ModuleList(
@@ -135,10 +136,10 @@ def build_discriminators(arguments: Arguments, kind: Literal["kl", "vq"] = "kl")
 
 
 def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNetConfig:
-    """The shape of the UNet that the arguments of the official class describe.
+    """Build the config from the arguments of an official UNet.
 
     Raises:
-        ValueError: If it has no time embedder.
+        ValueError: If it has no time embedder, or one that our network does not have.
     """
     hidden = tuple(arguments.get("hid_chs", _HIDDEN_UNET))
     time = arguments.get("time_embedder_kwargs") or {}
@@ -167,22 +168,22 @@ def unet_config(arguments: Arguments, kind: Literal["concatenated", "additive"] 
 
 
 def build_unet(arguments: Arguments, kind: Literal["concatenated", "additive"] = "concatenated") -> UNet | AdditiveUNet:
-    """The UNet of the official file `unet2.py` ("concatenated", published) or `unet.py` ("additive").
+    """Build the UNet of the official file `unet2.py` ("concatenated", published) or `unet.py` ("additive").
 
     Raises:
-        ValueError: If an argument has a value that cannot be built.
+        ValueError: If our networks do not have an argument's value.
     """
     network = UNet if kind == "concatenated" else AdditiveUNet
     return network(unet_config(arguments, kind), *unet_channels(arguments), unet_label_space(arguments))
 
 
 def unet_channels(arguments: Arguments) -> tuple[int, int]:
-    """Channels of the input and of the estimate of an official UNet."""
+    """Get the channels of the input and of the estimate of an official UNet."""
     return arguments.get("in_ch", 1), arguments.get("out_ch", 1)
 
 
 def unet_label_space(arguments: Arguments) -> LabelSpace:
-    """Labels of an official UNet; its classes have numbers only."""
+    """Get the labels of an official UNet, whose classes have numbers only."""
     if arguments.get("cond_embedder", "LabelEmbedder") is None:
         return LabelSpace()
     label = arguments.get("cond_embedder_kwargs") or {}
@@ -190,18 +191,9 @@ def unet_label_space(arguments: Arguments) -> LabelSpace:
 
 
 def convert_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official weights under the names that our network of the same kind gives them.
-
-    Args:
-        network: One of the networks that this module builds.
-        weights: The official state dict of that network alone, without the prefix it has in a checkpoint. The
-            perceptual loss that an official autoencoder carries (`perceiver.*`) is left out.
-
-    Returns:
-        A state dict for `network.load_state_dict`, which checks names and shapes.
-    """
+    """Rename the official weights of a network, leaving out those of a perceptual loss (`perceiver.*`)."""
     kept = {name: value for name, value in weights.items() if not name.startswith("perceiver.")}
-    lengths = {  # lists that ours holds in the opposite order
+    lengths = {  # of lists in the opposite order here
         part: 1 + max((int(name.split(".")[1]) for name in kept if name.startswith(f"{part}.")), default=0)
         for part in ("decoders", "out_blocks")
     }
@@ -217,19 +209,12 @@ def convert_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[s
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads official weights into our network of the same kind; see `convert_weights`.
-
-    Raises:
-        ValueError: If a weight is missing, unknown or of another shape.
-    """
-    try:
-        network.load_state_dict(convert_weights(network, weights), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"these are not the weights of this {type(network).__name__}: {error}") from error
+    """Load official weights into our network of the same kind; see `convert_weights` and `load_strictly`."""
+    load_strictly(network, convert_weights(network, weights), where="the official network")
 
 
 def _reorder(name: str, lengths: Mapping[str, int], network: nn.Module) -> str:
-    """The name with its index in a list as ours counts: from coarse to fine on the way up, the main head as 0."""
+    """Renumber the lists of a name: ours go from coarse to fine on the way up, and the main head is 0."""
     part, _, rest = name.partition(".")
     if part == "outc":
         return f"heads.0.{rest}"
@@ -244,7 +229,7 @@ def _reorder(name: str, lengths: Mapping[str, int], network: nn.Module) -> str:
 
 
 def _style(arguments: Arguments, *, spatial_dims: int, groups: int) -> dict[str, Any]:
-    """The arguments of `BlockStyle`, with the official defaults of a network."""
+    """Get the arguments of `BlockStyle`, with the official defaults of a network."""
     dropout = arguments.get("dropout") or 0.0
     return {
         "spatial_dims": arguments.get("spatial_dims", spatial_dims),
@@ -271,20 +256,20 @@ def _attention(arguments: Arguments) -> Any:
 
 
 def _per_level(sizes: Sequence[Any] | None, levels: int, default: int, first: int | None = None) -> tuple[Any, ...]:
-    """Sizes as tuples, or the official default for as many levels: `default` in all but, if given, the first."""
+    """Get sizes as tuples, or the official default for as many levels: `default`, but `first` in the first."""
     if sizes is None:
         return tuple(default if first is None or i else first for i in range(levels))
     return tuple(size if isinstance(size, int) else tuple(size) for size in sizes)
 
 
 def _kernel_sizes(arguments: Arguments, levels: int) -> Any:
-    """One size where all levels have it, or one per level."""
+    """Get one size if all levels have the same, or one per level."""
     sizes = _per_level(arguments.get("kernel_sizes"), levels, 3)
     return sizes[0] if isinstance(sizes[0], int) and len(set(sizes)) == 1 else sizes
 
 
 def _extra_heads(deep_supervision: bool | int, most: int) -> int:
-    """The number of heads at lower resolutions that `deep_supervision` stands for; True is all there can be."""
+    """Get the number of heads at lower resolutions; True means as many as possible."""
     if isinstance(deep_supervision, bool):
         return most if deep_supervision else 0
     return deep_supervision

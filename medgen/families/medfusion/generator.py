@@ -1,4 +1,4 @@
-"""Medfusion: images by diffusion in the latent space of an autoencoder."""
+"""Medfusion: diffusion in the latent space of an autoencoder."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def _group_norm(groups: int) -> LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class MedfusionConfig(DiffusionConfig):
-    """Shape of both stages; the defaults are the published ones for 256 px images.
+    """Config of autoencoder and UNet; the defaults are published for 256 px images.
 
     Attributes:
-        autoencoder: The first stage; the UNet denoises its latents.
+        autoencoder: Config of the autoencoder, whose latents the UNet denoises.
 
     Source: Mueller-Franzes et al. 2023, "A multimodal comparison of latent denoising diffusion probabilistic models and
     generative adversarial networks for medical image synthesis", and its published settings.
@@ -94,10 +94,7 @@ class MedfusionConfig(DiffusionConfig):
 
 
 class MedfusionGenerator(DiffusionGenerator, family="medfusion"):
-    """Conditional latent diffusion model.
-
-    The published models use the latent as it is, which is mean 0 and standard deviation 1 here.
-    """
+    """Conditional latent diffusion model; the published ones have latent mean 0 and standard deviation 1."""
 
     config_class = MedfusionConfig
     config: MedfusionConfig
@@ -108,6 +105,6 @@ class MedfusionGenerator(DiffusionGenerator, family="medfusion"):
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode and decode images, (B, C, H, W) in [0, 1] both."""
+        """Encode and decode images (B, C, H, W) in [0, 1]."""
         mean = self.autoencoder.encode_mean(images * 2 - 1)
         return (self.autoencoder.decode(mean).clamp(-1, 1) + 1) / 2

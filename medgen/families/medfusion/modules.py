@@ -25,28 +25,27 @@ from medgen.training.stages import FirstStageModule, load_parts, start_from
 
 
 class AutoencoderModule(FirstStageModule, AdversarialModule):
-    """Trains the first stage: reconstruction at every scale, and patch discriminators from a given batch on.
+    """Trains the autoencoder: reconstruction at every scale, and patch discriminators from a given batch on.
 
     Args:
-        config: What is trained; the same config goes into the second stage.
+        config: The config of both stages.
         pixel: ``l1`` (published) or ``mse``.
-        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`; None for none. It must not be the one
-            that judges the result.
+        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`, or None; not the one that judges the
+            result.
         perceptual_weight: Weight of the perceptual loss.
-        perceptual_size: Height and width the images are brought to for it; None for their own.
-        perceptual_levels: How many of the network's resolutions to compare, from the finest on; None for all.
+        perceptual_size: Height and width of the images in it; None for their own.
+        perceptual_levels: Number of the network's resolutions to compare, from the finest on; None for all.
         ssim_weight: Weight of one minus the structural similarity.
-        latent_weight: Weight of the KL divergence, or of a ``vq`` autoencoder's codebook loss.
-        adversarial: The discriminators' loss, or None to train without discriminators.
-        adversarial_weight: Weight of the decoder's side, on top of the adaptive one.
+        latent_weight: Weight of the KL divergence, or of the codebook loss of a ``vq`` autoencoder.
+        adversarial: Adversarial loss; None trains without discriminators.
+        adversarial_weight: Weight of the decoder's adversarial loss, times the adaptive weight.
         adversarial_start: Batches before the adversarial loss is added.
-        discriminator_warmup: Batches before that in which the discriminators are trained already; untrained ones
-            mislead the decoder.
-        discriminator_channels: Width of each of their layers; all but the first halve the size.
+        discriminator_warmup: Batches before that in which the discriminators train already.
+        discriminator_channels: Channels of each discriminator layer; all but the first halve the size.
         reduction: ``sum`` (published for ``kl``) or ``mean`` (published for ``vq``), see `AutoencoderLoss`.
         lr: Learning rate of both Adam optimisers.
-        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end; the discriminators' falls only in the
-            batches they play in.
+        lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end; that of the discriminators counts their
+            own steps.
         warmup: Batches of linear rise.
         accumulate_batches: Batches per optimiser step.
         clip_norm: Largest gradient norm; None does not clip.
@@ -102,11 +101,11 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Reconstructions of images, (B, C, H, W) in [0, 1] both, from the mean of the latent."""
+        """Reconstruct images (B, C, H, W) in [0, 1] from the means of their latents."""
         return (self.autoencoder.decode(self.autoencoder.encode_mean(images * 2 - 1)) + 1) / 2
 
     def reconstruct(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The output at every scale and the loss of the latent, for images in [-1, 1]."""
+        """Compute the output at every scale and the loss of the latent for images in [-1, 1]."""
         autoencoder = self.autoencoder
         if isinstance(autoencoder, KLAutoencoder):
             mean, logvar = autoencoder.encode_moments(x)
@@ -116,63 +115,52 @@ class AutoencoderModule(FirstStageModule, AdversarialModule):
         return outputs, quantized.loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step of the autoencoder and, once they have joined in, one of the discriminators."""
+        """Make a step of the autoencoder and, once they have started, one of the discriminators."""
         x = batch["image"] * 2 - 1
-        generator, critic = self.optimizer_pair()
-        until_joined = self.hparams["adversarial_start"] - int(self.batches_seen)
+        generator, discriminator = self.optimizer_pair()
+        until_start = self.hparams["adversarial_start"] - int(self.batches_seen)
         with self.toggled_optimizer(generator):
             outputs, latent_loss = self.reconstruct(x)
-            if critic is not None and until_joined <= 0:
+            if discriminator is not None and until_start <= 0:
                 last_layers = [head.weight for head in self.autoencoder.decoder.heads]
                 loss = self.loss(outputs, x, self.discriminators, last_layers)
             else:
                 loss = self.loss(outputs, x)
             self.descend(generator, loss.total + self.hparams["latent_weight"] * latent_loss)
             self.step_schedule(0)
-        self.log("train/loss", loss.total.detach(), prog_bar=True)
-        self.log("train/latent", latent_loss.detach())
-        self.log_dict({f"train/{name}": value for name, value in loss.terms.items()})
-        if critic is not None and until_joined <= self.hparams["discriminator_warmup"]:
-            with self.toggled_optimizer(critic):
-                game = self.loss.discriminator_loss(outputs, x, self.discriminators)
-                self.descend(critic, game.total)
+        self.log_training("loss", loss.total, {"latent": latent_loss, **loss.terms})
+        if discriminator is not None and until_start <= self.hparams["discriminator_warmup"]:
+            with self.toggled_optimizer(discriminator):
+                loss = self.loss.discriminator_loss(outputs, x, self.discriminators)
+                self.descend(discriminator, loss.total)
                 self.step_schedule(1)
-            self.log("train/loss_d", game.total.detach(), prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in game.terms.items()})
+            self.log_training("loss_d", loss.total, loss.terms)
 
     def configure_optimizers(self) -> Any:
-        """Adam on the autoencoder, and on the discriminators if there are any."""
-        groups = [self.autoencoder, self.discriminators] if self.discriminators else [self.autoencoder]
-        return [
-            self.scheduled(
-                torch.optim.Adam(group.parameters(), lr=self.hparams["lr"]),
-                shape=self.hparams["lr_shape"],
-                warmup=self.hparams["warmup"],
-            )
-            for group in groups
-        ]
+        """Build Adam for the autoencoder, and for the discriminators if there are any."""
+        networks = [self.autoencoder, self.discriminators] if self.discriminators else [self.autoencoder]
+        return [self.adam(network) for network in networks]
 
 
 class LatentDiffusionModule(LatentStageModule[MedfusionGenerator]):
     """Trains the UNet on latents of a frozen autoencoder, which are encoded once and read from the cache.
 
     Args:
-        config: What is trained and published.
+        config: The config of the published model.
         autoencoder: The first stage: a checkpoint written by `AutoencoderModule`, or a Medfusion checkpoint folder or
-            zoo name. Its shape must be the config's.
-        init_from: A Medfusion checkpoint folder or zoo name to fine-tune from, autoencoder included; the labels may
-            differ, the shape may not.
+            zoo name of the same shape.
+        init_from: A Medfusion checkpoint folder or zoo name of the same shape to fine-tune, autoencoder included;
+            labels may differ.
         latent_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
         distance: Distance of the prediction from its target.
-        label_dropout: Probability per image of being trained without its label, for classifier-free guidance.
+        label_dropout: Probability per image of training without its label, for classifier-free guidance.
         lr: Learning rate of AdamW.
         weight_decay: Its weight decay.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
         warmup: Optimiser steps of linear rise.
-        ema_decay: Decay of the published average per step, or ``published`` for the authors', which rises with the
-            number of steps; see `medgen.training.ema`.
-        normalise_latents: Measure mean and standard deviation of the latents and train on normalised ones. The
-            published models do not.
+        ema_decay: Decay of the published average per step, or ``published`` for the authors' ramp, see
+            `medgen.training.ema.ema_decay`.
+        normalise_latents: Whether to train on latents scaled to mean 0 and standard deviation 1; not published.
         seed: Seed of noise, times and label dropout.
 
     Source: Mueller-Franzes et al. 2023; its published settings are the defaults of `config`, ``lr``, ``weight_decay``,
@@ -213,19 +201,13 @@ class LatentDiffusionModule(LatentStageModule[MedfusionGenerator]):
         self.save_hyperparameters()
 
     def load_start(self) -> None:
-        """The autoencoder, or a whole model."""
-        if self.hparams["init_from"] is not None:
-            start_from(self.generator, self.hparams["init_from"], label_weights=r"^unet\.embed_label\.", free=_DROPOUT)
+        """Load the autoencoder, or a whole model."""
+        generator, model, source = self.generator, self.hparams["init_from"], self.hparams["autoencoder"]
+        if model is not None:
+            start_from(generator, model, label_weights=r"^unet\.embed_label\.", free=_DROPOUT)
         else:
-            source = self.hparams["autoencoder"]
-            load_parts(
-                self.generator,
-                source,
-                ["autoencoder"],
-                "model.autoencoder",
-                fields={"channels", "autoencoder"},
-                free=_DROPOUT,
-            )
+            fields = {"channels", "autoencoder"}
+            load_parts(generator, source, ["autoencoder"], "model.autoencoder", fields=fields, free=_DROPOUT)
 
 
 _DROPOUT = ("autoencoder.dropout", "unet.dropout")

@@ -1,4 +1,4 @@
-"""Whole checkpoints of the official Medfusion code, as the config and weights of a `MedfusionGenerator`."""
+"""Conversion of checkpoints of the official Medfusion code."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from medgen.foreign.file import ForeignFile
 from medgen.foreign.lightning_files import LightningFile, lightning_content
 from medgen.nn.autoencoder import make_autoencoder
 from medgen.nn.unet import UNet
+from medgen.published import load_strictly, part_of
 
 _PREDICTION_TYPES: dict[str, PredictionType] = {"x_T": "eps", "x_0": "x_0"}
 _PARTS = ("noise_estimator.", "latent_embedder.")
 _AUTOENCODERS = ("inc_dec.", "vqvae.inc_dec.")
-"""How weights of a checkpoint of the first stage begin."""
+"""Start of the names of some weights in checkpoints of the first stage."""
 
 
 def is_official(file: ForeignFile) -> bool:
-    """Whether it is a checkpoint of either stage of the official Medfusion code."""
+    """Check for a checkpoint of either stage of the official Medfusion code."""
     names = file.lightning.state_dict if file.lightning else ()
     return any(name.startswith((*_PARTS, *_AUTOENCODERS)) for name in names)
 
@@ -42,16 +43,15 @@ def is_official(file: ForeignFile) -> bool:
 def convert_checkpoint(
     path: str | Path | ForeignFile, *, image_size: tuple[int, int] | None = None, label_names: Sequence[str] = ()
 ) -> Converted:
-    """The generator inside an official diffusion checkpoint (``DiffusionPipeline``), read without running anything.
+    """Convert an official diffusion checkpoint (``DiffusionPipeline``), without running code from it.
 
-    The file has the autoencoder in it, but states its arguments nowhere: its widths and heads are read from the shapes
-    of its weights, and the published strides 1-2-2-... are assumed. With an EMA in the file, the averaged noise
-    estimator is taken, as the official code does. The frozen VGG16 of the perceptual loss is left out.
+    The file holds the autoencoder without its arguments: widths and heads are read from the shapes of the weights, and
+    the published strides 1-2-2-... are assumed. If there is an EMA, its noise estimator is taken, as in the official
+    code.
 
     Args:
         path: A Lightning ``.ckpt`` file.
-        image_size: Height and width of the images, which the file does not state; 256 x 256, the published size, if
-            None.
+        image_size: Height and width of the images, which the file does not state; 256 x 256 (published) by default.
         label_names: Names of the classes, which it does not state either; "class 0", "class 1", ... by default.
 
     Raises:
@@ -68,11 +68,11 @@ def convert_checkpoint(
 
 
 def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tuple[str, ...]) -> Converted:
-    estimator, embedder = (_part(file.state_dict, prefix) for prefix in _PARTS)
-    embedder = _part(embedder, "vqvae.") or embedder  # of a VAEGAN or VQGAN
+    estimator, embedder = (part_of(file.state_dict, prefix) for prefix in _PARTS)
+    embedder = part_of(embedder, "vqvae.") or embedder  # of a VAEGAN or VQGAN
     if not estimator or not embedder:
         raise CheckpointError(_other_kind(file))
-    averaged = _part(file.state_dict, "ema_model.averaged_model.")
+    averaged = part_of(file.state_dict, "ema_model.averaged_model.")
     settings = file.hyper_parameters
     if "inc.block_seq.0.basic_block.conv.weight" in estimator:
         raise CheckpointError("its noise estimator is the older unet.py, which MedfusionGenerator does not sample with")
@@ -119,29 +119,23 @@ def _convert(file: LightningFile, image_size: tuple[int, int], label_names: tupl
         if "image_size" in str(error):
             raise
         raise CheckpointError(f"its settings are not those of a MedfusionGenerator: {error}") from error
-    with torch.device("meta"):  # networks without memory: they take the file's tensors as they are
-        networks = {
-            "autoencoder": make_autoencoder(config.autoencoder, config.channels),
-            "unet": UNet(config.unet, config.autoencoder.latent_channels, label_space=config.label_space),
-        }
-    _check_schedule(config, file.state_dict.get("noise_scheduler.betas"))
     latent_channels = config.autoencoder.latent_channels
-    state = {
-        "latent_mean": torch.zeros(latent_channels, 1, 1),  # the official code diffuses the latent as it is
+    with torch.device("meta"):  # networks without memory, which take the tensors of the file
+        autoencoder = make_autoencoder(config.autoencoder, config.channels)
+        unet = UNet(config.unet, latent_channels, label_space=config.label_space)
+    _check_schedule(config, file.state_dict.get("noise_scheduler.betas"))
+    state = {  # the official code does not normalise latents
+        "latent_mean": torch.zeros(latent_channels, 1, 1),
         "latent_std": torch.ones(latent_channels, 1, 1),
     }
-    for name, weights in {"autoencoder": embedder, "unet": averaged or estimator}.items():
-        network = networks[name]
+    parts = {"autoencoder": (autoencoder, embedder), "unet": (unet, averaged or estimator)}
+    for name, (network, weights) in parts.items():
         try:
-            network.load_state_dict(convert_weights(network, weights), strict=True, assign=True)
-        except RuntimeError as error:
+            load_strictly(network, convert_weights(network, weights), where=name)
+        except ValueError as error:
             raise CheckpointError(f"its {name} is not of the shape that its settings state: {error}") from error
         state |= {f"{name}.{key}": weight for key, weight in network.state_dict().items()}
     return Converted(config, state)
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
 
 
 def _other_kind(file: LightningFile) -> str:
@@ -163,7 +157,7 @@ def _arguments(settings: Mapping[str, object], name: str) -> dict[str, Any]:
 
 
 def _autoencoder_arguments(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of the official autoencoder, as far as the shapes of its weights tell them."""
+    """Read arguments of the official autoencoder from the shapes of its weights."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from medgen.data.base import Batch, ImageDataModule
+from medgen.data.base import Batch, ImageDataModule, Split
 from medgen.families.spade.config import SPADEConfig
 from medgen.families.spade.discriminator import MultiscaleDiscriminator
 from medgen.families.spade.encoders import StyleEncoder
@@ -29,20 +28,20 @@ from medgen.nn.label_vector import label_vector
 from medgen.nn.modes import evaluating
 from medgen.noise import stream_seed
 from medgen.published import load_strictly, part_of
-from medgen.training.adversarial import AdversarialModule
-from medgen.training.base import GenerativeModule, LearningRateShape, ReproducibleModule
+from medgen.training.adversarial import AdversarialModule, generator_loss
+from medgen.training.base import GenerativeModule, LearningRateShape, MeasuringModule
 from medgen.training.ema import warmup_decay
-from medgen.training.stages import discriminator_beside, load_parts, loss_networks, start_from
+from medgen.training.stages import FirstStageModule, discriminator_beside, load_parts, loss_networks, start_from
 
 _BATCH = 64
 _FIELDS_OF_MAPS = ("map_dim", "map_width", "mask_names", "dont_care", "image_size")
 
 
-class LabelMapModule(ReproducibleModule):
+class LabelMapModule(FirstStageModule):
     """Trains the autoencoder of label maps; images are not used.
 
     Args:
-        config: What is trained; the same config goes into the next stage.
+        config: The config of both stages.
         kl_weight: Weight of the divergence of codes from standard normal ones, in nats per map.
         lr: Learning rate of AdamW.
         weight_decay: Its weight decay.
@@ -55,6 +54,8 @@ class LabelMapModule(ReproducibleModule):
 
     Source: Kingma and Welling 2014, "Auto-encoding variational Bayes", eq. 10.
     """
+
+    config: SPADEConfig
 
     def __init__(
         self,
@@ -74,9 +75,9 @@ class LabelMapModule(ReproducibleModule):
         self.map_vae = build_map_vae(config)
 
     def setup(self, stage: str) -> None:
-        """Check the data against the config."""
+        """Check the data and their label maps against the config."""
+        super().setup(stage)
         if stage == "fit":
-            self.check_data(self.config)
             check_masks(self.config, self.datamodule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -89,66 +90,55 @@ class LabelMapModule(ReproducibleModule):
             "kl": kl_divergence(mean, log_variance).mean(),
         }
         loss: Tensor = terms["cross_entropy"] + self.hparams["kl_weight"] * terms["kl"]
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log_training("loss", loss, terms)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log accuracy and Dice, of all classes but the background, of unseen maps after encoding and decoding."""
-        self._compare("val", batch["mask"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log accuracy and Dice of the test split."""
-        self._compare("test", batch["mask"])
-
-    def _compare(self, split: str, masks: Tensor) -> None:
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        """Log accuracy, and Dice of all classes but the background, of unseen maps after encoding and decoding."""
+        masks = batch["mask"]
         copies = self.map_vae.draw(self.map_vae.encode(masks)[0])
         ours, theirs = (
             F.one_hot(part, self.config.num_classes)[..., 1:].flatten(0, 2).float() for part in (copies, masks)
         )
         overlap = 2 * (ours * theirs).sum(0) / (ours + theirs).sum(0).clamp(min=1)
         scores = {"accuracy": (copies == masks).float().mean(), "dice": overlap.mean()}
-        self.log_dict({f"{split}/{k}": score for k, score in scores.items()}, batch_size=len(masks), sync_dist=True)
+        self.log_unseen(split, scores, len(masks))
 
     def configure_optimizers(self) -> Any:
-        """AdamW."""
-        hparams = self.hparams
-        optimizer = torch.optim.AdamW(self.map_vae.parameters(), lr=hparams["lr"], weight_decay=hparams["weight_decay"])
-        return self.scheduled(optimizer, shape=hparams["lr_shape"], warmup=hparams["warmup"])
+        """Build AdamW."""
+        return self.adam(self.map_vae, torch.optim.AdamW, weight_decay=self.hparams["weight_decay"])
 
 
-class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
+class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule, MeasuringModule):
     """Trains generator and style encoder against discriminators that see images beside their label maps.
 
     Both steps use the same drawn images.
 
     Args:
-        config: What is trained and published.
+        config: The config of the published model.
         label_maps: The stage before: a checkpoint written by `LabelMapModule`, or a SPADE checkpoint folder or zoo
-            name; needed where the config has an autoencoder of label maps.
+            name; needed if the config has an autoencoder of label maps.
         adversarial: Adversarial loss; ``hinge`` is published.
         feature_weight: Weight of feature matching.
-        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`; None for none. It must not be the one
-            that judges the result. (Published is VGG19, whose weights are a download.)
+        perceptual: Network of the perceptual loss, see `FeaturePerceptualLoss`, or None; not the one that judges the
+            result. (Published is VGG19, whose weights are a download.)
         perceptual_weight: Weight of the perceptual loss.
         perceptual_levels: Number of its resolutions to compare, from the finest on; None for all.
-        kl_weight: Weight of the divergence of style codes from standard normal ones, which is summed over the batch, as
-            published.
-        pixel_weight: Weight of the mean absolute error to the real image that the style code is of; published for
-            cardiac MR with a style encoder is 100, else 0.
-        mixed_weight: Weight of the adversarial loss of a second image of each map, whose code mixes those of the batch,
-            so that unseen styles keep to the map, too; published is 0, for none.
+        kl_weight: Weight of the divergence of style codes from standard normal ones, summed over the batch.
+        pixel_weight: Weight of the mean absolute error to the real image of the style code; published for cardiac MR
+            with a style encoder is 100, else 0.
+        mixed_weight: Weight of the adversarial loss of a second image of each map, with a style mixed from those of the
+            batch, so that unseen styles follow the map, too; 0 (published) for none.
         scales: Number of discriminators, each at half the resolution of the one before.
         discriminator_width: Channels of their first layer.
         discriminator_layers: Layers of each.
         lr: Learning rate of Adam; the generator's is half of it and the discriminators' twice, as published.
         betas: Decay rates of Adam.
-        accumulate_batches: Batches whose gradients are added up before a step; batch norm still sees each for itself.
+        accumulate_batches: Batches whose gradients are added up before a step; batch norm uses each batch alone.
         clip_norm: Largest gradient norm; None does not clip.
-        ema_decay: Decay of the published average per step; early on it is (1 + n) / (10 + n), if that is less.
-        init_from: A SPADE checkpoint folder or zoo name to fine-tune, with the discriminators beside its weights, if
-            there are any. Labels may differ, and without codes of styles and label maps the image size; classes and
-            sizes of the networks may not.
+        ema_decay: Largest decay of the published average per step; it is at most (1 + n) / (10 + n) after n steps.
+        init_from: A SPADE checkpoint folder or zoo name of the same shape and classes to fine-tune, with its
+            discriminators, if any. Labels may differ, and without codes of styles and label maps the image size.
         seed: Seed of the run.
 
     Raises:
@@ -211,11 +201,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         )
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
         self._measured = -1  # batches seen when the priors were last measured
-        self.trained_with = loss_networks(self.hparams)
-
-    @property
-    def _mixes(self) -> bool:
-        return bool(self.hparams["mixed_weight"])
+        self.note(trained_with=loss_networks(self.hparams))
 
     def setup(self, stage: str) -> None:
         """Check data and batch sizes against the config."""
@@ -237,8 +223,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
             self._load_discriminator(source)
         if maps is not None:
             load_parts(self.generator, maps, ("map_vae",), "model.label_maps", fields=_FIELDS_OF_MAPS)
-        self.published.load_state_dict(self.generator.state_dict())
-        self.published.about = self.generator.about
+        self.restart_average()
 
     def _load_discriminator(self, source: str) -> None:
         """Load the discriminators of the model to fine-tune."""
@@ -254,12 +239,15 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Make one step of the generator, then one of the discriminators on the same images."""
-        g_opt, d_opt = cast("list[LightningOptimizer]", self.optimizers())
+        g_opt, d_opt = self.optimizer_pair()
+        assert d_opt is not None
         semantic, real = self.generator.semantic(batch["mask"]), batch["image"] * 2 - 1
         with self.toggled_optimizer(g_opt):
             code, kl = self.styles_of(real)
             fake = self.generator.synthesis(semantic, code)
-            mixed = self.generator.synthesis(semantic, mixed_codes(code)) if self._mixes and code is not None else None
+            mixed: Tensor | None = None
+            if self.hparams["mixed_weight"] and code is not None:
+                mixed = self.generator.synthesis(semantic, mixed_codes(code))
             self.descend(g_opt, self.generator_loss(semantic, fake, real, kl, mixed))
         with self.toggled_optimizer(d_opt):
             mixed = None if mixed is None else mixed.detach()
@@ -280,38 +268,35 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
     def generator_loss(
         self, semantic: Tensor, fake: Tensor, real: Tensor, kl: Tensor | None, mixed: Tensor | None
     ) -> Tensor:
-        """Loss of the generator and the style encoder."""
+        """Compute the loss of the generator and the style encoder."""
         hparams = self.hparams
+        weights = {name: hparams[f"{name}_weight"] for name in ("perceptual", "kl", "pixel", "mixed")}
+        weights |= {"adversarial": 1.0, "features": hparams["feature_weight"]}
         ours, theirs = self.compare(semantic, fake, real)
         terms = {"adversarial": self.adversarial_generator(ours)}
-        weights = {"adversarial": 1.0}
-        if hparams["feature_weight"]:
+        if weights["features"]:
             terms["features"] = feature_matching(ours, theirs)
-            weights["features"] = hparams["feature_weight"]
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(fake, real).mean()
-            weights["perceptual"] = hparams["perceptual_weight"]
         if kl is not None:
-            terms["kl"], weights["kl"] = kl, hparams["kl_weight"]
-        if hparams["pixel_weight"]:
-            terms["pixel"], weights["pixel"] = F.l1_loss(fake.float(), real), hparams["pixel_weight"]
+            terms["kl"] = kl
+        if weights["pixel"]:
+            terms["pixel"] = F.l1_loss(fake.float(), real)
         if mixed is not None:
             terms["mixed"] = self.adversarial_generator(self.compare(semantic, mixed, real)[0])
-            weights["mixed"] = hparams["mixed_weight"]
         loss = torch.stack([weights[name] * value.float() for name, value in terms.items()]).sum()
-        self.log("train/loss_g", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/g_{name}": value.detach() for name, value in terms.items()})
+        self.log_training("loss_g", loss, terms, prefix="g_")
         return loss
 
     def discriminator_loss(self, semantic: Tensor, fake: Tensor, real: Tensor, mixed: Tensor | None) -> Tensor:
-        """Loss of the discriminators: the mean over their scales."""
+        """Compute the loss of the discriminators: the mean over their scales."""
         ours, theirs = self.compare(semantic, fake, real)
         loss = self._game(ours, theirs)
         if mixed is not None:
             loss = loss + self.hparams["mixed_weight"] * self._game(*self.compare(semantic, mixed, real))
-        self.log("train/loss_d", loss.detach(), prog_bar=True)
-        for name, logits in (("fake", ours), ("real", theirs)):
-            self.log(f"train/logit_{name}", torch.stack([scale[-1].detach().float().mean() for scale in logits]).mean())
+        pairs = {"logit_fake": ours, "logit_real": theirs}
+        means = {name: torch.stack([part[-1].float().mean() for part in parts]).mean() for name, parts in pairs.items()}
+        self.log_training("loss_d", loss, means)
         return loss
 
     def _game(self, ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> Tensor:
@@ -320,12 +305,8 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return torch.stack(losses).mean()
 
     def adversarial_generator(self, features: list[list[Tensor]]) -> Tensor:
-        """Adversarial loss of the generator, the mean over scales, from features of its images."""
-        kind = self.hparams["adversarial"]
-        game = ADVERSARIAL[kind].generator
-        # Half of the squared distance, as Mao et al. write it; the published code takes the whole.
-        scale = 2.0 if kind == "least_squares" else 1.0
-        return scale * torch.stack([game(part[-1].float()).mean() for part in features]).mean()
+        """Compute the adversarial loss of the generator, the mean over scales, from features of its images."""
+        return torch.stack([generator_loss(self.hparams["adversarial"], part[-1]) for part in features]).mean()
 
     def compare(self, semantic: Tensor, fake: Tensor, real: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Compute features of drawn and real images for each scale, in one batch with shared statistics."""
@@ -335,7 +316,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         return [[x[:count] for x in scale] for scale in features], [[x[count:] for x in scale] for scale in features]
 
     def on_validation_start(self) -> None:
-        """Measure the distributions of codes, which images in validation are drawn from."""
+        """Measure the distributions of codes, from which validation draws images."""
         if not self.trainer.sanity_checking:
             self._measure_codes()
 
@@ -343,21 +324,13 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
         """Measure the distributions of codes in epochs without validation, for the checkpoint."""
         self._measure_codes()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
         """Log the error of unseen images after reconstruction from map and style."""
-        self._compare_unseen("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the error of reconstructions of the test split."""
-        self._compare_unseen("test", batch)
-
-    def _compare_unseen(self, split: str, batch: Batch) -> None:
         generator, real = self.published, batch["image"] * 2 - 1
         encoder, prior = generator.style_encoder, generator.style_prior
         code = None if prior is None else prior.moments(None, len(real))[0] if encoder is None else encoder.mean(real)
         drawn = generator.synthesis(generator.semantic(batch["mask"]), code).float()
-        error = (drawn - real).abs().mean() / 2
-        self.log(f"{split}/l1", error, batch_size=len(real), sync_dist=True)
+        self.log_unseen(split, {"l1": (drawn - real).abs().mean() / 2}, len(real))
 
     @torch.no_grad()
     def _measure_codes(self) -> None:
@@ -372,7 +345,7 @@ class SPADEModule(GenerativeModule[SPADEGenerator], AdversarialModule):
                 getattr(self.generator, name).load_state_dict(prior.state_dict())  # the average of equals stays
 
     def configure_optimizers(self) -> Any:
-        """Adam for both, with four times the learning rate for the discriminators.
+        """Build Adam for both, with four times the learning rate for the discriminators.
 
         Source: Heusel et al. 2017, "GANs trained by a two time-scale update rule converge to a local Nash equilibrium".
         """
@@ -392,13 +365,7 @@ def mixed_codes(codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 0) -> None:
-    """Fit the priors of styles and label maps to the codes of training images.
-
-    Args:
-        generator: The generator whose priors are fitted.
-        data: The data; all processes use the whole train split, without augmentation.
-        seed: Seed of the draws from the distributions of codes.
-    """
+    """Fit the priors of styles and label maps to the codes of all training images, without augmentation."""
     dataset = data.dataset("train")
     dataset.augmentation = None
     space, device = generator.label_space, generator.device
@@ -427,11 +394,7 @@ def fit_priors(generator: SPADEGenerator, data: ImageDataModule, *, seed: int = 
 
 
 def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
-    """Refuse data without label maps, or with another number of classes.
-
-    Raises:
-        ValueError: Naming both numbers.
-    """
+    """Raise a ValueError for data without label maps, or with another number of classes."""
     if data.mask_classes != config.num_classes:
         extra = " and don't care" if config.dont_care else ""
         raise ValueError(
@@ -441,15 +404,9 @@ def check_masks(config: SPADEConfig, data: ImageDataModule) -> None:
 
 
 def check_batches(config: SPADEConfig, data: ImageDataModule, processes: int) -> None:
-    """Refuse batches of one image for batch norm at a lowest resolution of one pixel; warn of them at larger ones.
+    """Raise a ValueError for batch norm of a single pixel of a single image; warn of it for single images.
 
-    Args:
-        config: Config of the model.
-        data: The data, whose training images are counted.
-        processes: Number of processes, which share the statistics.
-
-    Raises:
-        ValueError: Naming the setting that makes such a batch.
+    Several processes share the statistics of their batches.
     """
     if config.norm != "batch" or processes > 1:
         return

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from medgen.data.base import Batch
+from medgen.data.base import Batch, Split
 from medgen.families.stylegan2.config import StyleGAN2Config
 from medgen.families.stylegan2.generator import StyleGAN2Generator
 from medgen.families.stylegan2.networks import Discriminator
@@ -22,48 +22,47 @@ from medgen.losses.gradient import path_lengths, r1_penalty
 from medgen.nn.label_vector import label_vector
 from medgen.training.ada import AugmentPipe
 from medgen.training.adversarial import AdversarialModule
-from medgen.training.base import GenerativeModule, drop_labels
+from medgen.training.base import GenerativeModule, MeasuringModule, drop_labels
 from medgen.training.ema import half_life_decay as ema_decay
 
 _W_AVG_RATE = 0.005
 _LARGEST_GRADIENT = 1e5
 
 
-class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
+class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule, MeasuringModule):
     """Trains a generator against a discriminator that sees augmented images only.
 
-    Both are regularised lazily: in every few batches, with a weight that makes up for it.
+    Both are regularised lazily: only every few batches, with a weight that compensates.
 
     Args:
-        config: What is trained and published.
+        config: The config of the published model.
         lr: Learning rate of both Adam optimisers.
-        gamma: Weight of R1; None for that of the published ``auto``, which is made for the image and batch size.
+        gamma: Weight of R1; None for the published ``auto``, which depends on image and batch size.
         r1_interval: Batches from one R1 step to the next.
         path_weight: Weight of path length regularisation; 0 for none.
         path_interval: Batches from one path length step to the next.
-        path_shrink: Path length steps take one of so many images of the batch.
+        path_shrink: Path length steps use one in this number of images of the batch.
         path_decay: Rate at which the average length is updated.
         style_mixing: Probability per batch that a second style replaces the first from a random layer on.
-        noise_inputs: Whether convolutions get noise; without, its strengths are set to 0 for good. Small networks that
-            saw few images draw grain from it instead of detail.
+        noise_inputs: Whether convolutions get noise. Without noise, small networks trained on few images draw less
+            grain; its strengths stay 0.
         augment: Transforms by the name of one of `PIPES`, or their strengths by name.
         augment_p: Probability of each transform per image at the start.
-        ada_target: Target of the mean sign of the discriminator's logits of real images, which adapts the probability
-            of augmentation. None keeps that as it is.
+        ada_target: Target of the mean sign of the discriminator's logits of real images, by which the probability of
+            augmentation is adapted; None keeps the probability.
         ada_kimg: Thousands of images in which the probability could go from 0 to 1.
         ada_interval: Batches from one change of the probability to the next.
         ema_kimg: Half-life of the published average, in thousands of images; None for that of ``auto``.
         ema_rampup: Largest half-life as a share of all images so far; None for no limit.
         group: Images per group of minibatch deviation; must divide the micro-batch.
         label_layers: Layers of the discriminator that read the label.
-        label_dropout: Share of images trained without their label, real and drawn ones, so that the generator can draw
-            without one.
+        label_dropout: Probability per image, real or drawn, of training without its label.
         micro_batch: Images that go through the networks together, to save memory; None for the whole batch.
         clip_norm: Largest gradient norm; None does not clip.
         kimg: Thousands of images to train for; None leaves the end to the trainer.
         init_from: A StyleGAN2 checkpoint folder or zoo name, or an official ``.pkl``, to fine-tune from; labels,
             channels and image size may differ, see `transfer`.
-        frozen_layers: How many of the discriminator's finest resolutions keep the weights they start from.
+        frozen_layers: Number of the discriminator's finest resolutions that keep their starting weights.
         seed: Seed of the run.
 
     Raises:
@@ -158,14 +157,11 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         """Load the model to fine-tune, if there is one, see `transfer.start_from`."""
         if self.hparams["init_from"] is not None:
             start_from(self.generator, self.discriminator, self.hparams["init_from"])
-            self.published.load_state_dict(self.generator.state_dict())
-            self.published.about = self.generator.about
+            self.restart_average()
 
     def on_fit_start(self) -> None:
-        """Check batch sizes and precision, and load the model to fine-tune.
-
-        Not in `setup`, which a resumed run goes through before its own weights are loaded.
-        """
+        """Check batch sizes and precision, and load the model to fine-tune."""
+        # Not in `setup`, which is called before the weights of a resumed run are loaded.
         size, group = self.hparams["micro_batch"] or self.datamodule.batch_size, self.hparams["group"]
         if self.datamodule.batch_size % size:
             raise ValueError(
@@ -176,7 +172,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
             raise ValueError(f"{name} is {size}, which group {group} of minibatch deviation does not divide")
         if not self.datamodule.drop_last:
             raise ValueError("data.drop_last is false; minibatch deviation needs whole batches")
-        if self.trainer.precision == "16-mixed":  # its scaler looks for the gradients that are replaced here
+        if self.trainer.precision == "16-mixed":  # its scaler looks for infinite gradients, which are replaced here
             raise ValueError("trainer.precision is '16-mixed', whose range these gradients leave; use bf16-mixed")
         if int(self.batches_seen) == 0:
             self.load_start()
@@ -246,7 +242,7 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         """Non-saturating logistic loss of as many drawn images as there are real ones."""
         images, _ = self.generate(len(real), vector)
         loss = logistic_generator(self.discriminator(self.augment(images), vector)).mean()
-        self.log("train/loss_g", loss.detach(), prog_bar=True)
+        self.log_training("loss_g", loss, {})
         return loss
 
     def path_length_loss(self, n: int, vector: Tensor | None) -> Tensor:
@@ -267,21 +263,19 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         """Logistic loss of real and drawn images."""
         with torch.no_grad():
             fake, _ = self.generate(len(real), vector)
-        # One pass, which is faster on small images. Both kinds take turns, as groups of minibatch deviation do, so that
-        # these compare images of one kind.
+        # One pass, which is faster on small images. Drawn and real images alternate, as do the groups of minibatch
+        # deviation, so that each group holds images of one kind.
         both = torch.stack([self.augment(fake), self.augment(real)], 1).flatten(0, 1)
         logits = self.discriminator(both, None if vector is None else vector.repeat_interleave(2, 0))
         fake_logits, real_logits = logits[::2], logits[1::2]
         self._note_signs(real_logits)
         loss = self.logistic_loss(fake_logits, real_logits)
-        self.log("train/loss_d", loss.detach(), prog_bar=True)
-        self.log("train/logit_real", real_logits.detach().mean())
-        self.log("train/logit_fake", fake_logits.detach().mean())
+        self.log_training("loss_d", loss, {"logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()})
         return loss
 
     @staticmethod
     def logistic_loss(fake: Tensor, real: Tensor) -> Tensor:
-        """The discriminator's, of logits of drawn and of real images."""
+        """Compute the discriminator's loss from logits of drawn and of real images."""
         return 2 * logistic_discriminator(real, fake)  # the sum of both means
 
     def r1_loss(self, real: Tensor, vector: Tensor | None) -> Tensor:
@@ -321,31 +315,23 @@ class StyleGAN2Module(GenerativeModule[StyleGAN2Generator], AdversarialModule):
         if self.hparams["kimg"] is not None and int(self.images_seen) / 1000 >= self.hparams["kimg"]:
             self.trainer.should_stop = True
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the logits of unseen real images; where they fall below those of training, the discriminator overfits."""
-        self._log_unseen("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the logits of the test split."""
-        self._log_unseen("test", batch)
-
-    def _log_unseen(self, split: str, batch: Batch) -> None:
+    def measure(self, split: Split, batch: Batch, batch_idx: int) -> None:
+        """Log the logits of unseen real images; if they fall below those of training, the discriminator overfits."""
         images, vector = batch["image"] * 2 - 1, self._label_vector(batch, 0.0)
         group = self.hparams["group"]
         whole = len(images) - len(images) % group  # the last batch of a split may be smaller
         if whole:
             logits = self.discriminator(images[:whole], None if vector is None else vector[:whole])
-            self.log(f"{split}/logit_real", logits.float().mean(), batch_size=whole, sync_dist=True)
+            self.log_unseen(split, {"logit_real": logits.float().mean()}, whole)
 
     def configure_optimizers(self) -> Any:
-        """Adam, with rates and decays corrected for the steps that lazy regularisation adds."""
-        lazily = {
-            "generator": (self.generator, self.hparams["path_interval"] if self.hparams["path_weight"] else None),
-            "discriminator": (self.discriminator, self.hparams["r1_interval"]),
-        }
+        """Build Adam, with rates and decays corrected for the steps that lazy regularisation adds."""
+        hparams = self.hparams
+        path_interval = hparams["path_interval"] if hparams["path_weight"] else None
+        lazily = ((self.generator, path_interval), (self.discriminator, hparams["r1_interval"]))
         return [  # in one kernel, which is five times as fast on a CPU
-            torch.optim.Adam(network.parameters(), fused=True, **adam_settings(self.hparams["lr"], interval))
-            for network, interval in lazily.values()
+            torch.optim.Adam(network.parameters(), fused=True, **adam_settings(hparams["lr"], interval))
+            for network, interval in lazily
         ]
 
 
@@ -367,8 +353,8 @@ def adam_settings(lr: float, interval: int | None) -> dict[str, Any]:
 def adapted(p: Tensor, sign: Tensor, target: float, most: float) -> Tensor:
     """Move the probability of augmentation by `most`: up if the mean sign of real logits is above the target.
 
-    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", section 3.2. There it may
-    pass 1, where images are destroyed.
+    Source: Karras et al. 2020, "Training generative adversarial networks with limited data", section 3.2, where the
+    probability may exceed 1, which destroys images.
     """
     return (p + (sign - target).sign() * most).clamp(0, 1)
 

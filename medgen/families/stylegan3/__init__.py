@@ -1,4 +1,4 @@
-"""StyleGAN3, without aliasing: generators of the authors' code, for sampling."""
+"""StyleGAN3: alias-free generators of the authors' code, for sampling."""
 
 from medgen.families.family import Family, OfficialFiles
 

@@ -37,7 +37,7 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True)
 class StyleGAN3Config(StyledConfig):
-    """Sizes of the networks; the defaults are those of the published T networks at 256 px.
+    """Sizes of the networks; the defaults are those of the published T networks for 256 px.
 
     Attributes:
         image_size: Height and width; the shorter side is a power of two.
@@ -45,8 +45,8 @@ class StyleGAN3Config(StyledConfig):
         num_critical: Number of last layers that are critically sampled.
         first_cutoff: Cut-off frequency at the start, in cycles per shorter side.
         first_stopband: Stop-band frequency at the start.
-        last_stopband_rel: Stop-band frequency at the end, by the cut-off there.
-        margin: Pixels on every side within synthesis, for what moves into the image.
+        last_stopband_rel: Stop-band frequency at the end, relative to the cut-off.
+        margin: Pixels on every side within synthesis, for content that moves into the image.
         kernel: Height and width of the convolutions; 1 in the published R networks.
         filter_size: Taps of a low-pass filter at the lower of its two rates.
         activation_rate: Upsampling before the nonlinearity.
@@ -92,9 +92,9 @@ class StyleGAN3Config(StyledConfig):
         return self.num_layers + 2
 
     def bands(self) -> tuple[Band, ...]:
-        """Bands of the outputs of all layers, that of the image last.
+        """Compute the bands of the outputs of all layers, with that of the image last.
 
-        Cut-offs grow geometrically up to the first critical layer (eq. of appendix C); rates follow in powers of two.
+        Cut-offs grow geometrically up to the first critical layer (appendix C); rates are powers of two.
 
         Raises:
             ValueError: If image size and frequencies do not fit.
@@ -122,16 +122,10 @@ class StyleGAN3Config(StyledConfig):
             cutoff = self.first_cutoff * (last_cutoff / self.first_cutoff) ** done
             stopband = self.first_stopband * (last_stopband / self.first_stopband) ** done
             rate = 2 ** math.ceil(math.log2(min(2 * stopband, shorter)))
-            size = tuple(math.ceil(rate * side / shorter) + 2 * self.margin for side in self.image_size)
-            bands.append(
-                Band(
-                    cutoff=cutoff,
-                    stopband=stopband,
-                    rate=rate,
-                    size=self.image_size if layer >= self.num_layers - 1 else (size[0], size[1]),
-                    channels=round(min(self.channel_base / 2 / cutoff, self.channel_max)),
-                )
-            )
+            height, width = (math.ceil(rate * side / shorter) + 2 * self.margin for side in self.image_size)
+            size = self.image_size if layer >= self.num_layers - 1 else (height, width)
+            channels = round(min(self.channel_base / 2 / cutoff, self.channel_max))
+            bands.append(Band(cutoff, stopband, rate, size, channels))
         bands[-1] = Band(cutoff, stopband, rate, self.image_size, self.channels)
         return tuple(bands)
 

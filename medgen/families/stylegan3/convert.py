@@ -1,14 +1,13 @@
 """Conversion of official StyleGAN3 generators: arguments of their constructor, names of their weights.
 
-The official package is NVlabs/stylegan3. How many layers run in half precision is decided where a network is used, and
-not read.
+The official package is NVlabs/stylegan3. Its argument for half precision is ignored.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,31 +15,23 @@ from torch import Tensor, nn
 from medgen.families.family import Component
 from medgen.families.stylegan3.config import StyleGAN3Config
 from medgen.families.stylegan3.generator import StyleGAN3Generator
-from medgen.families.stylegan3.networks import AliasFreeLayer
 from medgen.foreign.network_pickles import PickledNetwork
 from medgen.published import load_strictly
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
 
-_NAMES = {
-    "z_dim": "z_dim",
-    "w_dim": "w_dim",
+_SAME_NAMES = (
+    *("z_dim", "w_dim", "num_layers", "num_critical", "first_cutoff", "first_stopband", "last_stopband_rel"),
+    *("filter_size", "channel_base", "channel_max", "output_scale"),
+)
+_NAMES = {name: name for name in _SAME_NAMES} | {
     "img_channels": "channels",
-    "num_layers": "num_layers",
-    "num_critical": "num_critical",
-    "first_cutoff": "first_cutoff",
-    "first_stopband": "first_stopband",
-    "last_stopband_rel": "last_stopband_rel",
     "margin_size": "margin",
     "conv_kernel": "kernel",
-    "filter_size": "filter_size",
     "lrelu_upsampling": "activation_rate",
     "use_radial_filters": "radial_filters",
-    "channel_base": "channel_base",
-    "channel_max": "channel_max",
     "conv_clamp": "clamp",
-    "output_scale": "output_scale",
 }
 """Fields of our config, whose defaults are the official ones, by the names of official arguments."""
 _NEEDED = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels")
@@ -48,14 +39,10 @@ _FREE = {"num_fp16_res", "magnitude_ema_beta", "class_name"}
 
 
 def generator_config(arguments: Arguments, label_names: tuple[str, ...] = ()) -> StyleGAN3Config:
-    """Build the config from the arguments of the official Generator.
-
-    Args:
-        arguments: Keyword arguments.
-        label_names: Names of its classes; "class 0", ... by default.
+    """Build the config from the arguments of the official Generator; classes are named "class 0", ... by default.
 
     Raises:
-        ValueError: If an argument is missing, or asks for what our networks do not have.
+        ValueError: If an argument is missing, or our networks do not have it.
     """
     if missing := [name for name in _NEEDED if name not in arguments]:
         raise ValueError(f"the arguments of the official constructor lack {', '.join(missing)}")
@@ -100,29 +87,28 @@ def generator_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _name(name: str, last: int) -> str:
-    name = name.replace("mapping.w_avg", "w_avg")
-    name = re.sub(r"^mapping\.fc(\d+)\.", r"mapping.layers.\1.", name)
-    name = re.sub(r"^synthesis\.input\.affine\.", "synthesis.start.placement.", name)
-    name = re.sub(r"^synthesis\.input\.freqs$", "synthesis.start.frequencies", name)
-    name = re.sub(r"^synthesis\.input\.", "synthesis.start.", name)
-    name = re.sub(rf"^synthesis\.L{last}_\d+_\d+\.", "synthesis.to_image.", name)
-    name = re.sub(r"^synthesis\.L(\d+)_\d+_\d+\.", r"synthesis.layers.\1.", name)
-    name = re.sub(r"\.affine\.", ".style.", name)
-    return re.sub(r"\.magnitude_ema$", ".magnitude", name)
+    for pattern, replacement in (
+        (r"^mapping\.w_avg", "w_avg"),
+        (r"^mapping\.fc(\d+)\.", r"mapping.layers.\1."),
+        (r"^synthesis\.input\.affine\.", "synthesis.start.placement."),
+        (r"^synthesis\.input\.freqs$", "synthesis.start.frequencies"),
+        (r"^synthesis\.input\.", "synthesis.start."),
+        (rf"^synthesis\.L{last}_\d+_\d+\.", "synthesis.to_image."),
+        (r"^synthesis\.L(\d+)_\d+_\d+\.", r"synthesis.layers.\1."),
+        (r"\.affine\.", ".style."),
+        (r"\.magnitude_ema$", ".magnitude"),
+    ):
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
-def check_filters(network: StyleGAN3Generator, weights: Mapping[str, Tensor]) -> None:
-    """Check that the filters of an official state dict are those that our layers compute.
-
-    Raises:
-        ValueError: Naming one that is not.
-    """
+def _check_filters(network: StyleGAN3Generator, weights: Mapping[str, Tensor]) -> None:
+    """Refuse official filters that differ from those that our layers compute."""
     for name, value in weights.items():
         found = re.match(r"synthesis\.L(\d+)_\d+_\d+\.(up|down)_filter$", name)
         if found is None:
             continue
-        layer = cast("AliasFreeLayer", network.synthesis.layers[int(found[1])])
-        ours = layer.activation.up if found[2] == "up" else layer.activation.down
+        ours = network.get_buffer(f"synthesis.layers.{found[1]}.activation.{found[2]}")
         if value.shape != ours.shape or not torch.allclose(value.to(ours), ours, rtol=0, atol=1e-6):
             raise ValueError(f"{name} is another low-pass filter than the constructor's arguments lead to")
 
@@ -134,7 +120,7 @@ def load_generator_weights(network: nn.Module, weights: Mapping[str, Tensor]) ->
         ValueError: If weights or filters do not fit.
     """
     if isinstance(network, StyleGAN3Generator):
-        check_filters(network, weights)
+        _check_filters(network, weights)
     load_strictly(network, generator_weights(weights), where="the official generator")
 
 

@@ -1,7 +1,7 @@
 """Low-pass filters, and a nonlinearity between two of them that does not alias.
 
-Source: Karras et al. 2021, "Alias-free generative adversarial networks", section 3 and appendix C; the window goes back
-to Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
+Source: Karras et al. 2021, "Alias-free generative adversarial networks", section 3 and appendix C; the window is from
+Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: boo
     """Compute a low-pass filter whose entries add up to 1.
 
     Args:
-        taps: Its length.
-        cutoff: Frequency at which about half the amplitude is left, in cycles per unit of length, as all frequencies.
-        width: Width of the transition band.
+        taps: Number of samples of the filter along a side.
+        cutoff: Frequency at which about half the amplitude is left, in cycles per unit of length.
+        width: Width of the transition band, in cycles per unit of length.
         rate: Samples per unit of length.
         radial: Whether the filter is radially symmetric; one tap never is.
 
     Returns:
-        (taps,), to be applied along each side, or (taps, taps) if radial.
+        (taps,), to apply along each side, or (taps, taps) if radial.
     """
     if taps == 1:
         return torch.from_numpy(np.ones(1, np.float32))
@@ -45,8 +45,8 @@ def low_pass(taps: int, *, cutoff: float, width: float, rate: float, radial: boo
 
 
 def _window_shape(taps: int, width: float) -> float:
-    """Compute Kaiser's beta for a transition band of this width, by half the sampling rate."""
-    attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95  # in decibels, of what is stopped
+    """Compute Kaiser's beta for a transition band of this width relative to half the sampling rate."""
+    attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95  # of the stop band, in decibels
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
     if attenuation > 21:
@@ -55,14 +55,9 @@ def _window_shape(taps: int, width: float) -> float:
 
 
 def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int) -> Tensor:
-    """Build the matrix (size, pixels) that upsamples a line: zeros between pixels, then the filter.
+    """Build the matrix (size, pixels) that puts zeros between pixels of a line and filters it.
 
-    Args:
-        taps: The filter, (taps,).
-        factor: Factor of the sampling rate.
-        start: Zeros before the first pixel; negative to crop.
-        pixels: Length of the line.
-        size: Length of the result.
+    There are `start` zeros before the first pixel; a negative number crops.
     """
     line = taps.numpy() * factor
     tap = np.arange(pixels) * factor + start - np.arange(size)[:, None]
@@ -70,13 +65,7 @@ def upsampling(taps: Tensor, factor: int, *, start: int, pixels: int, size: int)
 
 
 def downsampling(taps: Tensor, factor: int, *, size: int) -> Tensor:
-    """Build the matrix (size, pixels) that filters a line and takes every `factor`-th pixel, without padding.
-
-    Args:
-        taps: The filter, (taps,).
-        factor: Divisor of the sampling rate.
-        size: Length of the result.
-    """
+    """Build the matrix (size, pixels) that filters a line and takes every `factor`-th pixel, without padding."""
     line = taps.numpy()
     tap = np.arange((size - 1) * factor + len(line)) - np.arange(size)[:, None] * factor
     return _matrix(line, tap)
@@ -91,16 +80,9 @@ def _matrix(line: NDArray[np.float32], tap: NDArray[np.int_]) -> Tensor:
 class FilteredActivation(nn.Module):
     """Leaky ReLU at a higher sampling rate, cropped to the middle of the images.
 
-    Filters are matrix products along each side: convolutions of single channels are several times slower.
-
-    Args:
-        up: Filter of upsampling, (taps,).
-        up_factor: Factor of upsampling.
-        down: Filter of downsampling, (taps,) or (taps, taps).
-        down_factor: Factor of downsampling.
-        before: Height and width of the images.
-        after: Height and width of the result.
-        clamp: Largest absolute value before the second filter; None for any.
+    Filters are matrix products along each side: convolutions of single channels are several times slower. The filter
+    `up` has shape (taps,), and `down` (taps,) or (taps, taps). Images have height and width `before`, and `after` in
+    the result. Values before the second filter are limited to `clamp`.
     """
 
     up: Tensor

@@ -1,4 +1,4 @@
-"""StyleGAN3: StyleGAN2's styles with a synthesis whose details do not stick to the pixels; for sampling."""
+"""StyleGAN3: StyleGAN2's styles with an alias-free synthesis; for sampling only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medgen.noise import NoiseSource
 
 
 class StyleGAN3Generator(StyledGenerator, family="stylegan3"):
-    """Draws images in one pass. It comes from weights of the authors' code, see `medgen.foreign.convert.convert`."""
+    """Draws images in one pass, with weights of the authors' code, see `medgen.foreign.convert.convert`."""
 
     config_class = StyleGAN3Config
     config: StyleGAN3Config
@@ -34,16 +34,5 @@ class StyleGAN3Generator(StyledGenerator, family="stylegan3"):
         truncation_cutoff: int | None = None,
         center: str = "label",
     ) -> Tensor:
-        """One batch of images.
-
-        Args:
-            label: Conditions, (B,) or (B, K), or None.
-            noise: One random stream per image.
-            truncation_psi: Scale of the distance of styles from the average one: 1 for no change, less for more typical
-                images that vary less.
-            truncation_cutoff: Number of layers that are truncated, coarse to fine; None for all.
-            center: The average that styles are pulled to: ``label`` for that of images with equal labels, ``all`` for
-                that over all labels, for images without one, ``published`` for that over all labels in any case.
-        """
-        images: Tensor = self.synthesis(self._styles(label, noise, truncation_psi, truncation_cutoff, center))
-        return images
+        """Draw one batch of images; for the options see `StyleGAN2Generator._sample`."""
+        return self.draw(self._styles(label, noise, truncation_psi, truncation_cutoff, center))

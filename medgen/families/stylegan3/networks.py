@@ -1,4 +1,4 @@
-"""The synthesis network of StyleGAN3, whose layers are band-limited so that pixels alias nothing.
+"""Synthesis network of StyleGAN3, whose layers are band-limited to avoid aliasing.
 
 The unit of length is the shorter side of an image; frequencies are in cycles, rates in pixels per unit. The mapping
 network is that of StyleGAN2.
@@ -22,10 +22,6 @@ from medgen.nn.equalised import EqualisedLinear
 class FourierStart(nn.Module):
     """Input of synthesis: Fourier features of fixed frequencies, rotated and translated by a style.
 
-    Args:
-        band: Frequency band and size of the features.
-        w_dim: Length of the style vector.
-
     Source: Karras et al. 2021, section 3.1 and appendix F.
     """
 
@@ -36,7 +32,7 @@ class FourierStart(nn.Module):
     def __init__(self, band: Band, w_dim: int) -> None:
         super().__init__()
         self.band = band
-        # Evenly over a disc: the root makes up for circles being longer further out.
+        # Uniform over a disc: the root compensates for the circumference growing with the radius.
         radius = band.cutoff * torch.rand(band.channels).sqrt()
         angle = 2 * math.pi * torch.rand(band.channels)
         self.register_buffer("frequencies", torch.stack([angle.cos(), angle.sin()], dim=1) * radius[:, None])
@@ -58,7 +54,7 @@ class FourierStart(nn.Module):
             down, along = ((torch.arange(side, device=w.device) + 0.5 - side / 2) / band.rate for side in band.size)
             cycles = frequencies[:, :, :1] * along + phases[:, :, None]  # (B, C, W)
             cycles = cycles[:, :, None] + (frequencies[:, :, 1:] * down)[..., None]  # (B, C, H, W)
-            # Frequencies that a transform takes beyond what pixels can hold fade out.
+            # Frequencies that a transform moves beyond the Nyquist limit fade out.
             beyond = (frequencies.norm(dim=2) - band.cutoff) / (band.rate / 2 - band.cutoff)
             waves = (2 * math.pi * cycles).sin() * (1 - beyond).clamp(0, 1)[:, :, None, None]
             weight = self.weight / math.sqrt(band.channels)
@@ -77,13 +73,8 @@ class FourierStart(nn.Module):
 class AliasFreeLayer(nn.Module):
     """A convolution modulated by a style, and a leaky ReLU between two low-pass filters.
 
-    The input is scaled to a mean square of 1 by a running average over the data.
-
-    Args:
-        before: Band of the input.
-        after: Band of the output.
-        config: Sizes of synthesis.
-        critical: Whether the output is critically sampled; its filter is never radial.
+    The input of band `before` is scaled to a mean square of 1 by a running average over the data. An output that is
+    `critical`, that is, critically sampled, has no radial filter.
 
     Source: Karras et al. 2021, section 3.2 and appendix C.
     """
@@ -100,7 +91,7 @@ class AliasFreeLayer(nn.Module):
         up_factor, down_factor = rate // before.rate, rate // after.rate
         up_taps, down_taps = (config.filter_size * factor if factor > 1 else 1 for factor in (up_factor, down_factor))
         radial = config.radial_filters and not critical
-        # The convolution's result reaches further than its input, outside of which there are zeros.
+        # The convolution pads with zeros, so that its result is larger than its input.
         height, width = (side + config.kernel - 1 for side in before.size)
         self.activation = FilteredActivation(
             low_pass(up_taps, cutoff=before.cutoff, width=before.width, rate=rate),
@@ -146,11 +137,7 @@ class ToImage(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Maps style vectors, one for each layer, to an image.
-
-    Args:
-        config: Sizes.
-    """
+    """Maps style vectors, one for each layer, to an image."""
 
     def __init__(self, config: StyleGAN3Config) -> None:
         super().__init__()

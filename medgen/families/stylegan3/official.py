@@ -1,4 +1,4 @@
-"""The ``.pkl`` files of the official StyleGAN3 code, as config and weights of a `StyleGAN3Generator`."""
+"""Conversion of ``.pkl`` files of the official StyleGAN3 code."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from medgen.foreign.file import ForeignFile
 
 
 def is_official(file: ForeignFile) -> bool:
-    """Whether it is a ``.pkl`` with a StyleGAN3."""
+    """Check for a ``.pkl`` with a StyleGAN3."""
     return has_weight(file, "synthesis.input.freqs")
 
 
 def convert_pickle(
     file: ForeignFile, *, image_size: tuple[int, int] | None = None, label_names: Sequence[str] = ()
 ) -> Converted:
-    """The averaged generator and the discriminator of a ``.pkl``; see `convert_networks`."""
+    """Convert the averaged generator of a ``.pkl``; see `convert_networks`."""
     return convert_networks(
         file, StyleGAN3Generator, pickled_config, load_generator_weights, image_size=image_size, label_names=label_names
     )

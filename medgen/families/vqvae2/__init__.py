@@ -1,4 +1,4 @@
-"""VQ-VAE2: images as two maps of codes, drawn one after the other by PixelSNAIL priors."""
+"""VQ-VAE2: images from two maps of codes, drawn one after the other by PixelSNAIL priors."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ from medgen.families.family import Family, OfficialFiles
 
 @dataclass(frozen=True)
 class OfficialOptions:
-    """The files of the priors, which belong to that of the autoencoder."""
+    """Files of the priors that belong to an autoencoder."""
 
     top: str | Path | None = field(default=None, metadata={"help": "pixelsnail_*.pt of the top map"})
     bottom: str | Path | None = field(default=None, metadata={"help": "pixelsnail_*.pt of the bottom map"})

@@ -1,25 +1,27 @@
-"""Official VQ-VAE2 and PixelSNAIL networks as ours: arguments of their constructors, names of their weights.
+"""Conversion of official VQ-VAE2 and PixelSNAIL networks: arguments of their constructors, names of their weights.
 
-The official package is rosinality/vq-vae-2-pytorch. Its codebooks are transposed, its attention has linear layers where
-ours has 1x1 convolutions; all else is ours under other names.
+The official package is rosinality/vq-vae-2-pytorch. Apart from names, its codebooks are transposed, and its attention
+has linear layers where ours has 1x1 convolutions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from medgen.families.family import Component
 from medgen.nn.pixelsnail import PixelSNAIL, PixelSNAILConfig
 from medgen.nn.vqvae2 import VQVAE2, VQVAE2AutoencoderConfig
+from medgen.published import load_strictly, part_of
 
 Arguments = Mapping[str, Any]
 """Keyword arguments of an official constructor."""
 
-_AUTOENCODER_NAMES = (
+_Rules: TypeAlias = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+_AUTOENCODER_NAMES: _Rules = (
     (r"^(enc_[bt]|dec_t|dec)\.blocks\.", r"\1."),
     (r"\.conv\.1\.", ".widen."),
     (r"\.conv\.3\.", ".narrow."),
@@ -36,7 +38,7 @@ _AUTOENCODER_NAMES = (
     (r"\.cluster_size$", ".counts"),
     (r"\.embed_avg$", ".sums"),
 )
-_PRIOR_NAMES = (
+_PRIOR_NAMES: _Rules = (
     (r"\bconv\.(conv\.)?(?=weight|bias)", ""),
     (r"^horizontal\.", "above."),
     (r"^vertical\.", "left."),
@@ -52,11 +54,13 @@ _PRIOR_NAMES = (
     (r"^cond_resnet\.", "condition."),
     (r"^out\.(\d+)\.(first|second)\.", r"last.\1.\2."),
     (r"^out\.\d+\.", "to_logits."),
+    # The official count begins at the stem.
+    (r"^condition\.blocks\.(\d+)", lambda found: f"condition.blocks.{int(found[1]) - 1}"),
 )
 
 
 def build_autoencoder(arguments: Arguments) -> VQVAE2:
-    """The first stage that the arguments of the official VQVAE describe; its ``decay`` argument has no effect there."""
+    """Build the autoencoder from the arguments of the official VQVAE, which ignores ``decay``, too."""
     config = VQVAE2AutoencoderConfig(
         hidden_channels=arguments.get("channel", 128),
         residual_blocks=arguments.get("n_res_block", 2),
@@ -71,10 +75,10 @@ _POSITIONAL = ("shape", "n_class", "channel", "kernel_size", "n_block", "n_res_b
 
 
 def build_prior(arguments: Arguments) -> PixelSNAIL:
-    """The prior that the arguments of the official PixelSNAIL describe.
+    """Build the prior from the arguments of the official PixelSNAIL.
 
     Raises:
-        ValueError: If an argument that has no default is missing.
+        ValueError: If an argument without a default is missing.
     """
     if missing := [name for name in _POSITIONAL if name not in arguments]:
         raise ValueError(f"the arguments of PixelSNAIL lack {', '.join(missing)}")
@@ -96,77 +100,52 @@ def build_prior(arguments: Arguments) -> PixelSNAIL:
 
 
 def autoencoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of VQVAE under our names.
+    """Rename the weights of an official VQVAE.
 
     Raises:
         ValueError: If two names would become the same.
     """
-    converted = _under_our_names(weights, lambda name: _renamed(name, _AUTOENCODER_NAMES))
+    converted = _renamed(weights, _AUTOENCODER_NAMES)
     transposed = (".codebook", ".sums")
     return {name: value.T if name.endswith(transposed) else value for name, value in converted.items()}
 
 
 def prior_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict of PixelSNAIL under our names; its map of places is computed here.
+    """Rename the weights of an official PixelSNAIL; its map of positions is computed here.
 
     Raises:
         ValueError: If two names would become the same.
     """
-    kept = {name: value for name, value in weights.items() if name != "background"}
-    converted = _under_our_names(kept, _prior_name)
+    converted = _renamed({name: value for name, value in weights.items() if name != "background"}, _PRIOR_NAMES)
     is_linear = re.compile(r"\.attention\..*weight")
     return {name: value[..., None, None] if is_linear.search(name) else value for name, value in converted.items()}
 
 
 def load_autoencoder_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official first stage; see `load_strictly`."""
-    _load(network, autoencoder_weights(without_prefix(weights)))
+    """Load an official autoencoder; see `load_strictly`."""
+    load_strictly(network, autoencoder_weights(without_prefix(weights)), where="the official autoencoder")
 
 
 def load_prior_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Loads an official prior; see `load_strictly`."""
-    _load(network, prior_weights(without_prefix(weights)))
+    """Load an official prior; see `load_strictly`."""
+    load_strictly(network, prior_weights(without_prefix(weights)), where="the official prior")
 
 
 def without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names without what training on several GPUs puts before all of them."""
-    prefix = "module." if all(name.startswith("module.") for name in weights) else ""
-    return {name.removeprefix(prefix): value for name, value in weights.items()}
+    """Remove the prefix that training on several GPUs adds to all names."""
+    return dict(part_of(weights, "module.") if all(name.startswith("module.") for name in weights) else weights)
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"these are not the weights of this {type(network).__name__}: {error}") from error
-
-
-def _under_our_names(weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """The same weights; none takes another's place, as those of a second last layer would.
-
-    Raises:
-        ValueError: Naming two that would become one.
-    """
+def _renamed(weights: Mapping[str, Tensor], rules: _Rules) -> dict[str, Tensor]:
+    """Rename weights by regular expressions, applied one after the other, or refuse two names that become one."""
     official: dict[str, str] = {}
     for name in weights:
-        other = official.setdefault(rename(name), name)
-        if other != name:
+        ours = name
+        for pattern, replacement in rules:
+            ours = re.sub(pattern, replacement, ours)
+        if (other := official.setdefault(ours, name)) != name:
             raise ValueError(f"{other} and {name} are the same weight here; one of them is too many")
     return {ours: weights[name] for ours, name in official.items()}
-
-
-def _prior_name(name: str) -> str:
-    return re.sub(
-        r"^condition\.blocks\.(\d+)",
-        lambda match: f"condition.blocks.{int(match[1]) - 1}",  # the official count begins at the stem
-        _renamed(name, _PRIOR_NAMES),
-    )
-
-
-def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 COMPONENTS: Mapping[str, Component] = {

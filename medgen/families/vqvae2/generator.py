@@ -1,4 +1,4 @@
-"""VQ-VAE2: two maps of codes per image, each with a prior that draws it, and a decoder that makes them an image."""
+"""VQ-VAE2: an autoencoder with two maps of codes per image, and a prior for each map."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def _in_both(name: str) -> tuple[Moved, Moved]:
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAE2Config(GeneratorConfig):
-    """Shape of the autoencoder and of both priors; the defaults are the published ones for 256 px images.
+    """Config of the autoencoder and of both priors; the defaults are published for 256 px images.
 
     Attributes:
-        autoencoder: The first stage.
-        top: The prior of the top map.
-        bottom: The prior of the bottom map, which is four times as large.
+        autoencoder: Config of the autoencoder.
+        top: Config of the prior of the top map.
+        bottom: Config of the prior of the bottom map, which has twice the height and width.
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2"; sizes are those of the
     implementation that "The beauty or the beast" trained on chest X-rays and histology.
@@ -47,11 +47,10 @@ class VQVAE2Config(GeneratorConfig):
     bottom: PixelSNAILConfig = PixelSNAILConfig(attention=False)
 
     moved: ClassVar = {
-        "hidden_channels": Moved("hidden_channels", "autoencoder"),
-        "residual_blocks": Moved("residual_blocks", "autoencoder"),
-        "residual_channels": Moved("residual_channels", "autoencoder"),
-        "code_dim": Moved("code_dim", "autoencoder"),
-        "num_codes": Moved("num_codes", "autoencoder"),
+        **{
+            name: Moved(name, "autoencoder")
+            for name in ("hidden_channels", "residual_blocks", "residual_channels", "code_dim", "num_codes")
+        },
         "prior_channels": _in_both("hidden_channels"),
         "prior_kernel_size": _in_both("kernel_size"),
         "prior_blocks": _in_both("blocks"),
@@ -85,12 +84,7 @@ class VQVAE2Config(GeneratorConfig):
     def tiny(cls) -> Self:
         """16 px, 8 to 16 channels, 16 codes."""
         prior = PixelSNAILConfig(
-            hidden_channels=16,
-            kernel_size=3,
-            blocks=1,
-            residual_blocks=1,
-            residual_channels=8,
-            label_dim=8,
+            hidden_channels=16, kernel_size=3, blocks=1, residual_blocks=1, residual_channels=8, label_dim=8
         )
         return cls(
             image_size=(16, 16),
@@ -106,7 +100,7 @@ class VQVAE2Config(GeneratorConfig):
 
 
 class _Known(NamedTuple):
-    """Codes that are not drawn: the whole top map, or the first rows of both maps."""
+    """Given codes: the whole top map, or the first rows of both maps."""
 
     top: Tensor | None = None
     top_rows: Tensor | None = None
@@ -114,7 +108,7 @@ class _Known(NamedTuple):
 
 
 class VQVAE2Generator(Generator, family="vqvae2"):
-    """Draws the top map of codes, then the bottom map that goes with it, then decodes both."""
+    """Draws the top map of codes, then the bottom map given the top map, then decodes both."""
 
     config_class = VQVAE2Config
     config: VQVAE2Config
@@ -130,42 +124,41 @@ class VQVAE2Generator(Generator, family="vqvae2"):
 
     @property
     def codebook_hash(self) -> str:
-        """Hash of both codebooks; a prior knows the codes of one pair of them only."""
+        """Hash of both codebooks; a prior is trained for one pair of codebooks."""
         levels = {"top": self.autoencoder.top_codes, "bottom": self.autoencoder.bottom_codes}
         return weights_hash({name: level.codebook for name, level in levels.items()})
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Codes:
-        """Codes of images (B, C, H, W) in [0, 1].
+        """Encode images (B, C, H, W) in [0, 1].
 
         Raises:
-            ValueError: If they are not of the config's size and channels, or have values outside [0, 1].
+            ValueError: If their size, channels or range are wrong.
         """
-        # Images of another scale would get codes all the same, and likely ones.
         check_images(images, channels=self.config.channels, size=self.config.image_size)
-        with evaluating(self.autoencoder):  # in training, looking at images would move the codebooks
+        with evaluating(self.autoencoder):  # in training mode, encoding would update the codebooks
             return self.autoencoder.encode(images.to(self.device, torch.float32) * 2 - 1).codes
 
     @torch.no_grad()
     def decode(self, codes: Codes) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] of codes.
+        """Decode codes to images (B, C, H, W) in [0, 1].
 
         Raises:
-            ValueError: If maps are of another size, or have codes out of range.
+            ValueError: If a map is of another size, or codes are out of range.
         """
         return (self._decoded(self._checked(codes)).clamp(-1, 1) + 1) / 2
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """Encode and decode images, (B, C, H, W) in [0, 1] both."""
+        """Encode and decode images (B, C, H, W) in [0, 1]."""
         return self.decode(self.encode(images))
 
     @torch.no_grad()
     def log_prob(self, codes: Codes, label: Label = None) -> dict[str, Tensor]:
-        """Exact log-probabilities of maps of codes, in bits per dimension, a dimension being a code.
+        """Compute exact log-probabilities of maps of codes, in bits per code.
 
         Args:
             codes: Codes of B images.
-            label: Conditions, see `Generator.sample`; None for none.
+            label: Conditions, see `Generator.sample`.
 
         Returns:
             ``top`` and ``bottom``, (B,) each; the latter given the top map. 0 for codes that are certain, minus the
@@ -184,16 +177,14 @@ class VQVAE2Generator(Generator, family="vqvae2"):
             }
 
     def bits_of(self, images: Tensor, label: Label = None) -> Tensor:
-        """Bits per dimension of the codes of images, over both maps, (B,).
-
-        The more, the less likely the generator finds an image; what the autoencoder leaves out of it is not seen.
+        """Compute the bits per code of images over both maps, (B,); more bits mean less likely images.
 
         Args:
             images: Images (B, C, H, W) in [0, 1].
-            label: What they are to show, see `Generator.sample`; None for anything.
+            label: Conditions, see `Generator.sample`.
 
         Raises:
-            ValueError: If images are not of the config's size and range, or a label is unknown.
+            ValueError: If images are of another size or range, or a label is unknown.
         """
         found = self.log_prob(self.encode(images), label)
         top, bottom = math.prod(self.config.top_size), math.prod(self.config.bottom_size)
@@ -203,18 +194,18 @@ class VQVAE2Generator(Generator, family="vqvae2"):
     def complete(
         self, images: Tensor, rows: int, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor:
-        """Images whose upper part is kept, as the autoencoder sees it, and whose lower part is drawn to go with it.
+        """Redraw the lower part of images; the upper part is kept as the autoencoder reconstructs it.
 
         Args:
             images: Images (B, C, H, W) in [0, 1].
-            rows: Pixel rows that are kept, a multiple of 8.
+            rows: Number of pixel rows that are kept, a multiple of 8.
             label: Conditions, see `Generator.sample`.
-            seed: Seed of what is drawn.
+            seed: Seed of the run.
             first_index: Number of the first image in the run.
             **options: Options of `Generator.sample`, such as ``temperature``.
 
         Raises:
-            ValueError: If `rows` is no such multiple, or an option is out of range.
+            ValueError: If `rows` or an option is out of range.
         """
         height = self.config.image_size[0]
         if rows % TOP_STRIDE or not 0 <= rows <= height:
@@ -227,10 +218,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
     def redraw_details(
         self, top: Tensor, label: Label = None, *, seed: int = 0, first_index: int = 0, **options: Any
     ) -> Tensor:
-        """Images (B, C, H, W) in [0, 1] of given top maps (B, H / 8, W / 8), with bottom maps drawn to go with them.
-
-        Arguments are those of `complete`.
-        """
+        """Draw images (B, C, H, W) in [0, 1] of given top maps (B, H / 8, W / 8); arguments are those of `complete`."""
         known = _Known(top=self._checked_map("top", top))
         return self._partly(label, len(top), seed, first_index, options, known)
 
@@ -241,7 +229,7 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         return Codes(self._checked_map("top", top), self._checked_map("bottom", bottom))
 
     def _checked_map(self, level: str, codes: Tensor) -> Tensor:
-        """Codes (B, h, w) of any type of whole number as int64, where the generator is."""
+        """Check codes (B, h, w) of any integer type, and bring them to int64 on the generator's device."""
         if not isinstance(codes, Tensor):
             raise ValueError(f"the {level} map is {type(codes).__name__}; expected a tensor of codes")
         height, width = self.config.top_size if level == "top" else self.config.bottom_size
@@ -281,38 +269,29 @@ class VQVAE2Generator(Generator, family="vqvae2"):
         bottom_top_p: float | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """One batch of images.
+        """Draw one batch of images, see `Generator._sample`.
 
         Args:
             label: Conditions, (B,) or (B, K), or None.
             noise: One random stream per image.
-            known: Codes that are given; None draws all.
-            temperature: Less than 1 draws likelier codes, and images that vary less.
-            top_k: Draws among that many likeliest codes; None among all.
+            known: Given codes; None draws all.
+            temperature: Values below 1 draw likelier codes, and images that vary less.
+            top_k: Draws among this number of likeliest codes; None among all.
             top_p: Draws among the likeliest codes that together have at least this probability; None among all.
-            bottom_temperature: Another temperature for the bottom map; None for the same.
-            bottom_top_k: Another `top_k` for it.
-            bottom_top_p: Another `top_p` for it.
+            bottom_temperature: Temperature for the bottom map; None for that of the top map.
+            bottom_top_k: `top_k` for the bottom map, likewise.
+            bottom_top_p: `top_p` for the bottom map, likewise.
             progress: Whether to show a progress bar for each map.
         """
         first, second = _choices(temperature, top_k, top_p, bottom_temperature, bottom_top_k, bottom_top_p)
-        given = known or _Known()
+        top, top_rows, bottom_rows = known or _Known()
+        shared: dict[str, Any] = {"label": label, "progress": progress}
         # Codes are drawn in float32: under bf16 all weights would be cast at every code.
         with torch.autocast(noise.device.type, enabled=False):
             uniform = noise.uniform(*self.config.top_size), noise.uniform(*self.config.bottom_size)
-            top = given.top
             if top is None:
-                rows = given.top_rows
-                top = draw_codes(self.top, uniform[0], label=label, choice=first, given=rows, progress=progress)
-            bottom = draw_codes(
-                self.bottom,
-                uniform[1],
-                condition=top,
-                label=label,
-                choice=second,
-                given=given.bottom_rows,
-                progress=progress,
-            )
+                top = draw_codes(self.top, uniform[0], choice=first, given=top_rows, **shared)
+            bottom = draw_codes(self.bottom, uniform[1], condition=top, choice=second, given=bottom_rows, **shared)
         return self._decoded(Codes(top, bottom))
 
 
@@ -324,7 +303,7 @@ def _choices(
     bottom_top_k: int | None = None,
     bottom_top_p: float | None = None,
 ) -> tuple[Choice, Choice]:
-    """How codes of the top and of the bottom map are chosen."""
+    """Build the rules by which codes of the top and of the bottom map are drawn."""
     first = Choice(temperature, top_k, top_p)
     second = Choice(
         first.temperature if bottom_temperature is None else bottom_temperature,
@@ -336,7 +315,7 @@ def _choices(
 
 
 def bits_per_dimension(logits: Tensor, codes: Tensor) -> Tensor:
-    """Bits per code (B,) of maps (B, H, W) under logits (B, num_codes, H, W)."""
+    """Compute the bits per code (B,) of maps (B, H, W) under logits (B, num_codes, H, W)."""
     nats = F.cross_entropy(logits.float(), codes, reduction="none").flatten(1).mean(1)
     bits: Tensor = nats / torch.log(torch.tensor(2.0))
     return bits

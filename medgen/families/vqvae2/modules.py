@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -32,17 +32,17 @@ _LARGEST_SHIFT = 16
 
 
 class VQVAE2AutoencoderModule(FirstStageModule):
-    """Trains the first stage.
+    """Trains the autoencoder.
 
     Args:
-        config: What is trained; the same config goes into the later stages.
+        config: The config of all stages.
         latent_weight: Weight of the commitment terms.
-        perceptual: Network of a perceptual loss, see `FeaturePerceptualLoss`; None (published) for none. It must not be
-            the one that judges the result.
+        perceptual: Network of a perceptual loss, see `FeaturePerceptualLoss`, or None (published); not the one that
+            judges the result.
         perceptual_weight: Weight of the perceptual loss.
-        perceptual_levels: How many of its resolutions to compare, from the finest on; None for all.
-        restart_below: Codes that stand for fewer vectors per batch than this, on average, are put on vectors of the
-            batch; 0 (published) leaves unused codes where they are.
+        perceptual_levels: Number of its resolutions to compare, from the finest on; None for all.
+        restart_below: Codes used for fewer vectors per batch than this, on average, restart at vectors of the batch; 0
+            (published) never restarts codes.
         lr: Learning rate of Adam.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
         warmup: Optimiser steps of linear rise.
@@ -73,12 +73,12 @@ class VQVAE2AutoencoderModule(FirstStageModule):
         self.perceptual = FeaturePerceptualLoss(perceptual, levels=perceptual_levels) if perceptual else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Copies of images (B, C, H, W) in [0, 1]."""
+        """Reconstruct images (B, C, H, W) in [0, 1]."""
         copies: Tensor = self.autoencoder(images * 2 - 1)[0]
         return (copies.float() + 1) / 2
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Error of the copies, and how far latents are from their codes."""
+        """Compute the error of the copies and the distance of latents from their codes."""
         x = batch["image"] * 2 - 1
         copies, quantized = self.autoencoder(x)
         terms = {"mse": F.mse_loss(copies.float(), x), "latent": quantized.loss}
@@ -86,45 +86,40 @@ class VQVAE2AutoencoderModule(FirstStageModule):
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(*_shifted(copies, x)).mean()
             loss = loss + self.hparams["perceptual_weight"] * terms["perceptual"]
-        self.log("train/loss", loss.detach(), prog_bar=True)
-        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log_training("loss", loss, terms)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log how much of the codebooks is used."""
+        """Log the use of the codebooks."""
         for name, level in (("top", self.autoencoder.top_codes), ("bottom", self.autoencoder.bottom_codes)):
             used, perplexity = level.usage()
             self.log_dict({f"train/codes_used_{name}": used, f"train/perplexity_{name}": perplexity})
 
     def configure_optimizers(self) -> Any:
-        """Adam on the autoencoder; its codebooks have no gradient."""
-        optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=self.hparams["lr"])
-        return self.scheduled(optimizer, shape=self.hparams["lr_shape"], warmup=self.hparams["warmup"])
+        """Build Adam for the autoencoder, whose codebooks have no gradients."""
+        return self.adam(self.autoencoder)
 
 
 class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]):
-    """Trains the prior of the top map on codes of a trained autoencoder, then, in a second run, that of the bottom map.
+    """Trains the prior of the top map on codes of a trained autoencoder, or in a second run that of the bottom map.
 
     The second run ends in a checkpoint folder of the whole model. Codes are encoded once and read from the cache.
 
     Args:
-        config: What is trained and published.
+        config: The config of the published model.
         level: ``top`` or ``bottom``.
-        previous: The stage before: for ``top`` a checkpoint written by `VQVAE2AutoencoderModule`, for ``bottom`` one
-            written by this class, which holds the autoencoder, too. Or a VQ-VAE2 checkpoint folder or zoo name. Its
-            shape must be the config's.
-        init_from: A VQ-VAE2 checkpoint folder or zoo name to fine-tune from: all its weights are the start. Labels and
-            image size may differ, the shape may not. Parts of `previous`, if that is given too, take the place of its
-            own, and must be of the same codebooks.
+        previous: The stage before: a checkpoint written by `VQVAE2AutoencoderModule` for ``top`` or by the run of
+            ``top`` for ``bottom``, or a VQ-VAE2 checkpoint folder or zoo name, of the same shape.
+        init_from: A VQ-VAE2 checkpoint folder or zoo name of the same shape to fine-tune; labels and image size may
+            differ. Parts of `previous`, if given too, replace its own, and must have the same codebooks.
         code_variants: Encoded versions of each image under different augmentation; 1 without augmentation.
         label_smoothing: Share of the probability that is spread over all codes.
-        label_dropout: Probability per image of being trained without its label, so that it can be left out in drawing.
+        label_dropout: Probability per image of training without its label, so that sampling can do without.
         lr: Learning rate of AdamW, as published.
         weight_decay: Its weight decay; none is published.
         lr_shape: ``constant`` (published) or ``cosine`` down to 0 at the end.
         warmup: Optimiser steps of linear rise.
-        ema_decay: Decay of the published average per step, once it has risen to it: early on it is (1 + n) / (10 + n)
-            after n steps, or the average, which `val/bits` is measured on, would lag behind in short runs.
+        ema_decay: Largest decay of the published average per step; it is at most (1 + n) / (10 + n) after n steps.
         seed: Seed of dropout and label dropout.
 
     Source: Razavi et al. 2019, "Generating diverse high-fidelity images with VQ-VAE-2", section 3.2 and algorithm 2.
@@ -172,7 +167,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]
 
     @property
     def publishable(self) -> bool:
-        """Whether the bottom prior is trained, too; the top one alone is no model yet."""
+        """Whether the bottom prior is trained, too."""
         return self.level == "bottom"
 
     def on_fit_start(self) -> None:
@@ -192,13 +187,15 @@ class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]
         return unpack(self._store(split).read(index, epoch).to(self.device), self.generator.config)
 
     def logits(self, generator: VQVAE2Generator, codes: Codes, label: Tensor | None) -> Tensor:
-        """Logits of this level's codes."""
+        """Compute logits (B, num_codes, H, W) of the codes of this level."""
         if self.level == "top":
-            return cast("Tensor", generator.top(codes.top, None, label))
-        return cast("Tensor", generator.bottom(codes.bottom, codes.top, label))
+            logits: Tensor = generator.top(codes.top, None, label)
+        else:
+            logits = generator.bottom(codes.bottom, codes.top, label)
+        return logits
 
     def loss(self, generator: VQVAE2Generator, batch: Batch, split: Split) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of a batch of codes; bits per code on the log."""
+        """Compute the cross-entropy of a batch of codes, and log bits per code."""
         training = split == "train"
         codes = self._codes(split, batch["index"], self.current_epoch if training else 0)
         label = None if generator.config.label_kind == "none" else batch["label"]
@@ -210,7 +207,7 @@ class PriorModule(LaterStageModule[VQVAE2Generator], LossModule[VQVAE2Generator]
         return loss, {"bits": bits_per_dimension(logits.detach(), target).mean()}
 
     def load_start(self) -> None:
-        """A whole model, the parts that earlier stages trained, or both."""
+        """Load a whole model, the parts that earlier stages trained, or both."""
         generator, model, source = self.generator, self.hparams["init_from"], self.hparams["previous"]
         if model is not None:
             start_from(generator, model, label_weights=r"\.label\.", free=_DROPOUT)
@@ -232,10 +229,9 @@ _DROPOUT = ("top.dropout", "bottom.dropout")
 
 
 def _shifted(*images: Tensor) -> list[Tensor]:
-    """Images moved around by the same random few pixels.
+    """Shift images cyclically by the same few pixels.
 
-    A network with strides sees some pixels less than others. Where these are always the same ones, the decoder hides
-    its errors there, and leaves a grid.
+    A network with strides looks less at some pixels. Without shifts, the decoder leaves a grid of errors at these.
     """
     down, right = torch.randint(_LARGEST_SHIFT, (2,)).tolist()
     return [part.roll((down, right), dims=(-2, -1)) for part in images]
@@ -244,7 +240,7 @@ def _shifted(*images: Tensor) -> list[Tensor]:
 def open_codes(
     generator: VQVAE2Generator, data: ImageDataModule, split: Split, *, variants: int, device: torch.device
 ) -> EncodedSet:
-    """Open the codes of a split, both maps of an image one after the other, in as few bytes as they need."""
+    """Open the cached codes of a split, one row per image: top map, then bottom map."""
     config, autoencoder = generator.config, generator.autoencoder
 
     def encode(images: Tensor) -> Tensor:
@@ -258,6 +254,6 @@ def open_codes(
 
 
 def unpack(rows: Tensor, config: VQVAE2Config) -> Codes:
-    """Both maps of codes, of images as `open_codes` keeps them."""
+    """Split rows of `open_codes` into both maps."""
     top, bottom = rows.long().split([math.prod(config.top_size), math.prod(config.bottom_size)], dim=1)
     return Codes(top.unflatten(1, config.top_size), bottom.unflatten(1, config.bottom_size))

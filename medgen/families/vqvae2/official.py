@@ -1,7 +1,6 @@
-"""The three files of the official VQ-VAE2 code, as the config and weights of a `VQVAE2Generator`.
+"""Conversion of the three files of the official VQ-VAE2 code: an autoencoder and two priors.
 
-The official package is rosinality/vq-vae-2-pytorch. It writes an autoencoder and two priors and states their sizes
-nowhere, so all sizes are read from the shapes of the weights.
+The official package is rosinality/vq-vae-2-pytorch. Its files do not state sizes, which are read from the weights.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ class _File:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many different things the one group of the pattern matches at the start of a name."""
+        """Count the different matches of the group of a pattern at the start of names."""
         return len({found[1] for name in self.weights if (found := re.match(pattern, name))})
 
 
 def is_official(file: str | Path | ForeignFile) -> bool:
-    """Whether a file holds a network of the official VQ-VAE2 code."""
+    """Check for a network of the official VQ-VAE2 code."""
     return bool(_role(_state_dict(ForeignFile.of(file).content)))
 
 
@@ -71,22 +70,22 @@ def convert_checkpoints(
     image_size: tuple[int, int] | None = None,
     label_names: Sequence[str] = (),
 ) -> Converted:
-    """The generator that three official files make up, read without running anything.
+    """Convert three official files to a generator, without running code from them.
 
-    The averages that moved the codebooks come along. The dropout of a prior, which acts in training only, is what its
-    file states, or else that of the other prior, or else 0.1, the official default.
+    The running averages of the codebooks are kept. The dropout of a prior is read from its file, or else from that of
+    the other prior, or else the official default, 0.1.
 
     Args:
         autoencoder: ``vqvae_*.pt``, a state dict.
         top: ``pixelsnail_*.pt`` of the top map: a state dict, alone or with the arguments of training.
-        bottom: The same of the bottom map.
-        image_size: Height and width of the images, to be checked against the files, which state them.
+        bottom: ``pixelsnail_*.pt`` of the bottom map.
+        image_size: Height and width of the images, if they are to be checked; the files state them.
         label_names: Must be empty: the official networks have no classes.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If a file is damaged or unsafe, missing or in another's place, if the three do not belong
-            together, or if they have what a `VQVAE2Generator` cannot do.
+        CheckpointError: If a file is damaged, unsafe, missing or mistaken for another, or if the three do not fit each
+            other or a `VQVAE2Generator`.
         ValueError: If `image_size` or `label_names` contradict the files.
     """
     given = {"autoencoder": autoencoder, "top": top, "bottom": bottom}
@@ -100,7 +99,7 @@ def convert_checkpoints(
         )
     if label_names:
         raise ValueError(f"label_names are {list(label_names)}, but {autoencoder} knows no classes; leave them out")
-    with torch.device("meta"):  # networks without memory: they take the files' tensors as they are
+    with torch.device("meta"):  # networks without memory, which take the tensors of the files
         generator = VQVAE2Generator(config)
     for role, file in files.items():
         rename = autoencoder_weights if role == "autoencoder" else prior_weights
@@ -133,13 +132,13 @@ def _read(file: ForeignFile) -> _File:
 
 
 def _state_dict(content: object) -> dict[str, Tensor]:
-    """The weights in a file, which may have them beside the arguments of training; empty where there are none."""
+    """Get the weights in a file, which may hold the arguments of training, too; empty if there are none."""
     state = content.get("model", content) if isinstance(content, dict) else None
     return state if isinstance(state, dict) and all(isinstance(name, str) for name in state) else {}
 
 
 def _role(weights: Mapping[str, Tensor]) -> str:
-    """The key of `_MEANING` that the names of weights tell; empty for another project's."""
+    """Tell the key of `_MEANING` by the names of weights; empty for those of another project."""
     parts = {name.partition(".")[0] for name in without_prefix(weights)}
     if "quantize_t" in parts:
         return "autoencoder"
@@ -149,11 +148,7 @@ def _role(weights: Mapping[str, Tensor]) -> str:
 
 
 def _check_roles(files: Mapping[str, _File]) -> None:
-    """Refuses files that are missing or in another's place.
-
-    Raises:
-        CheckpointError: With the right call.
-    """
+    """Refuse files that are missing or mistaken for another, with the right call."""
     faults = [
         f"{file.path} is {_MEANING[file.role]}, and was given as {_MEANING[role]}"
         for role, file in files.items()
@@ -167,7 +162,7 @@ def _check_roles(files: Mapping[str, _File]) -> None:
 
 
 def _call(paths: Mapping[str, Path]) -> str:
-    """How to convert files, with the usual names in place of those that are not known."""
+    """Write the call that converts files, with the usual names for unknown ones."""
     names = {role: str(paths.get(role, usual)) for role, usual in _USUAL_NAMES.items()}
     words = ["medgen", "convert", names["autoencoder"], "OUT", "--top", names["top"], "--bottom", names["bottom"]]
     return f"use {shlex.join(words)}"
@@ -214,7 +209,7 @@ _CONDITION = "cond_resnet.blocks.0.conv.weight_v"
 
 
 def _num_codes(file: _File) -> set[int]:
-    """How many codes a prior knows, of its own map and of the coarser one; more than one number if they differ."""
+    """Read the numbers of codes of a prior, of its own map and of the coarser one."""
     found = {file.shape(_FIRST, 4)[1]}
     return found | {file.shape(_CONDITION, 4)[1]} if file.role == "bottom" else found
 
@@ -241,7 +236,7 @@ def _prior(file: _File, dropout: float) -> PixelSNAILConfig:
 
 
 def _map_size(file: _File) -> tuple[int, int]:
-    """Height and width of a prior's map, from the buffer in which the file keeps row and column of every place."""
+    """Read height and width of a prior's map from the buffer with the row and column of every position."""
     _, _, height, width = file.shape("background", 4)
     rows, columns = (torch.arange(n) / n - 0.5 for n in (height, width))
     expected = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))[None]

@@ -36,7 +36,7 @@ LIMITS: dict[str, Limit] = {
     "config fields that repeat a part's field": Limit(0, 0),
     "lines that hand config fields to a part": Limit(0, 0),
     "patch discriminators": Limit(1, 1, least=1),
-    "casts": Limit(54, None),
+    "casts": Limit(49, None),
     "overrides of published that only cast": Limit(0, 0),
     "checks of the range of images": Limit(1, 1, least=1),
     "openings of a sampling session": Limit(1, 1, least=1),

@@ -108,7 +108,7 @@ class Generator(PublishedModel):
         known = {name: str(option.annotation) for name, option in self.sampling_options().items()}
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(
-                f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(known)}"
+                f"sampling option {', '.join(unknown)} is unknown to {self.family}; it has {', '.join(known) or 'none'}"
             )
         for name, value in options.items():
             kinds = [_PLAIN_TYPES.get(part, object) for part in known[name].split(" | ")]

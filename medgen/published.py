@@ -45,8 +45,11 @@ class PublishedModel(nn.Module, ABC):
 
     def __init_subclass__(cls, family: str = "") -> None:
         super().__init_subclass__()
-        if family:
-            cls.family = family
+        if not family:
+            return
+        if "config_class" not in vars(cls):
+            raise TypeError(f"{cls.__name__} is the model of family {family!r}, but has no config_class")
+        cls.family = family
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

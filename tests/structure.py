@@ -40,7 +40,7 @@ LIMITS: dict[str, Limit] = {
     "overrides of published that only cast": Limit(0, 0),
     "checks of the range of images": Limit(1, 1, least=1),
     "openings of a sampling session": Limit(1, 1, least=1),
-    "lines": Limit(30_259, None, least=1),
+    "lines outside the families": Limit(22_200, None, least=1),
 }
 
 NAMES_FAMILIES = ("zoo.py", "nn/vqvae2.py")
@@ -379,7 +379,9 @@ def _bridge_lines(source: Source) -> Count:
 
 
 def _lines(source: Source) -> Count:
-    return Count(sum(lines_of(source).values()), lines_per_family(source))
+    families = tuple(f"families/{family}/" for family in source.families)
+    shared = sum(number for file, number in lines_of(source).items() if not file.startswith(families))
+    return Count(shared, lines_per_family(source))
 
 
 COUNTS: dict[str, Callable[[Source], Count]] = {
@@ -393,7 +395,7 @@ COUNTS: dict[str, Callable[[Source], Count]] = {
     "overrides of published that only cast": _each(casting_overrides),
     "checks of the range of images": _each(image_checks),
     "openings of a sampling session": _each(sampling_sessions),
-    "lines": _lines,
+    "lines outside the families": _lines,
 }
 
 

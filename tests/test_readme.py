@@ -27,7 +27,7 @@ PAGES = {
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
     if "_build" not in path.parts
 }
-LABELS = {"spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
+LABELS = {"cyclegan": ("stained_light", "stained_dark"), "spade": ("DCM", "HCM", "MINF", "NOR", "RV")}
 """Labels of the models that pages name, by family, where they are not those of chest X-rays."""
 
 TINY = changed(MedfusionConfig.tiny(), schedule={"timesteps": 50}).to_dict()
@@ -67,7 +67,7 @@ def workplace(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))
     model = yaml.safe_load((tmp_path / "model.yaml").read_text())
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({**TINY, **model, "image_size": [16, 16]}))
-    for family in family_names():
+    for family in FAMILIES:
         torch.manual_seed(0)
         kind = family_class(family)
         tiny = TINY if family == "medfusion" else kind.config_class.tiny().to_dict()

@@ -299,7 +299,7 @@ def test_sessions_have_noise_and_evaluation_mode(tree):
 
 def test_lines_are_counted_by_folder(tree):
     source = tree(a="x = 1\n", families__gan__init="y = 1\nz = 2\n")
-    assert COUNTS["lines"](source) == (3, ["gan: 2"])
+    assert COUNTS["lines outside the families"](source) == (1, ["gan: 2"])
 
 
 def test_the_table_shows_counts_beside_limits(tree, capsys):

@@ -82,6 +82,13 @@ def test_the_last_stage_trains_a_generator(family, table, tmp_path):
 
 
 @every_stage
+def test_the_config_is_among_the_hyperparameters(family, number, tmp_path):
+    """`medgen convert` and the stage after find it there."""
+    module = build(family, number, tmp_path / "the_stage_before.ckpt")
+    assert module.hparams["config"] == tiny_config(family)
+
+
+@every_stage
 def test_two_batches_leave_every_weight_finite_and_change_the_networks(family, number, table, tmp_path):
     watch = Watch()
     module = train(family, number, table, tmp_path, watch)

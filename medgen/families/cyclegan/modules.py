@@ -16,7 +16,7 @@ from medgen.families.cyclegan.translator import CycleGANConfig, CycleGANTranslat
 from medgen.losses.adversarial import ADVERSARIAL, AdversarialKind
 from medgen.nn.patch_discriminator import patch_discriminator
 from medgen.training.adversarial import AdversarialModule, generator_loss
-from medgen.training.base import PublishingModule
+from medgen.training.translation import TranslatorModule
 
 FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
     "hinge": (1.0, -1.0),
@@ -28,7 +28,7 @@ FREE_LOGITS: Mapping[AdversarialKind, tuple[float, float]] = {
 """Logits of real and of translated images at which the loss of a discriminator is smallest."""
 
 
-class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
+class CycleGANModule(AdversarialModule, TranslatorModule[CycleGANTranslator]):
     """Trains both directions at once, so that an image translated and translated back stays the same.
 
     Labels name the domain of an image; with ``balanced: true`` in the data, batches hold about as many images of each.
@@ -58,8 +58,6 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
     Source: Zhu et al. 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks", eq. 3,
     sections 4 and 5.2.
     """
-
-    published_weights = "translator."
 
     def __init__(
         self,
@@ -91,33 +89,6 @@ class CycleGANModule(AdversarialModule, PublishingModule[CycleGANTranslator]):
             for _ in domains
         )
         self.pools = nn.ModuleList(ImagePool((config.channels, *config.image_size), pool_size) for _ in domains)
-
-    def setup(self, stage: str) -> None:
-        """Check the data against the config.
-
-        Raises:
-            ValueError: If they differ, a domain has no training images, or unlabelled images would be drawn.
-        """
-        super().setup(stage)
-        if stage != "fit":
-            return
-        data = self.datamodule
-        labels = data.table.labels
-        assert labels is not None  # label_kind is "single" in both
-        labels = labels[data.table.rows("train")]
-        names = self.config.label_names
-        missing = [name for number, name in enumerate(names) if not (labels == number).any()]
-        if missing:
-            raise ValueError(
-                f"the train split has no images of {' and '.join(map(repr, missing))}; a translator learns from images "
-                f"of both domains, {' and '.join(map(repr, names))}: see that the table and its split have them"
-            )
-        unknown = int((labels < 0).sum())
-        if unknown and not data.balanced:
-            raise ValueError(
-                f"{unknown} images of the train split have no label, so that their domain is unknown; leave them out "
-                "of the table, or set balanced to true, which never draws them"
-            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Make a step of both generators, then one of both discriminators."""

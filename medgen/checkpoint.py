@@ -207,8 +207,8 @@ def read_info(folder: str | Path) -> CheckpointInfo:
             "; weights of other projects are read with `medgen convert`"
         )
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, it is not JSON ({error}); fetch the checkpoint again") from error
     return _parse(content, path)
 
@@ -360,6 +360,13 @@ def _tuples(value: object) -> object:
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return value
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; refused if a key stands in it twice, of which only the last would count."""
+    if len(content := dict(pairs)) < len(pairs):
+        raise ValueError(f"a key is repeated among {', '.join(name for name, _ in pairs):.200}")
+    return content
 
 
 def description_hash(family: str, config: Mapping[str, object], about: Mapping[str, object]) -> str:

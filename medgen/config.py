@@ -48,6 +48,10 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _tuples(getattr(self, field.name)))
+        for name, part in self.parts().items():
+            if not isinstance(value := getattr(self, name), part):
+                fields = ", ".join(field.name for field in dataclasses.fields(part))
+                raise ValueError(f"{name} is {value!r:.80}; it is a group of settings: {fields}")
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
         # A training checkpoint holds the fields of the version that wrote it.
@@ -65,6 +69,9 @@ class Config:
         Raises:
             ValueError: If a field is missing or unknown.
         """
+        old = {name for name in cls.moved if not isinstance(values.get(name, {}), (Mapping, Config))}
+        if old and (missing := sorted(cls.moved.keys() - values.keys())):  # version 1 wrote all of them
+            raise ValueError(f"config lacks fields of {cls.__name__}: {missing}; the file is incomplete")
         values = cls.migrate(values)
         names = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - names):
@@ -92,7 +99,11 @@ class Config:
 
     @classmethod
     def relocate(cls, values: Mapping[str, object]) -> dict[str, Any]:
-        """Move every field to its current place, without adding defaults."""
+        """Move every field to its current place, without adding defaults.
+
+        Raises:
+            ValueError: If a setting is given by its old and by its current name.
+        """
         found: dict[str, Any] = dict(values)
         inner: dict[str, dict[str, Any]] = {}
         for old, places in cls.moved.items():
@@ -100,9 +111,13 @@ class Config:
                 continue  # a part with the name of an old plain value
             value = found.pop(old)
             for name, part, change in [places] if isinstance(places, Moved) else places:
+                given = values.get(part, {}) if part else values
+                if name != old and isinstance(given, Mapping) and name in given:
+                    now = f"{part}.{name}" if part else name
+                    raise ValueError(f"{old} and {now} are given, but they are the same; leave out {old}, the old name")
                 (inner.setdefault(part, {}) if part else found)[name] = value if change is None else change(value)
         for part, kind in cls.parts().items():
-            given = found.get(part) or {}
+            given = found.get(part, {})
             if isinstance(given, Mapping) and (given or part in inner):
                 found[part] = {**inner.get(part, {}), **kind.relocate(given)}
         return found

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from medgen.checkpoint import (
     CARD_FILE,
+    CONFIG_FILE,
     WEIGHTS_FILE,
     About,
     Checkpoint,
@@ -128,9 +129,15 @@ class PublishedModel(nn.Module, ABC):
         """Build the model of a checkpoint."""
         if checkpoint.family != cls.family:
             raise CheckpointError(f"{checkpoint.folder} holds a {checkpoint.family} model; load it with medgen.load")
-        config = cls.config_class.from_dict(checkpoint.config)
-        with _SkipInitialisation():
-            model = cls(config)
+        try:
+            config = cls.config_class.from_dict(checkpoint.config)
+            with _SkipInitialisation():
+                model = cls(config)
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the config in {checkpoint.folder / CONFIG_FILE} describes no {cls.family} model that can be built: "
+                f"{error}"
+            ) from error
         load_strictly(model, checkpoint.state, where=str(checkpoint.folder), assign=True)
         model.about = checkpoint.about
         model.source = str(checkpoint.folder)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -32,13 +33,17 @@ class RunFolder:
     Args:
         path: The folder; created with the first picture.
         request: Settings that identify the run, as JSON values.
+        renamed: Options by the names that folders of an older medgen have.
 
     Raises:
         FileExistsError: If the folder holds another run or other PNG files.
     """
 
-    def __init__(self, path: str | Path, request: Mapping[str, object]) -> None:
+    def __init__(
+        self, path: str | Path, request: Mapping[str, object], *, renamed: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.path = Path(path)
+        self.renamed = renamed
         self.request = dict(request)
         self._claimed = False
         self._is_claimed()
@@ -76,6 +81,8 @@ class RunFolder:
                 )
             return False
         present = json.loads(run_file.read_text())
+        if isinstance(options := present.get("options"), dict):
+            present["options"] = {self.renamed.get(name, name): value for name, value in options.items()}
         differ = [
             f"{k} {present.get(k)!r} there, {v!r} asked for" for k, v in self.request.items() if present.get(k) != v
         ]

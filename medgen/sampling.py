@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 from medgen.generator import Generator, Precision, check_precision
 from medgen.noise import whole_number
+from medgen.renamed import current_arguments
 from medgen.run_folder import MASK_FOLDER, RunFolder, content_of, numbered
 
 COLUMNS = ("file", "label", "seed", "index", "checkpoint", "revision")
@@ -71,9 +72,10 @@ def sample_to_folder(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; use at least 1")
     check_precision(run.precision)
+    run = replace(run, options=current_arguments(run.options, generator.renamed_options))
     generator.check_options(run.options)
     names = [_display_name(generator, run.label_of(i)) for i in range(len(run.labels) or 1)]
-    target = RunFolder(folder, _request(generator, run, names))
+    target = RunFolder(folder, _request(generator, run, names), renamed=generator.renamed_options)
     for indices in target.batches(n, batch_size, rank=rank, world_size=world_size, progress=progress):
         labels = labels_per_image(generator, [x for i in indices if (x := run.label_of(i)) is not None])
         stream = {"seed": run.seed, "first_index": indices[0]}

@@ -57,6 +57,8 @@ def translate_folder(
     check_precision(precision)
     domain = translator.domains[translator.label_space.index(to)]
     root = FileRoot(source)
+    if Path(folder).resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"folder {folder} lies in {source}, whose images are translated; choose one outside")
     names = _image_names(root)
     if not names:
         raise FileNotFoundError(f"{source} holds no image ({', '.join(_SUFFIXES)})")

@@ -201,3 +201,10 @@ def test_the_card_has_the_metadata_that_the_hub_reads() -> None:
 def test_a_licence_that_the_hub_does_not_list_is_named_beside_other() -> None:
     card = model_card(About(licence="NIST-PD"), family="f", name="n")
     assert 'license: other\nlicense_name: "NIST-PD"\n' in card
+
+
+@pytest.mark.parametrize("text", ['{"family": "a", "family": "b"}', "[" * 100_000])
+def test_repeated_keys_and_endless_nesting_are_damage(folder: Path, text: str) -> None:
+    (folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="is damaged, it is not JSON"):
+        read_info(folder)

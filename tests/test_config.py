@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -63,10 +64,13 @@ def test_what_is_moved_into_a_part_leaves_its_other_fields_at_the_defaults_of_th
     whole = MedfusionConfig(channels=1)
     values = {**whole.to_dict(), "timesteps": 10}
     del values["schedule"]
-    assert MedfusionConfig.from_dict(values) == changed(whole, schedule={"timesteps": 10})
+    assert MedfusionConfig.migrate(values)["schedule"] == changed(whole.schedule, timesteps=10)
     values = {**VQVAE2Config().to_dict(), "prior_blocks": 7}
     del values["top"], values["bottom"]
-    assert VQVAE2Config.from_dict(values) == changed(VQVAE2Config(), top={"blocks": 7}, bottom={"blocks": 7})
+    found = VQVAE2Config.migrate(values)
+    assert [found[level] for level in ("top", "bottom")] == [
+        changed(getattr(VQVAE2Config(), level), blocks=7) for level in ("top", "bottom")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,3 +100,35 @@ def test_shapes_are_compared_field_by_field():
     with pytest.raises(ValueError, match=r"model.config: unet.hidden is [^;]* there\. Set"):
         check_shape(mine, other, "it", {"unet"}, {"unet.dropout"})
     check_shape(mine, changed(mine, unet={"dropout": 0.5}), "it", fields, {"unet.dropout"})
+
+
+def version_1(**changes):
+    """The flat fields of a version-1 Medfusion."""
+    return json.loads((VERSION_1 / "medfusion" / "config.json").read_text())["config"] | changes
+
+
+def test_a_config_of_version_1_that_lacks_a_field_is_refused_and_not_completed():
+    values = version_1()
+    del values["timesteps"]
+    with pytest.raises(ValueError, match=r"config lacks fields of MedfusionConfig: \['timesteps'\]"):
+        MedfusionConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "old", "new"),
+    [
+        ({"objective": "v"}, "objective", "prediction_type"),
+        ({"unet_blocks": 7}, "unet_blocks", "unet.blocks_per_level"),
+    ],
+)
+def test_a_setting_by_its_old_and_its_current_name_is_refused(values, old, new):
+    message = f"{old} and {re.escape(new)} are given, but they are the same; leave out {old}"
+    with pytest.raises(ValueError, match=message):
+        MedfusionConfig.relocate(MedfusionConfig.tiny().to_dict() | values)
+
+
+@pytest.mark.parametrize("value", [3, None, [], "x"])
+def test_a_part_that_is_no_group_of_settings_is_refused(value):
+    values = MedfusionConfig.tiny().to_dict() | {"unet": value}
+    with pytest.raises(ValueError, match=r"unet is .*; it is a group of settings: .*hidden"):
+        MedfusionConfig.from_dict(values)

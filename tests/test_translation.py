@@ -140,8 +140,9 @@ def test_bad_input_is_refused_and_nothing_written(translator, source, tmp_path, 
 
 
 def test_a_folder_without_images_is_refused(translator, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
-        translate_folder(translator, tmp_path, "ill", tmp_path / "out", progress=False)
+        translate_folder(translator, tmp_path / "empty", "ill", tmp_path / "out", progress=False)
 
 
 def test_the_verb_translates_and_resumes(checkpoint, source, tmp_path, capsys):
@@ -163,3 +164,11 @@ def test_generators_and_translators_are_told_apart(checkpoint, source, tmp_path,
     with pytest.raises(ValueError, match="cyclegan model, which draws no images"):
         load_generator(checkpoint)
     assert isinstance(load(checkpoint), CycleGANTranslator)
+
+
+@pytest.mark.parametrize("inside", ["", "out"])
+def test_a_folder_within_the_source_is_refused(translator, source, inside):
+    before = sorted(source.rglob("*"))
+    with pytest.raises(ValueError, match=r"folder .* lies in .*, whose images are translated; choose one outside"):
+        translate_folder(translator, source, "ill", source / inside, progress=False)
+    assert sorted(source.rglob("*")) == before

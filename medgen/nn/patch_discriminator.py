@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +37,16 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.last = last
         self.least = least
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in [name for name in state_dict if name.startswith((f"{prefix}units.", f"{prefix}head."))]:
+            part, _, rest = name.removeprefix(prefix).partition(
+                "."
+            )  # of a training run that began with an older medgen
+            number, _, inner = rest.partition(".")
+            layer = f"last.{rest}" if part == "head" else f"first.{inner}" if number == "0" else ""
+            state_dict[prefix + (layer or f"layers.{int(number) - 1}.{inner}")] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Outputs of all layers for images (B, C, H, W) in [-1, 1]; the last one holds the logits (B, 1, H', W').

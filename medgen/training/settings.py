@@ -88,6 +88,10 @@ def _renamed(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
         found = None
     names = getattr(found, "renamed_arguments", {})
     for old in names.keys() & arguments.keys():
+        if names[old] in arguments:
+            raise ValueError(
+                f"{old} and {names[old]} are given, but {old} is the old name of {names[old]}; leave it out"
+            )
         warnings.warn(f"{old} of {path} is now {names[old]}; write that", FutureWarning, stacklevel=2)
     return {names.get(old, old): value for old, value in arguments.items()}
 

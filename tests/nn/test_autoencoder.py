@@ -120,3 +120,16 @@ def test_channels_last_and_autocast_agree_with_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = autoencoder.decode(autoencoder.encode_moments(x)[0])
     assert (half.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+def test_discriminators_of_earlier_training_runs_load():
+    network = unit_discriminator(1, hidden=(8, 8, 16), strides=(1, 2, 2))
+    old = {}
+    for name, weight in network.state_dict().items():
+        part, _, rest = name.partition(".")
+        number, _, inner = rest.partition(".")
+        before = {"first": f"units.0.{rest}", "last": f"head.{rest}"}
+        old[before[part] if part in before else f"units.{int(number) + 1}.{inner}"] = weight + 1
+    network.load_state_dict(old, strict=True)
+    assert torch.equal(network.last.bias, old["head.bias"])
+    assert torch.equal(network.layers[1].conv.weight, old["units.2.conv.weight"])

@@ -20,7 +20,7 @@ from medgen.noise import NoiseSource
 
 
 class Autoencoder(Protocol):
-    """What a latent diffusion model needs of its autoencoder, a module."""
+    """Interface of the autoencoder of a latent diffusion model, a module."""
 
     decoder: nn.Module
 
@@ -33,7 +33,7 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig(GeneratorConfig):
-    """What diffusion models have in common.
+    """Base of the configs of diffusion models.
 
     Attributes:
         unet: The network that denoises.
@@ -96,13 +96,13 @@ class DiffusionGenerator(Generator):
         return (latent - self.latent_mean) / self.latent_std
 
     def encode(self, images: Tensor) -> Tensor:
-        """What is denoised, (B, c, h, w), for images (B, C, H, W) in [-1, 1]."""
+        """Encode images (B, C, H, W) in [-1, 1] to what the UNet denoises, (B, c, h, w)."""
         if (autoencoder := self._autoencoder()) is None:
             return images
         return self.normalise(autoencoder.encode_mean(images))
 
     def decode(self, denoised: Tensor) -> Tensor:
-        """Images (B, C, H, W), about [-1, 1], of what was denoised, (B, c, h, w)."""
+        """Decode what was denoised, (B, c, h, w), to images (B, C, H, W), about [-1, 1]."""
         if (autoencoder := self._autoencoder()) is None:
             return denoised
         decoder = for_inference(autoencoder.decoder)

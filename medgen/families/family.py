@@ -34,7 +34,7 @@ class Component(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """What official files become.
+    """Config and weights of converted official files.
 
     Attributes:
         config: The config of the model.
@@ -151,6 +151,6 @@ class Family:
 
 
 def imported(path: str) -> Any:
-    """What ``module:name`` names."""
+    """Import the object that ``module:name`` names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)

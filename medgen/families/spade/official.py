@@ -152,7 +152,7 @@ def _upsamplings(
 
 
 def _encoder_fields(config: SPADEConfig, file: ForeignFile) -> dict[str, object]:
-    """What the config says of a style encoder beside the generator."""
+    """Fields of the config for a style encoder beside the generator."""
     weights, path = _weights(file), file.path
     if config.style != "drawn":
         raise ValueError(f"encoder is {path}, but the generator takes no codes of it; leave it out")

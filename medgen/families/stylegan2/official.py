@@ -26,7 +26,7 @@ from medgen.published import load_strictly
 _logger = logging.getLogger(__name__)
 
 _MISFITS = (ValueError, TypeError, AttributeError)
-"""What comes of a network's arguments that ours does not have, or that are of any other type."""
+"""Errors from arguments of a network that ours does not have, or of another type."""
 
 
 def is_official(file: ForeignFile) -> bool:

@@ -88,12 +88,6 @@ def from_pretrained(source: str | Path, *, revision: str | None = None) -> Publi
     return model
 
 
-def from_name(name: str | Path) -> Generator | Translator:
-    """Load a model of either kind, see `load`."""
-    model: Generator | Translator = load(name)
-    return model
-
-
 def load_generator(name: str | Path, *, revision: str | None = None) -> Generator:
     """Load a generator, see `load`, or raise a ValueError for another kind of model."""
     model = load(name, revision=revision)

@@ -346,11 +346,12 @@ def open_source(source: str | Path, *, channels: int) -> Generator | Translator 
         ValueError: If it is none of these.
         FileNotFoundError: If a folder holds neither a checkpoint nor images.
     """
-    from medgen.loading import from_name
+    from medgen.loading import load
 
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         return ImageFolder(source, channels=channels)
-    return from_name(source)
+    model: Generator | Translator = load(source)
+    return model
 
 
 def matched_labels(labels: Tensor, n: int) -> Tensor:
